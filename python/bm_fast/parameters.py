@@ -1,0 +1,113 @@
+"""The numbers a machine is run with: biases in float32 and couplings on an integer grid.
+
+Sampling uses the weights W_q 2^-f with W_q = round(W 2^f) a 16-bit integer, the same W_q in both directions of a
+coupling. Sums of W_q over binary units are exact integers, so they cannot depend on the order, the instruction set or
+the device that adds them. docs/numbers.md states the whole contract.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bm_fast.graph import Graph, Kind
+
+MAX_WEIGHT = 32_639
+"""Largest |W_q|: 127 · 256 + 127, so that W_q splits into two signed 8-bit limbs."""
+
+MAX_FRACTION_BITS = 30
+"""Finest grid. Weights below 2^-15 do not fill 16 bits any more, which costs them relative precision only."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A snapshot of a model's parameters as the kernels use them.
+
+    weights: per coupling, int16 ``[units of lower, units of upper]``; the weight is ``weights * 2**-fraction_bits``.
+    biases: per layer, float32 ``[units]``.
+    precisions: per layer, float32 ``[units]`` for Gaussian layers (1 / variance at beta = 1), None for others.
+    """
+
+    graph: Graph
+    weights: tuple[Tensor, ...]
+    fraction_bits: tuple[int, ...]
+    biases: tuple[Tensor, ...]
+    precisions: tuple[Tensor | None, ...]
+
+    def weight(self, coupling: int) -> Tensor:
+        """The weights that are really sampled, float32 ``[units of lower, units of upper]``; exact."""
+        return self.weights[coupling].float() * 2.0 ** -self.fraction_bits[coupling]
+
+
+def fraction_bits(largest: float, name: str = "weight") -> int:
+    """Bits f of the finest grid 2^-f on which a coupling with this largest |W| still fits into W_q."""
+    if largest > MAX_WEIGHT:
+        raise ValueError(f"{name}: expected weights of at most {MAX_WEIGHT} in size, got {largest:g}")
+    if largest == 0:
+        return MAX_FRACTION_BITS
+    bits = math.floor(math.log2(MAX_WEIGHT / largest))
+    while largest * 2.0**bits > MAX_WEIGHT:  # log2 may round up
+        bits -= 1
+    return min(bits, MAX_FRACTION_BITS)
+
+
+def quantise(weight: Tensor, name: str = "weight") -> tuple[Tensor, int]:
+    """``(W_q, f)`` of float weights; halves round to even. ValueError for non-finite or too large weights."""
+    weight = weight.detach()
+    largest = weight.abs().max().item()
+    if not math.isfinite(largest):
+        raise ValueError(f"{name}: expected finite weights, got {largest}")
+    bits = fraction_bits(largest, name)
+    return (weight * 2.0**bits).round().to(torch.int16), bits
+
+
+def snapshot(
+    graph: Graph,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    precisions: Sequence[Tensor | None] | None = None,
+) -> Parameters:
+    """Checks float parameters against the graph and puts them on the integer grid; the tensors are copied."""
+    precisions = precisions if precisions is not None else [None] * len(graph.layers)
+    for what, values, expected in (
+        ("weights", weights, len(graph.couplings)),
+        ("biases", biases, len(graph.layers)),
+        ("precisions", precisions, len(graph.layers)),
+    ):
+        if len(values) != expected:
+            raise ValueError(f"{what}: expected {expected} tensors for this graph, got {len(values)}")
+    device = biases[0].device
+    quantised, bits = [], []
+    for i, (coupling, weight) in enumerate(zip(graph.couplings, weights, strict=True)):
+        name = f"weights[{i}]"
+        _check(name, weight, (graph.layers[coupling.lower].units, graph.layers[coupling.upper].units), device)
+        integers, f = quantise(weight, name)
+        quantised.append(integers.contiguous())
+        bits.append(f)
+    copies: list[Tensor | None] = []
+    for i, (layer, bias, precision) in enumerate(zip(graph.layers, biases, precisions, strict=True)):
+        _check(f"biases[{i}]", bias, (layer.units,), device)
+        if not bool(torch.isfinite(bias).all()):
+            raise ValueError(f"biases[{i}] of layer {layer.name!r}: expected finite values, got NaN or infinity")
+        if (precision is not None) != (layer.kind is Kind.GAUSSIAN):
+            raise ValueError(f"precisions[{i}]: layer {layer.name!r} is {layer.kind.name}; only Gaussian layers have one")
+        if precision is not None:
+            _check(f"precisions[{i}]", precision, (layer.units,), device)
+            if not bool((torch.isfinite(precision) & (precision > 0)).all()):
+                raise ValueError(f"precisions[{i}] of layer {layer.name!r}: expected finite values above 0")
+        copies.append(None if precision is None else precision.detach().clone())
+    return Parameters(
+        graph, tuple(quantised), tuple(bits), tuple(b.detach().clone().contiguous() for b in biases), tuple(copies)
+    )
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if tensor.dtype is not torch.float32 or tuple(tensor.shape) != shape or tensor.device != device:
+        raise ValueError(
+            f"{name}: expected float32 {list(shape)} on {device}, "
+            f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        )

@@ -1,0 +1,302 @@
+"""Every native operation in plain torch: the specification that the compiled kernels must match.
+
+Operations on binary units give the same bits as the kernels do; operations on real values (Gaussian units, mean
+field, free energies) agree within a stated tolerance. Nothing here is fast. Formulas: docs/numbers.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from bm_fast.graph import Kind
+from bm_fast.parameters import Parameters
+from bm_fast.program import Program, Update
+
+
+class Purpose(IntEnum):
+    """What random numbers are for: part of their counter, so that no two uses share numbers."""
+
+    GIBBS = 0
+    INITIAL = 1
+    BINARISE = 2
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a * b + c`` of float32 tensors with one rounding.
+
+    The product is exact in float64. The sum is rounded to odd there, after which rounding to float32 is correct
+    (Boldo and Melquiond, 2008: a round-to-odd step with two spare bits makes double rounding harmless).
+    """
+    product = a.double() * b.double()
+    addend = c.double().expand_as(product)
+    total = product + addend
+    high = total - product
+    error = (product - (total - high)) + (addend - high)
+    bits = total.view(torch.int64)
+    step = torch.where((error > 0) == (total > 0), 1, -1)
+    inexact_even = (error != 0) & (bits & 1 == 0)
+    return torch.where(inexact_even, bits + step, bits).view(torch.float64).float()
+
+
+def philox(counter: Sequence[Tensor | int], seed: int) -> Tensor:
+    """Philox4x32-10 (Salmon et al., SC 2011) of broadcastable counter words; int64 ``[..., 4]`` in 0..2^32-1."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    key0, key1 = seed & mask, seed >> 32 & mask
+    for _ in range(10):
+        # int64 products wrap, but their 64 bits are those of the unsigned product
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            (product1 >> 32 & mask) ^ c1 ^ key0,
+            product1 & mask,
+            (product0 >> 32 & mask) ^ c3 ^ key1,
+            product0 & mask,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & mask, (key1 + 0xBB67AE85) & mask
+    return torch.stack((c0, c1, c2, c3), -1)
+
+
+def random_words(units: int, chains: Tensor, sweep: int, layer: int, purpose: Purpose, seed: int) -> Tensor:
+    """One 32-bit number per chain and unit, int64 ``[n_chains, units]``; unit u takes word u % 4 of group u // 4."""
+    groups = torch.arange((units + 3) // 4)
+    words = philox((groups[None, :], chains[:, None], sweep, layer | purpose << 16), seed)
+    return words.flatten(1)[:, :units]
+
+
+def uniform(words: Tensor) -> Tensor:
+    """The top 24 bits of each word as float32 at the middle of their cell: (k + 1/2) 2^-24, rounded."""
+    k = (words >> 8).float()
+    return fma(k, torch.tensor(2.0**-24), torch.tensor(2.0**-25))
+
+
+# 2^r on [-1/2, 1/2], highest power first: minimax for the relative error, 9e-8 before rounding
+EXP2 = (0.00132647, 0.00967151, 0.05550734, 0.24022242, 0.69314698, 1.0)
+LOG2_E = 1.44269504
+MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer
+CLAMP = 64.0
+
+
+def exp_minus(x: Tensor) -> Tensor:
+    """exp(-x) of float32 fields by the polynomial that all backends share; exponents are clamped to 2^±64."""
+    t = (x * torch.tensor(-LOG2_E)).clamp(-CLAMP, CLAMP)
+    shifted = t + torch.tensor(MAGIC)
+    r = t - (shifted - torch.tensor(MAGIC))
+    p = torch.full_like(r, EXP2[0])
+    for coefficient in EXP2[1:]:
+        p = fma(p, r, torch.tensor(coefficient))
+    exponent = shifted.view(torch.int32) << 23
+    return (p.view(torch.int32) + exponent).view(torch.float32)
+
+
+def decide(x: Tensor, words: Tensor) -> Tensor:
+    """Whether a unit with field x turns on: u < 1 / (1 + exp(-x)), tested as u exp(-x) + u < 1. uint8."""
+    u = uniform(words)
+    return (fma(u, exp_minus(x), u) < 1).to(torch.uint8)
+
+
+def logistic(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)) from the same polynomial; one rounding per operation."""
+    return 1 / (1 + exp_minus(x))
+
+
+def normals(words: Tensor) -> Tensor:
+    """Standard normals by Box and Muller, float32: words 0 and 1 of a group of four give its first two, 2 and 3 the rest."""
+    chains, units = words.shape
+    pairs = torch.nn.functional.pad(words, (0, -units % 4)).view(chains, -1, 2)
+    u = uniform(pairs).double()
+    radius, angle = (-2 * u[..., 0].log()).sqrt(), 2 * math.pi * u[..., 1]
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)[:, :units].float()
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def model_field(parameters: Parameters, update: Update, layers: Sequence[Tensor]) -> Tensor:
+    """Field of a layer at beta = 1, float32 ``[n_chains, units]``: bias, then one fma per input in program order."""
+    n_chains = layers[0].shape[0]
+    x = parameters.biases[update.layer].expand(n_chains, -1)
+    for source in update.inputs:
+        coupling = parameters.graph.couplings[source.coupling]
+        weights = parameters.weights[source.coupling].double()
+        other = layers[coupling.upper if source.transposed else coupling.lower].double()
+        total = other @ (weights.T if source.transposed else weights)  # exact for binary units
+        scale = source.scale * 2.0 ** -parameters.fraction_bits[source.coupling]
+        x = fma(total.float(), torch.tensor(scale), x)
+    return x
+
+
+def tempered(x: Tensor, beta: Tensor | None, base: Tensor | None) -> Tensor:
+    """Field at inverse temperature beta ``[n_chains]``, on the path from biases ``base`` (beta = 0) to the model."""
+    if beta is None:
+        return x
+    beta = beta[:, None]
+    return beta * x if base is None else fma(beta, x, (1 - beta) * base)
+
+
+def _precision(parameters: Parameters, layer: int, beta: Tensor | None, base: object | None) -> Tensor:
+    """Precision of a Gaussian layer: beta scales it too, unless a base distribution shares it. ``[..., units]``"""
+    precision = parameters.precisions[layer]
+    assert precision is not None
+    return precision if beta is None or base is not None else beta[:, None] * precision
+
+
+def layer_mean(parameters: Parameters, layer: int, x: Tensor, beta: Tensor | None, base: object | None) -> Tensor:
+    """Mean of each unit given its tempered field."""
+    if parameters.graph.layers[layer].kind is Kind.GAUSSIAN:
+        return x / _precision(parameters, layer, beta, base)
+    return logistic(x)
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    parameters: Parameters,
+    program: Program,
+    layers: Sequence[Tensor],
+    n_sweeps: int,
+    *,
+    seed: int,
+    first_chain: int,
+    first_sweep: int,
+    beta: Tensor | None,
+    base: Sequence[Tensor] | None,
+    clamp: Mapping[int, Tensor],
+    means: Mapping[int, Tensor],
+) -> int:
+    """Runs a program in place on the states of many chains; returns the sweeps done.
+
+    layers: per layer uint8 0/1 (Bernoulli) or float32 (Gaussian) ``[n_chains, units]``.
+    beta: float32 ``[n_chains]``; base: per layer float32 ``[units]``, the biases at beta = 0.
+    clamp: layer -> uint8 ``[n_chains, units]``, 1 where a unit keeps its value.
+    means: layer -> float32 ``[n_chains, units]`` that receives the means from which the last sweep drew that layer.
+    """
+    chains = torch.arange(first_chain, first_chain + layers[0].shape[0])
+    for s in range(first_sweep, first_sweep + n_sweeps):
+        for block in program:
+            for update in block:
+                layer, state = update.layer, layers[update.layer]
+                layer_base = None if base is None else base[layer]
+                x = tempered(model_field(parameters, update, layers), beta, layer_base)
+                words = random_words(state.shape[1], chains, s, layer, Purpose.GIBBS, seed)
+                if parameters.graph.layers[layer].kind is Kind.GAUSSIAN:
+                    precision = _precision(parameters, layer, beta, base)
+                    drawn = x / precision + normals(words) / precision.sqrt()
+                else:
+                    drawn = decide(x, words)
+                mean = layer_mean(parameters, layer, x, beta, base)
+                if layer in clamp:
+                    held = clamp[layer].bool()
+                    drawn, mean = torch.where(held, state, drawn), torch.where(held, state.float(), mean)
+                state.copy_(drawn)
+                if layer in means:
+                    means[layer].copy_(mean)
+    return n_sweeps
+
+
+def layer_means(
+    parameters: Parameters,
+    update: Update,
+    layers: Sequence[Tensor],
+    out: Tensor,
+    *,
+    beta: Tensor | None,
+    base: Sequence[Tensor] | None,
+) -> None:
+    """Writes the mean of each unit of one layer, given the others, to ``out`` (float32 ``[n_chains, units]``).
+
+    layers: per layer uint8 0/1 or float32 values (means, probabilities, Gaussian units).
+    """
+    layer_base = None if base is None else base[update.layer]
+    x = tempered(model_field(parameters, update, layers), beta, layer_base)
+    out.copy_(layer_mean(parameters, update.layer, x, beta, base))
+
+
+def energy(parameters: Parameters, layers: Sequence[Tensor]) -> Tensor:
+    """E(state) of each chain, float64 ``[n_chains]``; the coupling terms of binary layers are exact integers.
+
+    E = -Σ bias·h - Σ h_lower W h_upper + Σ_Gaussian ½ precision v²
+    """
+    total = torch.zeros(layers[0].shape[0], dtype=torch.float64)
+    for i, layer in enumerate(parameters.graph.layers):
+        state = layers[i].double()
+        total -= state @ parameters.biases[i].double()
+        precision = parameters.precisions[i]
+        if layer.kind is Kind.GAUSSIAN and precision is not None:
+            total += state.square() @ precision.double() / 2
+    for i, coupling in enumerate(parameters.graph.couplings):
+        sums = layers[coupling.lower].double() @ parameters.weights[i].double()
+        total -= (sums * layers[coupling.upper].double()).sum(1) * 2.0 ** -parameters.fraction_bits[i]
+    return total
+
+
+def free_energy(
+    parameters: Parameters,
+    updates: Sequence[Update],
+    layers: Sequence[Tensor],
+    *,
+    betas: Tensor,
+    base: Sequence[Tensor] | None,
+) -> Tensor:
+    """-log Σ exp(-E_beta) over the units that ``updates`` refresh, float64 ``[n_betas, n_chains]``.
+
+    E_beta = beta E + (1 - beta) E_base, E_base = -Σ base·h (+ the same quadratic term for Gaussian layers).
+    ``updates`` name layers without a coupling among them; the couplings of all other layers must lead to them.
+    betas: float32 ``[n_betas]``, one value for all chains each.
+    """
+    n_chains = layers[0].shape[0]
+    summed = {update.layer for update in updates}
+    out = torch.zeros(len(betas), n_chains, dtype=torch.float64)
+    for i, layer in enumerate(parameters.graph.layers):
+        if i in summed:
+            continue
+        state = layers[i].double()
+        from_model = state @ parameters.biases[i].double()
+        from_base = 0 if base is None else state @ base[i].double()
+        precision = parameters.precisions[i]
+        quadratic = 0
+        if layer.kind is Kind.GAUSSIAN and precision is not None:
+            quadratic = state.square() @ precision.double() / 2
+        for k, beta in enumerate(betas.double()):
+            out[k] -= beta * from_model + (1 - beta) * from_base - (quadratic if base is not None else beta * quadratic)
+    for update in updates:
+        field = model_field(parameters, update, layers)
+        for k, beta in enumerate(betas):
+            b = beta.expand(n_chains)
+            x = tempered(field, b, None if base is None else base[update.layer]).double()
+            if parameters.graph.layers[update.layer].kind is Kind.GAUSSIAN:
+                precision = _precision(parameters, update.layer, b, base).double()
+                out[k] -= (x.square() / (2 * precision) + (2 * math.pi / precision).log() / 2).sum(1)
+            else:
+                out[k] -= torch.nn.functional.softplus(x, threshold=800).sum(1)
+    return out
+
+
+def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:
+    """out = Σ over chains of lowerᵀ upper, float32 ``[units of lower, units of upper]``.
+
+    Inputs are uint8 0/1 or float32 ``[n_chains, units]``. Chains are added in order, one fma each, so that the result
+    has the same bits everywhere.
+    """
+    out.zero_()
+    for a, b in zip(lower.float(), upper.float(), strict=True):
+        out.copy_(fma(a[:, None], b[None, :], out))
+
+
+def bernoulli(
+    probabilities: Tensor, rows: Tensor, out: Tensor, *, seed: int, sweep: int, layer: int, purpose: Purpose
+) -> None:
+    """Draws uint8 0/1 with the given probabilities, float32 ``[n, units]``: on where u <= p (u is never 0 and may be 1).
+
+    rows: int64 ``[n]``, the chain part of the counter; a row of data keeps its random numbers in any batch.
+    """
+    words = random_words(probabilities.shape[1], rows, sweep, layer, purpose, seed)
+    out.copy_(uniform(words) <= probabilities)
