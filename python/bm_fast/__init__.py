@@ -1,0 +1,17 @@
+"""Boltzmann machines that are exact and fast: training, sampling and likelihoods."""
+
+from bm_fast.chains import Chains
+from bm_fast.graph import Coupling, Graph, Kind, Layer, chain_graph
+from bm_fast.ops import Machine
+from bm_fast.rbm import RBM
+
+__all__ = [
+    "RBM",
+    "Chains",
+    "Coupling",
+    "Graph",
+    "Kind",
+    "Layer",
+    "Machine",
+    "chain_graph",
+]

@@ -1,0 +1,67 @@
+"""Rows of data at the user's edge: torch or numpy in, checked, and the same kind out."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bm_fast.graph import Kind, Layer
+
+Array = TypeVar("Array", Tensor, NDArray[np.generic])
+"""A torch tensor or a numpy array; a function that takes one gives back the same kind."""
+
+
+def tensor(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
+    """``values`` as a tensor that shares their memory; a read-only array is copied. ValueError for anything else."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    if isinstance(values, np.ndarray):
+        if values.dtype not in (np.uint8, np.float32, np.bool_):
+            raise ValueError(
+                f"{name}: expected float32 or uint8, got {values.dtype}; convert it yourself, as in x.astype('float32')"
+            )
+        if not values.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a contiguous array, got strides {values.strides}")
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    raise ValueError(f"{name}: expected a torch tensor or a numpy array, got {type(values).__name__}")
+
+
+def given_kind(result: Tensor, values: Array) -> Array:
+    """``result`` as numpy where ``values`` is numpy."""
+    return result.cpu().numpy() if isinstance(values, np.ndarray) else result
+
+
+def rows(name: str, values: Tensor | NDArray[np.generic], layer: Layer, device: torch.device) -> Tensor:
+    """Values of one layer, ``[n, units]``, checked: n >= 1, contiguous, in the units' range.
+
+    Bernoulli layers take uint8 0/1, or float32 probabilities in [0, 1]; Gaussian layers finite float32. A tensor must
+    be on ``device``; a numpy array is copied to it.
+    ValueError names the argument, what was expected and what came.
+    """
+    checked = tensor(name, values)
+    if isinstance(values, np.ndarray):
+        checked = checked.to(device)
+    dtypes = (torch.float32,) if layer.kind is Kind.GAUSSIAN else (torch.uint8, torch.float32)
+    if checked.dtype not in dtypes:
+        raise ValueError(
+            f"{name}: expected {' or '.join(str(d) for d in dtypes)} for {layer.kind.name.lower()} units, "
+            f"got {checked.dtype}"
+        )
+    if checked.dim() != 2 or checked.shape[0] < 1 or checked.shape[1] != layer.units:
+        raise ValueError(f"{name}: expected shape [n, {layer.units}] with n >= 1, got {list(checked.shape)}")
+    if checked.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, where the model is, got one on {checked.device}")
+    if not checked.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {checked.stride()}")
+    low, high = (float(end) for end in torch.aminmax(checked))  # NaN comes through and fails both comparisons
+    if layer.kind is Kind.GAUSSIAN:
+        if not (low > -float("inf") and high < float("inf")):
+            raise ValueError(f"{name}: expected finite values, got {low} to {high}")
+    elif not (low >= 0 and high <= 1):
+        hint = "; divide grey levels by 255 first" if checked.dtype is torch.uint8 else ""
+        raise ValueError(f"{name}: expected values from 0 to 1, got {low:g} to {high:g}{hint}")
+    return checked

@@ -1,0 +1,128 @@
+"""Checkpoint files: tensors and settings in one safetensors file, written so that a crash cannot damage the old one.
+
+The metadata of the file holds the format version, what the file describes, the settings as JSON, and a SHA-256 sum of
+all of it. Nothing is pickled: a checkpoint from a stranger can be wrong, but cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+FORMAT = 1
+"""Version of the layout; a file of a newer version is refused."""
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of bm_fast, is damaged, or does not fit what it is loaded into."""
+
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes ``state`` atomically: a nested mapping of tensors, numbers, strings, lists and further mappings.
+
+    The file appears under ``path`` complete or not at all; on any error (full disk, no permission) an older file of
+    that name stays as it was. OSError says what the system refused, TypeError which entry cannot be stored.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    settings = json.dumps(_pack(state, "", tensors))
+    metadata = {"bm_fast": str(FORMAT), "state": settings, "sha256": _digest(settings, tensors)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(to_bytes(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot save the checkpoint ({error.strerror})", str(path)) from error
+    _sync_folder(path.parent)
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state that ``save`` wrote, its tensors on ``device``.
+
+    FileNotFoundError, or CheckpointError for a damaged, truncated or foreign file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint file {os.fspath(path)!r}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise CheckpointError(f"{os.fspath(path)!r} is damaged, truncated or no safetensors file: {error}") from error
+    version = metadata.get("bm_fast")
+    if version is None:
+        raise CheckpointError(f"{os.fspath(path)!r} is a safetensors file, but no checkpoint of bm_fast")
+    if not version.isdigit() or int(version) > FORMAT:
+        raise CheckpointError(f"{os.fspath(path)!r} has format {version}; this bm_fast reads formats up to {FORMAT}")
+    settings = metadata.get("state", "")
+    if metadata.get("sha256") != _digest(settings, tensors):
+        raise CheckpointError(f"{os.fspath(path)!r} is damaged: its contents do not match their SHA-256 sum")
+    state: dict[str, Any] = _unpack(json.loads(settings), {name: t.to(device) for name, t in tensors.items()})
+    return state
+
+
+def entry(state: Mapping[str, Any], name: str, path: str | os.PathLike[str]) -> Any:
+    """``state[name]``, or a CheckpointError that says what the file lacks."""
+    if name not in state:
+        raise CheckpointError(f"{os.fspath(path)!r} holds no {name!r}, only {sorted(state)}")
+    return state[name]
+
+
+def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON can hold it; tensors go to ``tensors`` under the path that leads to them."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        tensors[where] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": where}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, Mapping):  # pairs, because JSON would turn the whole-number keys of optimisers into strings
+        pairs = [[key, _pack(item, f"{where}.{key}" if where else str(key), tensors)] for key, item in value.items()]
+        return {"mapping": pairs}
+    raise TypeError(f"state[{where!r}]: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "mapping":
+        return {key: _unpack(item, tensors) for key, item in content}
+    items = [_unpack(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _digest(settings: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(settings.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself survive a power cut, where the system allows it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
