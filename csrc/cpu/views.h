@@ -1,0 +1,84 @@
+// What the kernels see of a machine, a program and a call: plain arrays, owned elsewhere.
+//
+// No standard library in here nor in any unit that is compiled for one instruction set: an inline function that the
+// linker merges across units might otherwise run on a processor that it was not compiled for.
+#pragma once
+
+#include <stdint.h>
+
+#include "ops.h"
+
+namespace bm::cpu {
+
+// Per-unit arrays are padded with zeros to whole tiles of units, so that vector loops need no tail.
+constexpr int32_t kPad = 64;
+constexpr int32_t padded(int32_t units) { return (units + kPad - 1) / kPad * kPad; }
+
+struct LayerView {
+  int32_t units;
+  int32_t padded;  // units rounded up to whole tiles
+  Kind kind;
+  const float* biases;      // [padded], 64-byte aligned
+  const float* precisions;  // [padded], 1 beyond the last unit, or null
+};
+
+// W_q of a coupling as seen from its inputs; held once for each direction.
+struct WeightsView {
+  int32_t inputs;
+  int32_t outputs;
+  int32_t stride;       // outputs rounded up to whole tiles
+  const int16_t* rows;  // [inputs, stride], 64-byte aligned, zero beyond the last output
+};
+
+struct InputView {
+  int coupling;
+  bool transposed;
+  int layer;    // the source
+  float scale;  // of the integer sum: the input's own scale times 2^-f
+  WeightsView weights;
+};
+
+struct UpdateView {
+  int layer;
+  int n_inputs;
+  const InputView* inputs;  // [n_inputs]
+};
+
+// One sweep: the updates of all blocks in order. Within a block the order does not matter.
+struct ProgramView {
+  int n_updates;
+  const UpdateView* updates;  // [n_updates]
+};
+
+struct MachineView {
+  int n_layers;
+  const LayerView* layers;  // [n_layers]
+};
+
+// Values of one layer, [n_chains, units]: float where real, else uint8_t 0/1.
+struct ValuesView {
+  const void* data;
+  bool real;
+};
+
+// Kernels ask once per tile of work whether to give up. In the calling thread the question also polls for signals.
+struct StopView {
+  bool (*ask)(void* context);
+  void* context;
+  bool requested() const { return ask(context); }
+};
+
+// Some sweeps of all chains. Arrays that are per chain start at chain 0 of the call.
+struct SweepView {
+  void* const* states;  // per layer [n_chains, units]: uint8_t or, for a Gaussian layer, float; updated in place
+  int64_t n_sweeps;
+  uint64_t seed;
+  uint32_t first_chain;         // counter of chain 0
+  uint32_t first_sweep;         // counter of the first of these sweeps
+  const float* beta;            // [n_chains], or null: 1
+  const float* const* base;     // per layer [padded], or null: none
+  const uint8_t* const* clamp;  // per layer [n_chains, units], not 0 where a unit keeps its value; entries may be null
+  float* const* means;  // per layer [n_chains, units] for the means of the last of these sweeps; entries may be null
+};
+
+}  // namespace bm::cpu

@@ -1,0 +1,115 @@
+// The native API on one page: everything that the compiled module can do, free of Python, torch and CUDA types.
+//
+// Arrays are dense, row-major and owned by the caller unless a comment says otherwise. Checks of dtype, shape and
+// device happen before this line; what only the numbers can tell (a state above 1, a NaN) is checked behind it and
+// throws std::invalid_argument with the name of the layer. The numbers themselves are specified in docs/numbers.md.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace bm {
+
+// --- what a machine is made of ---------------------------------------------------------------------------------------
+
+enum class Kind : int32_t { kBernoulli = 0, kGaussian = 1 };
+
+struct LayerParameters {
+  std::string name;
+  int64_t units;
+  Kind kind;
+  const float* biases;      // [units]
+  const float* precisions;  // [units] for a Gaussian layer, else null
+};
+
+struct CouplingParameters {
+  int lower, upper;        // layers
+  const int16_t* weights;  // [units of lower, units of upper], W_q
+  int fraction_bits;       // f: a weight is W_q 2^-f
+};
+
+// A machine with its parameters copied and laid out for the kernels; immutable, so calls may share it.
+class Machine;
+std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>& layers,
+                                             const std::vector<CouplingParameters>& couplings, int threads);
+
+// --- what is run -----------------------------------------------------------------------------------------------------
+
+struct Input {
+  int coupling;
+  bool transposed;  // the updated layer is the coupling's lower end
+  float scale;
+};
+
+struct Update {
+  int layer;
+  std::vector<Input> inputs;  // in the order in which their fields are added
+};
+
+using Block = std::vector<Update>;   // layers that are independent of each other given all others
+using Program = std::vector<Block>;  // one sweep
+
+// Values of one layer, [n_chains, units]: float32 where real, else uint8 0/1.
+struct Values {
+  const void* data;
+  bool real;
+};
+
+// --- operations ------------------------------------------------------------------------------------------------------
+
+struct Sweep {
+  int64_t n_chains;
+  int64_t n_sweeps;
+  uint64_t seed;
+  uint32_t first_chain;               // random numbers are counted from this chain
+  uint32_t first_sweep;               // and from this sweep
+  const float* beta;                  // [n_chains], or null: 1
+  std::vector<const float*> base;     // per layer [units], the biases at beta = 0; empty: none
+  std::vector<const uint8_t*> clamp;  // per layer [n_chains, units], not 0 where a unit keeps its value; null: none
+  std::vector<float*> means;          // per layer [n_chains, units] for the means of the last sweep; null: not wanted
+};
+
+// Runs a program on states [n_chains, units] per layer (uint8 or, for a Gaussian layer, float32), in place.
+// Work is done in rounds of bounded time on copies of the states, which replace the caller's after each round; then
+// `progress(sweeps done)` is called. `interrupted()` is asked about every 100 ms from the calling thread; true abandons
+// the round. Returns the sweeps done; the states hold exactly these. Neither callback is called from other threads.
+int64_t sweep(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
+              int threads, const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted);
+
+// out[n_chains, units] = mean of each unit of a layer given the others.
+void layer_means(float* out, const Machine& machine, const Update& update, const std::vector<Values>& values,
+                 int64_t n_chains, const float* beta /* [n_chains] or null */, const std::vector<const float*>& base,
+                 int threads);
+
+// out[n_chains] = energy at beta = 1.
+void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains, int threads);
+
+// out[n_betas, n_chains] = -log of the sum of exp(-E_beta) over the units of the updated layers.
+void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
+                 int64_t n_chains, const float* betas /* [n_betas] */, int64_t n_betas,
+                 const std::vector<const float*>& base, int threads);
+
+// out[n_lower, n_upper] = sum over chains of lower (transposed) times upper, chains added in order with one fma each.
+void statistics(float* out, Values lower /* [n_chains, n_lower] */, int64_t n_lower,
+                Values upper /* [n_chains, n_upper] */, int64_t n_upper, int64_t n_chains, int threads);
+
+// out[n, units] = 1 where u <= p, with u counted by (unit, row, sweep, purpose).
+void bernoulli(uint8_t* out, const float* probabilities /* [n, units] */, const int64_t* rows /* [n] */, int64_t n,
+               int64_t units, uint64_t seed, uint32_t sweep, uint32_t layer_and_purpose, int threads);
+
+// Largest |weight| of n; throws where one is NaN or infinite.
+float largest_weight(const float* weights /* [n] */, int64_t n, int threads);
+
+// out[n] = round(weights 2^fraction_bits), halves to even; the caller has made sure that all fit.
+void quantise(int16_t* out, const float* weights /* [n] */, int64_t n, int fraction_bits, int threads);
+
+// --- the processor ---------------------------------------------------------------------------------------------------
+
+std::vector<std::string> compiled_isas();  // from the least to the most demanding
+std::vector<std::string> usable_isas();    // those that this processor has
+std::string isa();  // the one in use: the last usable, or BM_FAST_ISA; throws where that is unknown or absent
+
+}  // namespace bm

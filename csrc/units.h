@@ -1,0 +1,108 @@
+// The arithmetic of one unit, shared by all backends: random numbers, exp, decisions, means, normals.
+//
+// Plain functions of scalars with explicit fma and no libm, so that they vectorise and give the same bits everywhere.
+// Callers compile with -ffp-contract=off. Everything is static: each unit that includes this has its own copy, compiled
+// for its own instruction set. docs/numbers.md states the contract, python/bm_fast/reference.py is its plain form.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#define BM_UNITS static inline __attribute__((always_inline))
+
+namespace bm::units {
+
+BM_UNITS uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+BM_UNITS float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// --- fused multiply-add ----------------------------------------------------------------------------------------------
+
+// a * b + c with one rounding, without the instruction: the product is exact in double, the sum is rounded to odd
+// there, and then rounding to float is right (Boldo and Melquiond, 2008). Faster than a call of libm.
+BM_UNITS float emulated_fma(float a, float b, float c) {
+  const double product = static_cast<double>(a) * b, addend = c;
+  const double total = product + addend;
+  const double high = total - product;
+  const double error = (product - (total - high)) + (addend - high);
+  int64_t bits, error_bits;
+  memcpy(&bits, &total, sizeof bits);
+  memcpy(&error_bits, &error, sizeof error_bits);
+  // truncate: one step towards zero if the total was rounded away from it; then set the last bit
+  const int64_t odd = (bits + ((error_bits ^ bits) >> 63)) | 1;
+  bits = (error < 0) | (error > 0) ? odd : bits;
+  double rounded;
+  memcpy(&rounded, &bits, sizeof rounded);
+  return static_cast<float>(rounded);
+}
+
+BM_UNITS float fma(float a, float b, float c) {
+#if defined(__x86_64__) && !defined(__FMA__)
+  return emulated_fma(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
+// --- random numbers --------------------------------------------------------------------------------------------------
+
+// Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+BM_UNITS void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint64_t seed) {
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; round++) {
+    const uint64_t product0 = static_cast<uint64_t>(c0) * 0xD2511F53u,
+                   product1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key0;
+    c1 = static_cast<uint32_t>(product1);
+    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key1;
+    c3 = static_cast<uint32_t>(product0);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+constexpr uint32_t kGibbs = 0, kInitial = 1, kBinarise = 2;  // purposes
+BM_UNITS uint32_t layer_and_purpose(uint32_t layer, uint32_t purpose) { return layer | purpose << 16; }
+
+// The top 24 bits as the middle of their cell, (k + 1/2) 2^-24 rounded to float: never 0, 1 at most.
+BM_UNITS float uniform(uint32_t word) {
+  return fma(static_cast<float>(static_cast<int32_t>(word >> 8)), 0x1p-24f, 0x1p-25f);
+}
+
+// --- decisions -------------------------------------------------------------------------------------------------------
+
+// exp(-x), within 1.5e-7 of itself; exponents are clamped to 2^±64, so that nothing overflows or turns denormal.
+BM_UNITS float exp_minus(float x) {
+  constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  float t = x * -1.44269504f;
+  t = t < -64.f ? -64.f : t;
+  t = t > 64.f ? 64.f : t;
+  const float shifted = t + kMagic;
+  const float r = t - (shifted - kMagic);
+  // 2^r on [-1/2, 1/2]: minimax for the relative error
+  float p = fma(0.00132647f, r, 0.00967151f);
+  p = fma(p, r, 0.05550734f);
+  p = fma(p, r, 0.24022242f);
+  p = fma(p, r, 0.69314698f);
+  p = fma(p, r, 1.f);
+  return float_of(bits_of(p) + (bits_of(shifted) << 23));
+}
+
+// Whether a unit with field x turns on: u < 1 / (1 + exp(-x)), without the division.
+BM_UNITS bool decide(float x, uint32_t word) {
+  const float u = uniform(word);
+  return fma(u, exp_minus(x), u) < 1.f;
+}
+
+BM_UNITS float logistic(float x) { return 1.f / (1.f + exp_minus(x)); }
+
+}  // namespace bm::units
