@@ -1,0 +1,104 @@
+"""Where data files lie, and how they get there: found and verified, or downloaded with their checksum.
+
+``BM_FAST_DATA`` names the folder; without it, it is the cache folder that the operating system keeps for programs. A
+file is looked for in that folder and in its data set's sub-folder. One that is there is never overwritten or deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+import requests
+
+LEFT_ALONE = "The file was left as it is: move it away to download it again"
+
+
+class DataError(RuntimeError):
+    """A data file is damaged, is not the one it should be, or cannot be had."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A published file. sha256 is None where only its content, not its bytes, has a known checksum."""
+
+    name: str
+    folder: str
+    urls: tuple[str, ...]
+    size: int | None = None
+    sha256: str | None = None
+
+
+def cache_folder() -> Path:
+    """``BM_FAST_DATA`` where it is set, else the operating system's cache folder for bm-fast."""
+    chosen = os.environ.get("BM_FAST_DATA")
+    return Path(chosen).expanduser() if chosen else Path(pooch.os_cache("bm-fast"))
+
+
+def find(file: File) -> Path | None:
+    """Where the file lies, verified; None where it is missing. DataError where it is another file or damaged."""
+    for path in (cache_folder() / file.folder / file.name, cache_folder() / file.name):
+        if path.is_file():
+            verify(path, file)
+            return path
+    return None
+
+
+def verify(path: Path, file: File) -> None:
+    """DataError, naming the file and both checksums, unless its bytes are the published ones. Leaves the file alone."""
+    if file.sha256 is None:
+        return
+    with path.open("rb") as stream:
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != file.sha256:
+        size = path.stat().st_size
+        short = file.size is not None and size < file.size
+        what = f"truncated, {size:,} of {file.size:,} bytes" if short else "not the published file"
+        raise DataError(f"{path}: {what}; expected sha256 {file.sha256}, got {actual}. {LEFT_ALONE}")
+
+
+def fetch(file: File) -> Path:
+    """Path of the verified file, downloaded if it is not there.
+
+    DataError for wrong bytes, PermissionError or another OSError where the folder cannot be written, ConnectionError
+    where no address answers; every message says what to do.
+    """
+    path = find(file)
+    if path is not None:
+        return path
+    folder = cache_folder() / file.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"cannot write to {folder} ({error.strerror}); set BM_FAST_DATA to a folder that you can write to, "
+            f"or that holds {file.name}"
+        ) from error
+    pooch.get_logger().setLevel(logging.WARNING)
+    failures = []
+    for url in file.urls:
+        try:
+            return Path(
+                pooch.retrieve(
+                    url,
+                    known_hash=None if file.sha256 is None else f"sha256:{file.sha256}",
+                    fname=file.name,
+                    path=folder,
+                    progressbar=True,
+                )
+            )
+        except requests.exceptions.RequestException as error:
+            failures.append(f"{url}: {type(error).__name__}")
+        except ValueError as error:
+            raise DataError(f"{url}: other bytes than the published ones came; nothing was kept. {error}") from error
+    raise ConnectionError(
+        f"{file.name} is not in {cache_folder()} and could not be downloaded ({'; '.join(failures)}). "
+        f"Without a network, put the file into {folder} yourself, or set BM_FAST_DATA to a folder that holds it"
+    )
