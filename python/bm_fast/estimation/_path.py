@@ -1,0 +1,85 @@
+"""The path of distributions from a base of independent units (beta = 0) to a machine (beta = 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bm_fast.chains import Chains
+from bm_fast.graph import Graph
+from bm_fast.ops import Machine
+from bm_fast.program import full_update, gibbs_program
+
+
+class AnnealingPath:
+    """Densities p_beta ∝ exp(-beta E - (1 - beta) E_base), E_base = -Σ base·h, and sweeps that leave them alone.
+
+    Gaussian layers keep the machine's precision along the whole path, so every p_beta can be normalised.
+    One colour is summed out of the densities where each coupling leads to it (any chain or tree), which makes the
+    weights vary less; a sweep refreshes that colour first and the rest of the state last.
+    """
+
+    def __init__(self, machine: Machine, base: Sequence[Tensor] | None) -> None:
+        self.machine = machine
+        graph, biases = machine.graph, machine.parameters.biases
+        self.base = [torch.zeros_like(bias) for bias in biases] if base is None else list(base)
+        for i, values in enumerate(self.base):
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"base[{i}]: expected finite values, got NaN or infinity")
+        summed = _summed_colour(graph)
+        self.updates = [full_update(graph, layer) for layer in summed]
+        kept = [layer for layer in range(len(graph.layers)) if layer not in summed]
+        self.program = gibbs_program(graph, last=kept[0] if kept else None)
+
+    def start(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:
+        """Independent exact draws from the base distribution."""
+        chains = self.machine.chains(n_chains, seed, first_chain)
+        self.move(chains, 0.0)  # at beta = 0 a sweep forgets the state it came from
+        return chains
+
+    def move(self, chains: Chains, beta: float) -> None:
+        """One sweep that leaves p_beta invariant."""
+        betas = torch.full((chains.n_chains,), beta, dtype=torch.float32, device=self.machine.device)
+        self.machine.sweep(self.program, chains, 1, beta=betas, base=self.base)
+
+    def log_density(self, layers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
+        """Unnormalised log p_beta of each state, float64 ``[n_betas, n_chains]``."""
+        values = torch.tensor(betas, dtype=torch.float32, device=self.machine.device)
+        if self.updates:
+            return -self.machine.free_energy(self.updates, layers, betas=values, base=self.base)
+        model, base = -self.machine.energy(layers), self._base_log_density(layers)
+        beta = values.double()[:, None]
+        return beta * model + (1 - beta) * base
+
+    def base_log_z(self) -> float:
+        """log Z of the base distribution."""
+        total = 0.0
+        for base, precision in zip(self.base, self.machine.parameters.precisions, strict=True):
+            field = base.double()
+            if precision is None:
+                total += torch.nn.functional.softplus(field, threshold=40).sum().item()
+            else:
+                precision = precision.double()
+                total += (field.square() / precision + (2 * math.pi / precision).log()).sum().item() / 2
+        return total
+
+    def _base_log_density(self, layers: Sequence[Tensor]) -> Tensor:
+        total = torch.zeros(layers[0].shape[0], dtype=torch.float64, device=self.machine.device)
+        for state, base, precision in zip(layers, self.base, self.machine.parameters.precisions, strict=True):
+            total += state.double() @ base.double()
+            if precision is not None:
+                total -= state.double().square() @ precision.double() / 2
+        return total
+
+
+def _summed_colour(graph: Graph) -> tuple[int, ...]:
+    """The largest colour that every coupling leads to; empty where there is none (more than two colours)."""
+    covering = [
+        colour
+        for colour in graph.colours()
+        if all(coupling.lower in colour or coupling.upper in colour for coupling in graph.couplings)
+    ]
+    return max(covering, key=lambda colour: sum(graph.layers[i].units for i in colour), default=())

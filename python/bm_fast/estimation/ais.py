@@ -1,0 +1,169 @@
+"""Annealed importance sampling (Neal, 2001) of log Z, with error bars and a verdict on whether to believe them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bm_fast import arrays
+from bm_fast.estimation._machine import Model, as_machine
+from bm_fast.estimation._path import AnnealingPath
+from bm_fast.estimation.schedule import ADAPTIVE, PUBLISHED, adaptive_betas, fixed_betas
+
+MIN_EFFECTIVE_SAMPLES = 10
+MIN_EFFECTIVE_FRACTION = 0.05
+MAX_STANDARD_ERROR = 1 / 3
+"""Beyond it the interval of three standard errors reaches down to Z = 0."""
+
+_SMOOTHING = 0.05  # five pseudo-observations of each unit for every hundred cases
+
+
+class UntrustworthyEstimate(RuntimeWarning):
+    """An estimate of log Z whose importance weights have collapsed."""
+
+
+@dataclass(frozen=True)
+class AISEstimate:
+    """An estimate of log Z from importance weights, and how far to trust it.
+
+    log_z: log of the mean weight. Its expectation lies below log Z (Jensen), so likelihoods come out too high.
+    standard_error: of log_z, by the delta method: sd(w) / (mean(w) sqrt(n)).
+    interval: log of the mean weight -+ three standard errors (Salakhutdinov and Murray, 2008); may begin at -inf.
+    effective_sample_size: (Σ w)² / Σ w², between 1 and the number of runs.
+    log_weights: float64 ``[n_runs]``; their mean is another, lower estimate.
+    trustworthy: False when the weights have collapsed; ``reason`` says in what way, and is empty otherwise.
+    """
+
+    log_z: float
+    standard_error: float
+    interval: tuple[float, float]
+    effective_sample_size: float
+    log_weights: Tensor
+    n_betas: int
+    trustworthy: bool
+    reason: str
+
+    @classmethod
+    def from_log_weights(cls, log_weights: Tensor, n_betas: int) -> AISEstimate:
+        """Statistics and verdict of weights whose expectation is Z; float64 ``[n_runs]``."""
+        n_runs = len(log_weights)
+        log_mean = log_weights.logsumexp(0) - math.log(n_runs)
+        relative = (log_weights - log_mean).exp()  # mean 1; no overflow: at most n_runs
+        error = relative.std().item() / math.sqrt(n_runs) if n_runs > 1 else math.inf
+        effective = (relative.sum().square() / relative.square().sum()).item()
+        log_z = log_mean.item()
+        low = log_z + math.log1p(-3 * error) if 3 * error < 1 else -math.inf
+        reason = _distrust(log_weights, error, effective)
+        return cls(
+            log_z, error, (low, log_z + math.log1p(3 * error)), effective, log_weights, n_betas, not reason, reason
+        )
+
+    def __str__(self) -> str:
+        text = (
+            f"log Z = {self.log_z:.2f} ± {self.standard_error:.2f} ({len(self.log_weights)} runs, {self.n_betas} "
+            f"betas, effective sample size {self.effective_sample_size:.1f})"
+        )
+        return text if self.trustworthy else f"{text}; NOT TRUSTWORTHY: {self.reason}"
+
+
+def ais(
+    model: Model,
+    n_runs: int = 100,
+    *,
+    betas: str | int | Sequence[float] | Tensor | NDArray[np.generic] = PUBLISHED,
+    base: Sequence[Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> AISEstimate:
+    """Estimates log Z by annealing ``n_runs`` chains at once from independent units to the machine.
+
+    A run's weight Z_base Π_k p_k+1(x_k) / p_k(x_k) has expectation Z exactly, for any schedule and with one Gibbs sweep
+    between betas; a finer schedule makes it vary less. The result depends on the arguments and the seed alone.
+
+    betas: "salakhutdinov-murray" (14,503 of them), "adaptive", a number of equidistant ones, or values that rise from
+        0 to 1.
+    base: per layer float32 ``[units]``, the biases at beta = 0; ``base_biases`` makes them from data. Default zero.
+    progress: shows a bar if it takes longer than a second.
+
+    Warns with ``UntrustworthyEstimate`` when the weights have collapsed. Well-behaved weights do not prove that every
+    mode was found: a machine that mixes badly can fool any estimate of this kind.
+    """
+    if not isinstance(n_runs, int) or n_runs < 1:
+        raise ValueError(f"n_runs: expected a whole number of at least 1, got {n_runs!r}")
+    machine = as_machine(model)
+    if isinstance(betas, str) and betas == ADAPTIVE:
+        schedule = adaptive_betas(machine, base=base, seed=seed, progress=progress)
+    else:
+        schedule = fixed_betas(betas)
+    path = AnnealingPath(machine, base)
+    chains = path.start(n_runs, seed)
+    log_weights = torch.full((n_runs,), path.base_log_z(), dtype=torch.float64, device=machine.device)
+    steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist(), strict=True))
+    bar = tqdm(steps, desc="AIS", unit=" betas", leave=False, delay=1.0, disable=not progress)
+    for k, (beta, following) in enumerate(bar):
+        if k > 0:
+            path.move(chains, beta)
+        now, then = path.log_density(chains.layers, (beta, following))
+        log_weights += then - now
+    estimate = AISEstimate.from_log_weights(log_weights, len(schedule))
+    if not estimate.trustworthy:
+        warnings.warn(f"log Z by AIS: {estimate.reason}", UntrustworthyEstimate, stacklevel=2)
+    return estimate
+
+
+def base_biases(
+    model: Model, data: Tensor | NDArray[np.generic] | Mapping[int, Tensor | NDArray[np.generic]]
+) -> list[Tensor]:
+    """Biases of independent units that fit the data, one float32 ``[units]`` per layer: the start for ``ais``.
+
+    Bernoulli units: the logit of the smoothed rate (mean + 0.05) / 1.05, which is kept as far below 1 as above 0
+    (Salakhutdinov and Murray, 2008, add five counts per hundred cases). Gaussian units: precision · mean. Layers
+    without data: zero.
+
+    data: ``[n, units]`` of layer 0, grey levels in 0..1 allowed; or a mapping from layer to such data.
+    """
+    machine = as_machine(model)
+    parameters = machine.parameters
+    base = [torch.zeros_like(bias) for bias in parameters.biases]
+    for i, values in (data if isinstance(data, Mapping) else {0: data}).items():
+        if not 0 <= i < len(base):
+            raise ValueError(f"data: no layer {i} in a graph of {len(base)}")
+        mean = arrays.rows("data", values, machine.graph.layers[i], machine.device).mean(0, dtype=torch.float64)
+        precision = parameters.precisions[i]
+        if precision is not None:
+            base[i] = (precision.double() * mean).float()
+            continue
+        rate = ((mean + _SMOOTHING) / (1 + _SMOOTHING)).clamp(max=1 / (1 + _SMOOTHING))
+        base[i] = rate.logit().float()
+    return base
+
+
+def _distrust(log_weights: Tensor, error: float, effective: float) -> str:
+    """Why not to trust the mean of these weights; empty when nothing speaks against it."""
+    n_runs = len(log_weights)
+    if not bool(torch.isfinite(log_weights).all()):
+        return "some log weights are not finite"
+    if n_runs < MIN_EFFECTIVE_SAMPLES:
+        return f"{n_runs} runs are too few to judge the spread of their weights"
+    share = (log_weights - log_weights.logsumexp(0)).exp().max().item()
+    advice = "use more betas"
+    if effective < MIN_EFFECTIVE_SAMPLES or effective < MIN_EFFECTIVE_FRACTION * n_runs:
+        return (
+            f"{n_runs} runs are worth {effective:.1f} independent ones, and the largest weight makes up {share:.0%} "
+            f"of the sum; {advice}"
+        )
+    variance = log_weights.var().item()
+    if variance > math.log(n_runs):
+        # for log-normal weights the samples needed grow like exp(variance) (Chatterjee and Diaconis, 2018)
+        return f"the log weights have a variance of {variance:.1f}, too much for {n_runs} runs; {advice}"
+    if error > MAX_STANDARD_ERROR:
+        return f"the standard error of {error:.2f} is too large for an interval; {advice}"
+    return ""
