@@ -1,0 +1,217 @@
+"""Pictures of a machine: images of units, filters, samples over time, learning curves, importance weights.
+
+Every function returns a matplotlib ``Figure`` that belongs to no window; ``save`` writes it. Images are drawn with a
+whole number of screen pixels for each unit, so that they stay sharp. matplotlib is imported with the first picture.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bm_fast.estimation import AISEstimate
+
+_DPI = 120
+_BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a1f", "#6c757d"
+
+Array = Tensor | NDArray[Any]
+
+
+def image_grid(images: Array, shape: tuple[int, int], *, columns: int | None = None, title: str = "") -> Figure:
+    """Images in rows, white paper and black ink.
+
+    images: ``[n, rows * columns of an image]`` with values from 0 to 1; shape: ``(rows, columns)`` of one image.
+    """
+    values = _matrix("images", images, shape)
+    return _mosaic(values, shape, columns or _columns(len(values), shape), title, colours="Greys", limits=(0.0, 1.0))
+
+
+def filters(weight: Array, shape: tuple[int, int], *, limit: int = 100, title: str = "") -> Figure:
+    """Weights from the visible units to each hidden unit, on one colour scale that is symmetric about zero.
+
+    weight: ``[n_visible, n_hidden]``. Of more than ``limit`` hidden units those with the longest weight vectors are
+    shown. The scale ends at the 99.8th percentile of the absolute weights, so that single ones cannot wash it out.
+    """
+    values = _matrix("weight", _numpy(weight).T, shape)
+    if len(values) > limit:
+        strongest = np.sort(np.argsort(-np.linalg.norm(values, axis=1), kind="stable")[:limit])
+        title = title or f"Filters: the {limit} strongest of {len(values)} hidden units"
+        values = values[strongest]
+    top = float(np.quantile(np.abs(values), 0.998)) or 1.0
+    title = title or f"Filters of the {len(values)} hidden units"
+    return _mosaic(values, shape, _columns(len(values), shape), title, colours="RdBu_r", limits=(-top, top), scale=True)
+
+
+def samples_over_sweeps(states: Array, sweeps: Sequence[int], shape: tuple[int, int], *, title: str = "") -> Figure:
+    """Chains side by side, time running down: one row of images for each entry of ``sweeps``.
+
+    states: ``[n_times, n_chains, units]`` with values from 0 to 1.
+    """
+    values = _numpy(states)
+    if values.ndim != 3 or len(values) != len(sweeps):
+        raise ValueError(f"states: expected [{len(sweeps)}, n_chains, units], got {list(values.shape)}")
+    flat = _matrix("states", values.reshape(-1, values.shape[2]), shape)
+    labels = [f"{sweep:,}" for sweep in sweeps]
+    return _mosaic(flat, shape, values.shape[1], title, colours="Greys", limits=(0.0, 1.0), row_labels=labels)
+
+
+def learning_curve(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str = "epoch", title: str = ""
+) -> Figure:
+    """One panel for each quantity, one line for each series: quantity -> series -> (epochs, values)."""
+    if not panels:
+        raise ValueError("panels: expected at least one quantity, got none")
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(4.6 * len(panels), 3.4)
+    figure.set_layout_engine("constrained")
+    for axes, (quantity, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for (name, (epochs, values)), colour in zip(series.items(), _colours(len(series)), strict=True):
+            axes.plot(epochs, values, color=colour, label=name, marker="o" if len(values) < 2 else None)
+        axes.set_xlabel(x)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(quantity)
+        _plain(axes)
+        if len(series) > 1:
+            axes.legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def ais_weights(estimate: AISEstimate) -> Figure:
+    """Whether an estimate of log Z rests on many runs: the log weights, and how the sum of the weights builds up.
+
+    Trustworthy weights form one narrow hill round log Z, and the curve stays near the diagonal; a curve that runs flat
+    and then jumps says that a few runs make up the whole estimate.
+    """
+    log_weights = np.sort(estimate.log_weights.cpu().numpy())
+    figure = _figure(9.2, 3.6)
+    figure.set_layout_engine("constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(log_weights, bins=max(10, round(math.sqrt(len(log_weights)))), color=_BLUE, alpha=0.85)
+    low, high = estimate.interval
+    if math.isfinite(low):
+        left.axvspan(low, high, color=_ORANGE, alpha=0.25, lw=0, label="± 3 standard errors")
+    left.axvline(estimate.log_z, color=_ORANGE, lw=2, label=f"log Z = {estimate.log_z:.2f}")
+    left.locator_params(axis="x", nbins=6)
+    left.set_xlabel("log weight of a run")
+    left.set_ylabel("runs")
+    left.legend(frameon=False)
+    share = np.concatenate([[0.0], np.cumsum(np.exp(log_weights - log_weights[-1]))])
+    runs = np.linspace(0, 1, len(share))
+    right.plot([0, 1], [0, 1], color=_GREY, lw=1, ls="--", label="all runs count alike")
+    right.plot(runs, share / share[-1], color=_BLUE, lw=2, label="this estimate")
+    right.set_xlabel("share of the runs, lightest first")
+    right.set_ylabel("share of the sum of weights")
+    right.legend(frameon=False, loc="upper left")
+    right.set_title(
+        f"effective sample size {estimate.effective_sample_size:.1f} of {len(log_weights)} runs", fontsize=10
+    )
+    for axes in (left, right):
+        _plain(axes)
+    if not estimate.trustworthy:
+        figure.suptitle(textwrap.fill(f"NOT TRUSTWORTHY: {estimate.reason}", 110), fontsize=10, color="#b02a30")
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes the figure in the format of the path's suffix (.png, .pdf, .svg) and returns the path."""
+    figure.savefig(path, dpi=_DPI)
+    return Path(path)
+
+
+def _mosaic(
+    values: NDArray[Any],
+    shape: tuple[int, int],
+    columns: int,
+    title: str,
+    *,
+    colours: str,
+    limits: tuple[float, float],
+    row_labels: Sequence[str] = (),
+    scale: bool = False,
+) -> Figure:
+    """All images as one picture, an empty unit between them, laid out in whole screen pixels."""
+    rows, (height, width) = -(-len(values) // columns), shape
+    picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan)
+    low, high = limits
+    for i, image in enumerate(values.reshape(-1, height, width)):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        frame = picture[top : top + height + 2, left : left + width + 2]
+        frame[np.isnan(frame)] = low - (high - low)  # below the scale: drawn in the colour of the frames
+        frame[1:-1, 1:-1] = image.clip(low, high)
+    zoom = max(1, min(8, round(1100 / max(picture.shape)), round(84 / max(shape))))
+    width_px, height_px = picture.shape[1] * zoom, picture.shape[0] * zoom
+    left_margin = 20 + (30 + 9 * max(len(label) for label in row_labels) if row_labels else 0)
+    total_width = width_px + left_margin + (110 if scale else 20)
+    total_height = height_px + 20 + (48 if title else 20)
+    figure = _figure(total_width / _DPI, total_height / _DPI)
+    axes = figure.add_axes(
+        (left_margin / total_width, 20 / total_height, width_px / total_width, height_px / total_height)
+    )
+    from matplotlib import colormaps
+
+    colour_map = colormaps[colours].with_extremes(bad="white", under="#cfd4da")
+    drawn = axes.imshow(picture, cmap=colour_map, vmin=low, vmax=high, interpolation="none", aspect="auto")
+    axes.set_xticks([])
+    axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(row_labels))], row_labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if row_labels:
+        axes.set_ylabel("sweeps", color=_GREY)
+    if title:
+        figure.text(left_margin / total_width, 1 - 30 / total_height, title, fontsize=11)
+    if scale:
+        bar_px = min(height_px, 320)
+        bottom = (20 + height_px - bar_px) / total_height
+        bar = figure.add_axes((1 - 90 / total_width, bottom, 14 / total_width, bar_px / total_height))
+        figure.colorbar(drawn, cax=bar, extend="neither").outline.set_visible(False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3, lw=0.5)
+
+
+def _colours(n: int) -> list[str]:
+    return [(_BLUE, _ORANGE, "#4f772d", "#7b2d8b", _GREY)[i % 5] for i in range(n)]
+
+
+def _columns(n: int, shape: tuple[int, int]) -> int:
+    """Columns for which the whole comes out about as wide as high, and the last row full where that is near."""
+    ideal = math.sqrt(n * shape[0] / shape[1])
+    full = [columns for columns in range(1, n + 1) if n % columns == 0 and 0.7 * ideal <= columns <= 2 * ideal]
+    return min(full, key=lambda columns: abs(columns - 1.1 * ideal)) if full else min(n, math.ceil(1.1 * ideal))
+
+
+def _numpy(values: Array) -> NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _matrix(name: str, values: Array, shape: tuple[int, int]) -> NDArray[Any]:
+    matrix = _numpy(values)
+    if matrix.ndim != 2 or len(matrix) < 1 or matrix.shape[1] != shape[0] * shape[1]:
+        raise ValueError(
+            f"{name}: expected at least one image of {shape[0]} x {shape[1]} = {shape[0] * shape[1]} units, "
+            f"got an array {list(matrix.shape)}"
+        )
+    return matrix
