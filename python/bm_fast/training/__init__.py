@@ -1,0 +1,30 @@
+"""Learning the parameters of a machine from data."""
+
+from bm_fast.training.callbacks import (
+    Callback,
+    Checkpoint,
+    Evaluate,
+    History,
+    Progress,
+    ProgressBar,
+    TensorBoard,
+)
+from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
+from bm_fast.training.trainer import Trainer, TrainingError
+
+__all__ = [
+    "CD",
+    "PCD",
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "Evaluate",
+    "History",
+    "Progress",
+    "ProgressBar",
+    "StopOnOverfitting",
+    "TensorBoard",
+    "Trainer",
+    "TrainingError",
+]

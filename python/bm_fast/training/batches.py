@@ -1,0 +1,125 @@
+"""Minibatches from an array or from a torch DataLoader, in an order that a checkpoint can bring back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bm_fast import arrays
+from bm_fast.graph import Kind, Layer
+
+Batch = tuple[Tensor, Tensor]
+"""Values ``[n, units]`` as the data has them, and int64 ``[n]`` numbers of the rows: binarisation draws by them."""
+
+Data = Tensor | NDArray[np.generic] | DataLoader[Any]
+
+
+class Batches(Protocol):
+    """A source of batches. Its ``order`` at the start of an epoch decides which batches the epoch has."""
+
+    n_batches: int | None
+
+    @property
+    def order(self) -> Tensor:
+        """State of the random generator that shuffles, uint8."""
+
+    def restore(self, order: Tensor) -> None:
+        """Goes back to an earlier ``order``."""
+
+    def epoch(self, skip: int) -> Iterator[Batch]:
+        """The batches of the coming epoch without the first ``skip`` ones."""
+
+
+class ArrayBatches:
+    """Rows of an array, shuffled anew in each epoch; the last batch has what is left over."""
+
+    def __init__(self, data: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        self.data = data
+        self.n_batches: int | None = -(-len(data) // batch_size)
+        self._batch_size = batch_size
+        self._generator = generator
+        self._memory = data.new_empty(min(batch_size, len(data)), data.shape[1])
+
+    @property
+    def order(self) -> Tensor:
+        return self._generator.get_state()
+
+    def restore(self, order: Tensor) -> None:
+        self._generator.set_state(order)
+
+    def epoch(self, skip: int) -> Iterator[Batch]:
+        order = torch.randperm(len(self.data), generator=self._generator).to(self.data.device)
+        for start in range(skip * self._batch_size, len(order), self._batch_size):
+            numbers = order[start : start + self._batch_size]
+            yield torch.index_select(self.data, 0, numbers, out=self._memory[: len(numbers)]), numbers
+
+
+class LoaderBatches:
+    """The batches of a DataLoader; rows are numbered as they come in the epoch.
+
+    ``order`` is the state of the loader's own generator, or of torch's global one where the loader has none. Bringing
+    it back repeats an epoch exactly if the data set returns the same row for the same index, and if the sampler draws
+    from no other generator.
+    """
+
+    def __init__(self, loader: DataLoader[Any], layer: Layer, batch_size: int, device: torch.device) -> None:
+        self._loader, self._layer, self._batch_size, self._device = loader, layer, batch_size, device
+        self._generator: torch.Generator = loader.generator or torch.default_generator
+        try:
+            self.n_batches: int | None = len(loader)
+        except TypeError:  # an iterable data set without a length
+            self.n_batches = None
+
+    @property
+    def order(self) -> Tensor:
+        return self._generator.get_state()
+
+    def restore(self, order: Tensor) -> None:
+        self._generator.set_state(order)
+
+    def epoch(self, skip: int) -> Iterator[Batch]:
+        first = 0
+        for i, batch in enumerate(self._loader):
+            values = batch[0] if isinstance(batch, (list, tuple)) else batch
+            values = arrays.rows(f"train: batch {i}", values, self._layer, self._device)
+            if len(values) > self._batch_size:
+                raise ValueError(
+                    f"train: batch {i} has {len(values)} rows, the trainer was made for batch_size={self._batch_size}"
+                )
+            if i >= skip:
+                yield values, torch.arange(first, first + len(values), device=self._device)
+            first += len(values)
+
+
+def make_batches(
+    train: Data, layer: Layer, batch_size: int, device: torch.device, generator: torch.Generator, *, binary: bool
+) -> Batches:
+    """The source for ``train``; ``binary`` demands 0/1 of an array. ValueError names what is wrong with the data."""
+    if isinstance(train, DataLoader):
+        return LoaderBatches(train, layer, batch_size, device)
+    data = arrays.rows("train", train, layer, device)
+    return ArrayBatches(as_binary("train", data) if binary else data, batch_size, generator)
+
+
+def as_binary(name: str, values: Tensor) -> Tensor:
+    """0/1 values as uint8; ValueError for anything between."""
+    if values.dtype is torch.uint8:
+        return values
+    grey = (values != 0) & (values != 1)
+    if bool(grey.any()):
+        raise ValueError(
+            f"{name}: expected 0 and 1 only with binarise='none', got {float(values[grey][0]):g}; "
+            "binarise='dynamic' draws grey levels anew in each epoch"
+        )
+    return values.to(torch.uint8)
+
+
+def is_grey(values: Tensor, layer: Layer) -> bool:
+    """Whether values are probabilities of binary units, from which states have yet to be drawn."""
+    return layer.kind is Kind.BERNOULLI and values.dtype is torch.float32

@@ -1,0 +1,85 @@
+"""Where the model phase of the gradient comes from: chains that restart at the data (CD) or go on for ever (PCD).
+
+The log-likelihood gradient is ⟨v hᵀ⟩ under the data minus ⟨v hᵀ⟩ under the model. An estimator runs the chains of one
+update and leaves both phases in a block of rows: visible states, and the means of the hidden units given them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bm_fast.chains import Chains
+from bm_fast.graph import chain_graph
+from bm_fast.ops import Machine
+from bm_fast.program import full_update, gibbs_program
+from bm_fast.rbm import HIDDEN, VISIBLE
+from bm_fast.training.gradient import Block
+
+_ANY_RBM = chain_graph((1, 1))  # programs name layers and couplings only, so one serves machines of every size
+_HIDDEN_UPDATE = full_update(_ANY_RBM, HIDDEN)
+_SWEEP = gibbs_program(_ANY_RBM, last=HIDDEN)
+
+
+@dataclass(frozen=True)
+class CD:
+    """Contrastive divergence: chains start at the data rows of the batch and run ``sweeps`` sweeps.
+
+    Source: Hinton, Training products of experts by minimizing contrastive divergence (2002).
+    """
+
+    sweeps: int = 1
+
+    def __post_init__(self) -> None:
+        _check_count("sweeps", self.sweeps)
+
+    def n_chains_for(self, batch_size: int) -> int:
+        """Chains needed for batches of at most ``batch_size`` rows."""
+        return batch_size
+
+    def n_model(self, n_data: int) -> int:
+        """Chains that an update with ``n_data`` data rows uses."""
+        return n_data
+
+    def run(self, machine: Machine, chains: Chains, block: Block) -> None:
+        """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""
+        used = chains.select(0, block.n_data)
+        used.layers[VISIBLE].copy_(block.data)
+        machine.sweep(((_HIDDEN_UPDATE,),), used, 1, means={HIDDEN: block.data_means})
+        machine.sweep(_SWEEP, used, self.sweeps, means={HIDDEN: block.model_means})
+        chains.sweep = used.sweep
+
+
+@dataclass(frozen=True)
+class PCD:
+    """Persistent contrastive divergence: ``n_chains`` chains go on from update to update, ``sweeps`` sweeps each.
+
+    Source: Tieleman, Training RBMs using approximations to the likelihood gradient (2008); Younes (1989).
+    """
+
+    n_chains: int = 100
+    sweeps: int = 1
+
+    def __post_init__(self) -> None:
+        _check_count("n_chains", self.n_chains)
+        _check_count("sweeps", self.sweeps)
+
+    def n_chains_for(self, batch_size: int) -> int:
+        """Chains needed, whatever the batches are."""
+        return self.n_chains
+
+    def n_model(self, n_data: int) -> int:
+        """Chains that every update uses."""
+        return self.n_chains
+
+    def run(self, machine: Machine, chains: Chains, block: Block) -> None:
+        """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""
+        machine.layer_means(_HIDDEN_UPDATE, (block.data, block.data_means), out=block.data_means)
+        machine.sweep(_SWEEP, chains, self.sweeps, means={HIDDEN: block.model_means})
+
+
+Estimator = CD | PCD
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")

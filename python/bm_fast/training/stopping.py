@@ -1,0 +1,100 @@
+"""Early stopping: training ends when the model gets no better, and the best parameters come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bm_fast.training.callbacks import Callback, Progress
+
+
+class _Stopping(Callback):
+    """Keeps the parameters of the last good epoch and stops after ``patience`` others in a row."""
+
+    def __init__(self, metric: str, patience: int) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience: expected a whole number of at least 1, got {patience!r}")
+        self.metric, self.patience = metric, patience
+        self.best: float | None = None
+        self.best_epoch = 0
+        self._waited = 0
+        self._parameters: dict[str, Tensor] = {}
+
+    def is_good(self, value: float) -> bool:
+        """Whether an epoch with this figure is one to come back to."""
+        raise NotImplementedError
+
+    def on_epoch(self, progress: Progress) -> None:
+        if self.metric not in progress.metrics:
+            return
+        value, trainer = progress.metrics[self.metric], progress.trainer
+        if self.is_good(value):
+            self.best, self.best_epoch, self._waited = value, trainer.epoch, 0
+            self._parameters = {name: p.detach().clone() for name, p in trainer.rbm.named_parameters()}
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            progress.stop_reason = (
+                f"{self.metric} is {value:.4g} after epoch {trainer.epoch}; "
+                f"the last good epoch was {self.best_epoch} with {self.best}"
+            )
+
+    def on_end(self, progress: Progress) -> None:
+        if progress.outcome == "done" and self.best is None and progress.trainer.epoch > 0:
+            raise ValueError(
+                f"metric: no epoch had a usable {self.metric!r}; the last one had {sorted(progress.metrics)}"
+            )
+        if progress.outcome in ("done", "stopped") and self._parameters:
+            progress.trainer.rbm.load_state_dict(self._parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "waited": self._waited,
+            "parameters": self._parameters,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._waited, self._parameters = state["waited"], dict(state["parameters"])
+
+
+class EarlyStopping(_Stopping):
+    """Stops when ``metric`` (higher is better) has not risen for ``patience`` evaluations; the best model comes back.
+
+    metric: a name in ``Progress.metrics``, such as a validation log-likelihood from ``Evaluate``; epochs without it do
+        not count. A value that is not a number counts as no better.
+    """
+
+    def __init__(self, metric: str, patience: int = 5) -> None:
+        super().__init__(metric, patience)
+
+    def is_good(self, value: float) -> bool:
+        return not math.isnan(value) and (self.best is None or value > self.best)
+
+
+class StopOnOverfitting(_Stopping):
+    """Stops when the free energy gap of the validation rows has been above ``limit`` nats for ``patience`` epochs.
+
+    The gap is near zero at first and grows as the model begins to know the training rows by heart, so it is compared
+    with a limit, not with its own best value. The model of the last epoch within the limit comes back.
+
+    Source: Hinton, A practical guide to training RBMs (2010), section 6.
+    """
+
+    def __init__(self, limit: float, patience: int = 3) -> None:
+        if not math.isfinite(limit):
+            raise ValueError(f"limit: expected a finite number of nats, got {limit}")
+        super().__init__("free_energy_gap", patience)
+        self.limit = limit
+
+    def on_start(self, progress: Progress) -> None:
+        if progress.validation is None:
+            raise ValueError("validation: StopOnOverfitting needs validation rows in fit")
+
+    def is_good(self, value: float) -> bool:
+        return value <= self.limit

@@ -1,0 +1,348 @@
+"""The training loop: one snapshot of the parameters, both phases, a gradient, one step of a torch optimiser."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from bm_fast import arrays, checkpoints, ops
+from bm_fast.chains import Chains
+from bm_fast.checkpoints import CheckpointError
+from bm_fast.graph import Kind
+from bm_fast.ops import Machine
+from bm_fast.rbm import HIDDEN, RBM, VISIBLE
+from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
+from bm_fast.training.callbacks import Callback, Outcome, Progress
+from bm_fast.training.estimators import CD, PCD, Estimator
+from bm_fast.training.gradient import Gradient, Offsets, Rows
+
+Binarise = Literal["dynamic", "none"]
+
+GAP_ROWS = 1000
+"""Rows of each data set from which the free energy gap is computed: enough for a tenth of a nat, cheap in any epoch."""
+
+_ESTIMATORS: dict[str, type[CD] | type[PCD]] = {"CD": CD, "PCD": PCD}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a parameter is not finite any more or has left the integer grid."""
+
+
+class Trainer:
+    """Maximises the log-likelihood of an RBM by stochastic gradients; see docs/training.md.
+
+    Each update takes one snapshot of the parameters on the integer grid, fills ``.grad`` with the gradient of the
+    negative log-likelihood per data row, and calls ``optimizer.step()``.
+
+    optimizer: any torch optimiser over parameters of ``rbm``; momentum and weight decay are its business.
+    estimator: ``CD(sweeps)`` or ``PCD(n_chains, sweeps)``.
+    batch_size: rows per update; the last batch of an epoch has what is left over.
+    seed: decides the order of the rows, the binarisation and every chain.
+    centred: use the centred gradient.
+    scheduler: a torch scheduler of this optimiser, stepped after each epoch.
+    binarise: "dynamic" draws 0/1 from float32 data in each epoch anew; "none" demands 0/1. Default: "dynamic" for
+        Bernoulli and "none" for Gaussian visible units.
+    callbacks: called in this order.
+
+    epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
+    """
+
+    def __init__(
+        self,
+        rbm: RBM,
+        optimizer: Optimizer,
+        estimator: Estimator,
+        batch_size: int = 100,
+        seed: int = 0,
+        centred: bool = True,
+        scheduler: LRScheduler | None = None,
+        binarise: Binarise | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        _check_optimiser(rbm, optimizer, scheduler)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: expected a whole number of at least 1, got {batch_size!r}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
+        if binarise not in (None, "dynamic", "none"):
+            raise ValueError(f"binarise: expected 'dynamic' or 'none', got {binarise!r}")
+        if binarise == "dynamic" and rbm.visible is not Kind.BERNOULLI:
+            raise ValueError(f"binarise: expected 'none' for {rbm.visible.name} visible units, got 'dynamic'")
+        default: Binarise = "dynamic" if rbm.visible is Kind.BERNOULLI else "none"
+        self.rbm, self.optimizer, self.estimator, self.scheduler = rbm, optimizer, estimator, scheduler
+        self.batch_size, self.seed, self.centred = batch_size, seed, centred
+        self.binarise: Binarise = binarise or default
+        self.callbacks = tuple(callbacks)
+        self.epoch = self.batch = self.update = 0
+        n_chains = estimator.n_chains_for(batch_size)
+        self._rows = Rows(rbm, batch_size, n_chains)
+        self._gradient = Gradient(rbm)
+        self._offsets = Offsets(rbm) if centred else None
+        start = rbm.machine().chains(n_chains, seed)
+        self._rows.model_visible.copy_(start.layers[VISIBLE])
+        self.chains = Chains((self._rows.model_visible, start.layers[HIDDEN]), seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order: Tensor | None = None  # what the batches of the present epoch follow from
+        self._data: str | None = None  # which data that is the order of
+        self._resumed = False
+        self.last_batch: Tensor | None = None
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Data,
+        epochs: int,
+        validation: Tensor | NDArray[np.generic] | None = None,
+    ) -> None:
+        """Trains until ``epochs`` epochs are done in all, those before a resume or an earlier call included.
+
+        train: ``[n, n_visible]`` torch or numpy, uint8 0/1 or float32, or a DataLoader of such batches (or of tuples
+            that begin with one).
+        validation: rows like those of train, for the metric "free_energy_gap" after each epoch: the mean free energy
+            of (up to 1,000) validation rows minus that of as many training rows (of the last batch of a DataLoader).
+            It grows when the model overfits (Hinton 2010, section 6).
+
+        Ctrl-C finishes the update, lets the callbacks save, and raises KeyboardInterrupt; ``fit`` can then go on. A
+        second Ctrl-C interrupts at once. TrainingError names the parameter and the update if one is not finite.
+        """
+        layer = self.rbm.graph.layers[VISIBLE]
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ValueError(f"epochs: expected a whole number of at least 0, got {epochs!r}")
+        must_be_binary = self.binarise == "none" and layer.kind is Kind.BERNOULLI
+        batches = make_batches(train, layer, self.batch_size, self.rbm.device, self._generator, binary=must_be_binary)
+        held_out = None if validation is None else arrays.rows("validation", validation, layer, self.rbm.device)
+        if held_out is not None and must_be_binary:
+            held_out = as_binary("validation", held_out)
+        self._take_up_order(batches)
+        if self._offsets is not None and isinstance(batches, ArrayBatches):
+            self._offsets.start_at(batches.data.mean(0, dtype=torch.float32))
+        progress = Progress(self, epochs, batches.n_batches, held_out)
+        outcome: Outcome = "failed"
+        for callback in self.callbacks:
+            callback.on_start(progress)
+        try:
+            with _finish_update_first() as interrupted:
+                outcome = self._run(batches, progress, interrupted)
+        finally:
+            progress.outcome = outcome
+            for callback in self.callbacks:
+                callback.on_end(progress)
+        if outcome == "interrupted":
+            raise KeyboardInterrupt
+
+    def _run(self, batches: Batches, progress: Progress, interrupted: Callable[[], bool]) -> Outcome:
+        after_update = [c for c in self.callbacks if type(c).on_update is not Callback.on_update]
+        while self.epoch < progress.epochs:
+            if self.batch == 0:
+                self._order = batches.order
+            for values, numbers in batches.epoch(self.batch):
+                self._step(values, numbers)
+                for callback in after_update:
+                    callback.on_update(progress)
+                if progress.stop_reason is not None:
+                    return "stopped"
+                if interrupted():
+                    return "interrupted"
+            if self.batch == 0:
+                raise ValueError("train: expected a DataLoader that yields at least one batch, got none")
+            self.epoch, self.batch, self._order = self.epoch + 1, 0, batches.order
+            self.check_finite()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            progress.metrics = {}
+            if progress.validation is not None:
+                progress.metrics["free_energy_gap"] = self._free_energy_gap(batches, progress.validation)
+            for callback in self.callbacks:
+                callback.on_epoch(progress)
+            if progress.stop_reason is not None:
+                return "stopped"
+            if interrupted():
+                return "interrupted"
+        return "done"
+
+    def _step(self, values: Tensor, numbers: Tensor) -> None:
+        n_data = len(values)
+        block = self._rows.block(n_data, self.estimator.n_model(n_data))
+        self._draw(values, numbers, self.epoch, block.data)
+        machine = self._machine()
+        self.estimator.run(machine, self.chains, block)
+        self._gradient.fill(block, machine.parameters.precisions[VISIBLE], self._offsets)
+        self.optimizer.step()
+        self.last_batch = block.data
+        self.batch += 1
+        self.update += 1
+
+    def _draw(self, values: Tensor, numbers: Tensor, epoch: int, out: Tensor) -> None:
+        """Writes the states that the visible units take for these data rows."""
+        if not is_grey(values, self.rbm.graph.layers[VISIBLE]):
+            out.copy_(values)
+        elif self.binarise == "none":
+            out.copy_(as_binary("train", values))
+        else:
+            ops.bernoulli(values, numbers, out, seed=self.seed, sweep=epoch)
+
+    def _machine(self) -> Machine:
+        try:
+            return self.rbm.machine()
+        except ValueError as error:
+            self.check_finite()
+            raise TrainingError(f"after update {self.update}: {error}; a lower learning rate may help") from error
+
+    def check_finite(self) -> None:
+        """TrainingError naming the first parameter that is not finite, and the update after which it was found."""
+        for name, parameter in self.rbm.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise TrainingError(
+                    f"after update {self.update}: parameter {name!r} is not finite any more; "
+                    "a lower learning rate may help"
+                )
+
+    def _free_energy_gap(self, batches: Batches, validation: Tensor) -> float:
+        train = batches.data if isinstance(batches, ArrayBatches) else self.last_batch
+        assert train is not None  # an epoch has at least one batch
+        held_out, seen = (self._mean_free_energy(rows[:GAP_ROWS]) for rows in (validation, train))
+        return held_out - seen
+
+    def _mean_free_energy(self, values: Tensor) -> float:
+        states = torch.empty_like(values, dtype=self._rows.model_visible.dtype)
+        self._draw(values, torch.arange(len(values), device=values.device), 0, states)
+        return float(self.rbm.free_energy(states).mean())
+
+    def _take_up_order(self, batches: Batches) -> None:
+        """Goes on with the order of the batches where a checkpoint or an interrupted call left it."""
+        data = f"an array of {len(batches.data)} rows" if isinstance(batches, ArrayBatches) else "a DataLoader"
+        if self._order is not None and (self._resumed or self.batch > 0):
+            if data != self._data:
+                raise ValueError(f"train: expected {self._data}, with which this training began, got {data}")
+            batches.restore(self._order)
+        self._data, self._resumed = data, False
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything that training depends on to a safetensors file, atomically.
+
+        TrainingError if a parameter is not finite: a good checkpoint is never replaced by a bad one. Other errors as in
+        ``checkpoints.save``. The file also serves ``RBM.load``.
+        """
+        self.check_finite()
+        offsets = self._offsets
+        state = {
+            "settings": {
+                "estimator": {"name": type(self.estimator).__name__, **asdict(self.estimator)},
+                "batch_size": self.batch_size,
+                "seed": self.seed,
+                "centred": self.centred,
+                "binarise": self.binarise,
+            },
+            "parts": self._parts(),
+            "counts": (self.epoch, self.batch, self.update),
+            "order": self._order,
+            "data": self._data,
+            "chains": {"layers": self.chains.layers, "sweep": self.chains.sweep},
+            "offsets": None if offsets is None else vars(offsets),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self._stateful()],
+        }
+        checkpoints.save(path, {"rbm": self.rbm.settings(), "trainer": state})
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        rbm: RBM,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Trainer:
+        """The trainer that ``save`` wrote, in new objects: ``fit`` with the same data goes on to the same bits.
+
+        rbm, optimizer, scheduler, callbacks: made as for the first run; parameters, hyper-parameters and states are
+            then those of the file, as are estimator, batch size, seed, centring and binarisation.
+
+        CheckpointError if the file is damaged or was written with other parts; nothing is changed in that case.
+        """
+        state = checkpoints.load(path)
+        model, held = (checkpoints.entry(state, name, path) for name in ("rbm", "trainer"))
+        settings = dict(held["settings"])
+        estimator = dict(settings.pop("estimator"))
+        made = _ESTIMATORS[estimator.pop("name")](**estimator)
+        trainer = cls(rbm, optimizer, made, scheduler=scheduler, callbacks=callbacks, **settings)
+        for part, given in trainer._parts().items():
+            if given != held["parts"][part]:
+                raise CheckpointError(f"{os.fspath(path)!r}: expected {part} {held['parts'][part]}, got {given}")
+        rbm.load_state_dict(model["parameters"])
+        optimizer.load_state_dict(held["optimizer"])
+        if scheduler is not None:
+            scheduler.load_state_dict(held["scheduler"])
+        for callback, kept in zip(trainer._stateful(), held["callbacks"], strict=True):
+            callback.load_state_dict(kept)
+        trainer.epoch, trainer.batch, trainer.update = held["counts"]
+        trainer._order, trainer._data, trainer._resumed = held["order"], held["data"], True
+        for layer, kept in zip(trainer.chains.layers, held["chains"]["layers"], strict=True):
+            layer.copy_(kept)
+        trainer.chains.sweep = held["chains"]["sweep"]
+        if trainer._offsets is not None:
+            trainer._offsets.load(**held["offsets"])
+        return trainer
+
+    def _stateful(self) -> list[Callback]:
+        return [c for c in self.callbacks if type(c).state_dict is not Callback.state_dict]
+
+    def _parts(self) -> dict[str, Any]:
+        """What must be the same where training resumes."""
+        return {
+            "model": {name: value for name, value in self.rbm.settings().items() if name != "parameters"},
+            "optimizer": [type(self.optimizer).__name__, [len(g["params"]) for g in self.optimizer.param_groups]],
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "callbacks with a state": [type(callback).__name__ for callback in self._stateful()],
+        }
+
+
+def _check_optimiser(rbm: RBM, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+    own = {id(parameter) for parameter in rbm.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not all(id(parameter) in own for parameter in held):
+        raise ValueError("optimizer: expected parameters of rbm only, got a tensor that is none of them")
+    if scheduler is None:
+        return
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError("scheduler: expected one that steps by epochs alone, got ReduceLROnPlateau")
+    if scheduler.optimizer is not optimizer:
+        raise ValueError("scheduler: expected a scheduler of the given optimizer, got one of another")
+
+
+@contextmanager
+def _finish_update_first() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a flag that the loop reads after each update; a second one acts as usual."""
+    seen = False
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield lambda: False
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal seen
+        seen = True
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: seen
+    finally:
+        signal.signal(signal.SIGINT, usual)
