@@ -1,0 +1,251 @@
+"""Times bm_fast beside other libraries in one run, prints a table and saves it.
+
+    python bench/run.py                          everything; about an hour on two cores
+    python bench/run.py --models 784-500 --chains 1024 --batches 100 --libraries bm_fast torch numpy    a minute
+
+Block Gibbs sampling of dense machines, and updates of an RBM by persistent contrastive divergence. All libraries
+that are installed take turns (A B C A B C …) in one process for each number of threads, bound to as many processors.
+Before a machine is timed, the first and second moments of what each library samples are compared with those of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MODELS = ("784-500", "2000-2000", "784-500-1000")
+CHAINS = (64, 1024, 16384)
+BATCHES = (100, 500)
+LIBRARIES = ("bm_fast", "torch", "torch-rand", "torch-bf16", "torch-compile", "numpy", "scikit-learn", "rbms", "thrml")
+TRAINED = (784, 500)
+CHECKED_CHAINS, CHECKED_SWEEPS, MAX_DISAGREEMENT = 1024, 3, 1.5
+HEADINGS = {
+    "gibbs": ("library", "ms/sweep", "least", "most", "sweeps/call", "flips/ns", "GMAC/s", "bm_fast is faster"),
+    "pcd": ("library", "ms/update", "least", "most", "updates/call", "s/60,000 rows", "bm_fast is faster"),
+}
+
+Row = dict[str, Any]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=MODELS, help="units per layer, as in 784-500-1000")
+    parser.add_argument("--chains", nargs="*", type=int, default=CHAINS)
+    parser.add_argument("--batches", nargs="*", type=int, default=BATCHES, help="rows of a PCD update, RBM 784-500")
+    parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument("--calls", type=int, default=7, help="timed calls of each library")
+    parser.add_argument("--seconds", type=float, default=0.2, help="how long one timed call should take")
+    parser.add_argument("--name", default=f"{datetime.datetime.now():%Y-%m-%d-%H%M}", help="of the saved files")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+# --- one number of threads, in a process of its own -------------------------------------------------------------------
+
+
+def work(options: argparse.Namespace) -> None:
+    """Prints one line of JSON per result or note."""
+    import torch
+
+    torch.set_num_threads(options.worker)
+    for model in options.models:
+        units = tuple(int(n) for n in model.split("-"))
+        faulty = check_moments(units, options.libraries)
+        for n_chains in options.chains:
+            time_gibbs(units, n_chains, options, faulty)
+    for batch in options.batches:
+        time_pcd(batch, options)
+
+
+def set_up(make: Callable[[], Any], name: str) -> Any:
+    """What ``make`` returns, or None, with a note of the reason, where a rival cannot take part."""
+    from samplers import Unavailable
+
+    try:
+        return make()
+    except (ImportError, Unavailable) as error:
+        if name == "bm_fast":
+            raise
+        note(f"{name}: not run, {error}")
+        return None
+
+
+def note(text: str) -> None:
+    print(json.dumps({"note": text}), flush=True)
+
+
+def check_moments(units: tuple[int, ...], libraries: list[str]) -> set[str]:
+    """Rivals whose samples differ from torch's; RuntimeError if bm_fast's do."""
+    from samplers import SAMPLERS, Problem, disagreement
+
+    problem = Problem.random(units, CHECKED_CHAINS)
+    truth = SAMPLERS["torch"](problem)
+    truth.run(CHECKED_SWEEPS)
+    faulty = set()
+    for name in libraries:
+        sampler = set_up(lambda name=name: SAMPLERS[name](problem), name) if name != "torch" else None
+        if sampler is None:
+            continue
+        sampler.run(CHECKED_SWEEPS)
+        z = disagreement(truth.layers(), sampler.layers())
+        model = "-".join(map(str, units))
+        note(f"{name}: moments of {model} differ from torch's by {z:.2f} standard errors (root mean square)")
+        if z > MAX_DISAGREEMENT:
+            if name == "bm_fast":
+                raise RuntimeError(f"bm_fast samples another distribution than torch: rms z {z:.2f}")
+            note(f"{name}: not timed on {model}")
+            faulty.add(name)
+    return faulty
+
+
+def time_gibbs(units: tuple[int, ...], n_chains: int, options: argparse.Namespace, faulty: set[str]) -> None:
+    from samplers import SAMPLERS, Problem
+
+    problem = Problem.random(units, n_chains)
+    runs = {}
+    for name in options.libraries:
+        sampler = set_up(lambda name=name: SAMPLERS[name](problem), name)
+        if sampler is not None and name not in faulty:
+            runs[name] = sampler.run
+    case = {"workload": "gibbs", "model": "-".join(map(str, units)), "size": n_chains}
+    report(case, runs, options, flips=problem.flips, macs=problem.macs)
+
+
+def time_pcd(batch: int, options: argparse.Namespace) -> None:
+    from trainers import TRAINERS
+
+    runs = {}
+    for name in options.libraries:
+        if name in TRAINERS:
+            trainer = set_up(lambda name=name: TRAINERS[name](*TRAINED, batch), name)
+            if trainer is not None:
+                runs[name] = trainer.run
+    report({"workload": "pcd", "model": "-".join(map(str, TRAINED)), "size": batch}, runs, options)
+
+
+def report(
+    case: Row, runs: dict[str, Callable[[int], None]], options: argparse.Namespace, flips: int = 0, macs: int = 0
+) -> None:
+    from timing import interleave
+
+    timings = interleave(runs, options.calls, options.seconds)
+    for name, timing in timings.items():
+        row = {
+            **case,
+            "threads": options.worker,
+            "library": name,
+            "ms": timing.median,
+            "least": timing.least,
+            "most": timing.most,
+            "per_call": timing.per_call,
+        }
+        if flips:
+            row |= {"flips_per_ns": flips / timing.median * 1e-6, "gmac_per_s": macs / timing.median * 1e-6}
+        if "bm_fast" in timings:
+            row["bm_fast_is_faster"] = timing.median / timings["bm_fast"].median
+        print(json.dumps(row), flush=True)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def cells(row: Row) -> list[str]:
+    times = [f"{row[key]:.3g}" for key in ("ms", "least", "most")]
+    rates = (
+        [f"{row['flips_per_ns']:.4f}", f"{row['gmac_per_s']:.1f}"]
+        if row["workload"] == "gibbs"
+        else [f"{row['ms'] * 60 / row['size']:.2f}"]
+    )
+    faster = f"{row['bm_fast_is_faster']:.3g}x" if "bm_fast_is_faster" in row else ""
+    return [row["library"], *times, str(row["per_call"]), *rates, faster]
+
+
+def title(row: Row) -> str:
+    what = "Gibbs" if row["workload"] == "gibbs" else "PCD-1"
+    size = f"{row['size']:,} {'chains' if row['workload'] == 'gibbs' else 'rows and chains'}"
+    return f"{what}, {row['model']}, {size}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+
+
+def markdown(rows: list[Row], notes: list[str], environment: Row) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    lines = [
+        f"# {environment['date']}",
+        "",
+        f"{environment['processor']}, {environment['cores']} cores, load {environment['load']:.1f} at the start; "
+        f"commit {environment['commit']}; Python {environment['python']}; {versions}.",
+        "",
+        f"`{environment['command']}`: medians, least and most of interleaved calls.",
+    ]
+    previous = ""
+    for row in rows:
+        if title(row) != previous:
+            previous = title(row)
+            headings = HEADINGS[row["workload"]]
+            lines += [
+                "",
+                f"## {previous}",
+                "",
+                f"| {' | '.join(headings)} |",
+                "|---" + "|---:" * (len(headings) - 1) + "|",
+            ]
+        lines.append(f"| {' | '.join(cells(row))} |")
+    return "\n".join([*lines, "", "## Notes", "", *(f"- {text}" for text in notes)]) + "\n"
+
+
+def main() -> int:
+    options = parse()
+    if options.worker is not None:
+        work(options)
+        return 0
+    from timing import environment
+
+    described = environment()
+    rows: list[Row] = []
+    notes: list[str] = []
+    processors = sorted(os.sched_getaffinity(0))
+    for threads in options.threads:
+        if threads > len(processors):
+            print(f"{threads} threads: not run, there are {len(processors)} processors", file=sys.stderr)
+            continue
+        limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        worker = subprocess.Popen(
+            [sys.executable, __file__, *sys.argv[1:], "--worker", str(threads)],
+            env={**os.environ, **limits},
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda n=threads: os.sched_setaffinity(0, processors[:n]),
+        )
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            row = json.loads(line)
+            if "note" in row:
+                if row["note"] not in notes:
+                    notes.append(row["note"])
+                    print(f"  {row['note']}", flush=True)
+                continue
+            if not rows or title(row) != title(rows[-1]):
+                print(f"\n{title(row)}\n" + "".join(f"{heading:>18s}" for heading in HEADINGS[row["workload"]]))
+            rows.append(row)
+            print("".join(f"{cell:>18s}" for cell in cells(row)), flush=True)
+        if worker.wait() != 0:
+            return worker.returncode
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{options.name}.json").write_text(
+        json.dumps({"environment": described, "notes": notes, "results": rows}, indent=1) + "\n"
+    )
+    (folder / f"{options.name}.md").write_text(markdown(rows, notes, described))
+    print(f"\nsaved as {folder / options.name}.json and .md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

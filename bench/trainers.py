@@ -1,0 +1,130 @@
+"""Updates of a Bernoulli RBM by persistent contrastive divergence in several libraries, behind one small interface.
+
+Every library trains on the same random rows with the ordinary gradient, one Gibbs sweep per update, and as many chains
+as a batch has rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+N_ROWS, LEARNING_RATE = 60_000, 0.01
+
+
+def random_rows(n_visible: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(N_ROWS, n_visible, generator=generator) < 0.15).float()
+
+
+def shuffled(rows: Tensor, batch: int) -> Iterator[Tensor]:
+    """Batches without end, in a new order in each pass."""
+    while True:
+        for index in torch.randperm(len(rows)).split(batch):
+            yield rows[index]
+
+
+class Trainer:
+    """One library set up for one model and batch size."""
+
+    def run(self, n_updates: int) -> None:
+        raise NotImplementedError
+
+
+class BmFast(Trainer):
+    """Trainer.fit with torch's SGD; a call makes one epoch on as many rows as it needs."""
+
+    def __init__(self, n_visible: int, n_hidden: int, batch: int) -> None:
+        from bm_fast import RBM
+        from bm_fast.training import PCD
+        from bm_fast.training import Trainer as RBMTrainer
+
+        self.rows, self.batch = random_rows(n_visible).to(torch.uint8), batch
+        rbm = RBM(n_visible, n_hidden)
+        optimizer = torch.optim.SGD(rbm.parameters(), lr=LEARNING_RATE)
+        self.trainer = RBMTrainer(rbm, optimizer, PCD(n_chains=batch), batch_size=batch, centred=False)
+
+    def run(self, n_updates: int) -> None:
+        epochs, left = divmod(n_updates * self.batch, len(self.rows))
+        if epochs:
+            self.trainer.fit(self.rows, epochs=self.trainer.epoch + epochs)
+        if left:
+            self.trainer.fit(self.rows[:left], epochs=self.trainer.epoch + 1)
+
+
+class Torch(Trainer):
+    """Four products for the states and means, two for the gradient, parameters updated in place."""
+
+    def __init__(self, n_visible: int, n_hidden: int, batch: int, *, compiled: bool = False) -> None:
+        self.weight = torch.randn(n_visible, n_hidden) * 0.01
+        self.visible_bias, self.hidden_bias = torch.zeros(n_visible), torch.zeros(n_hidden)
+        self.batches = shuffled(random_rows(n_visible), batch)
+        self.chains = torch.zeros(batch, n_visible)
+        self.step = torch.compile(self.update) if compiled else self.update
+
+    def update(self, rows: Tensor, chains: Tensor) -> Tensor:
+        data_means = torch.sigmoid(torch.addmm(self.hidden_bias, rows, self.weight))
+        hidden = torch.bernoulli(torch.sigmoid(torch.addmm(self.hidden_bias, chains, self.weight)))
+        chains = torch.bernoulli(torch.sigmoid(torch.addmm(self.visible_bias, hidden, self.weight.t())))
+        model_means = torch.sigmoid(torch.addmm(self.hidden_bias, chains, self.weight))
+        rate = LEARNING_RATE / len(rows)
+        self.weight.addmm_(rows.t(), data_means, alpha=rate).addmm_(chains.t(), model_means, alpha=-rate)
+        self.visible_bias.add_(rows.sum(0) - chains.sum(0), alpha=rate)
+        self.hidden_bias.add_(data_means.sum(0) - model_means.sum(0), alpha=rate)
+        return chains
+
+    def run(self, n_updates: int) -> None:
+        with torch.no_grad():
+            for _ in range(n_updates):
+                self.chains = self.step(next(self.batches), self.chains)
+
+
+class ScikitLearn(Trainer):
+    """BernoulliRBM.fit on as many rows as the updates need; its products are three, since it keeps hidden states."""
+
+    def __init__(self, n_visible: int, n_hidden: int, batch: int) -> None:
+        from sklearn.neural_network import BernoulliRBM
+
+        self.model = BernoulliRBM(n_hidden, learning_rate=LEARNING_RATE, batch_size=batch, n_iter=1, random_state=0)
+        self.rows, self.batch = random_rows(n_visible).numpy(), batch
+
+    def run(self, n_updates: int) -> None:
+        self.model.n_iter, left = divmod(n_updates * self.batch, len(self.rows))
+        if self.model.n_iter:
+            self.model.fit(self.rows)
+        if left:
+            self.model.n_iter = 1
+            self.model.fit(self.rows[:left])
+
+
+class Rbms(Trainer):
+    """fit_batch_pcd and torch's SGD; the package's own loop writes to a file in every update."""
+
+    def __init__(self, n_visible: int, n_hidden: int, batch: int) -> None:
+        from rbms.bernoulli_bernoulli.classes import BBRBM
+        from rbms.training.pcd import fit_batch_pcd
+
+        self.model = BBRBM(torch.randn(n_visible, n_hidden) * 0.01, torch.zeros(n_visible), torch.zeros(n_hidden))
+        self.model.init_grad()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, maximize=True)
+        self.batches, self.weights = shuffled(random_rows(n_visible), batch), torch.ones(batch)
+        self.chains, self.fit_batch = self.model.init_chains(batch), fit_batch_pcd
+
+    def run(self, n_updates: int) -> None:
+        with torch.no_grad():
+            for _ in range(n_updates):
+                self.optimizer.zero_grad(set_to_none=False)
+                batch = (next(self.batches), self.weights)
+                self.chains, _ = self.fit_batch(batch, self.chains, self.model, 1, 1.0, centered=False)
+                self.optimizer.step()
+
+
+TRAINERS: dict[str, Callable[[int, int, int], Trainer]] = {
+    "bm_fast": BmFast,
+    "torch": Torch,
+    "torch-compile": lambda n_visible, n_hidden, batch: Torch(n_visible, n_hidden, batch, compiled=True),
+    "scikit-learn": ScikitLearn,
+    "rbms": Rbms,
+}
