@@ -48,7 +48,7 @@ def rows(name: str, values: Tensor | NDArray[np.generic], layer: Layer, device: 
     dtypes = (torch.float32,) if layer.kind is Kind.GAUSSIAN else (torch.uint8, torch.float32)
     if checked.dtype not in dtypes:
         raise ValueError(
-            f"{name}: expected {' or '.join(str(d) for d in dtypes)} for {layer.kind.name.lower()} units, "
+            f"{name}: expected {' or '.join(str(d) for d in dtypes)} for {layer.kind.name.capitalize()} units, "
             f"got {checked.dtype}"
         )
     if checked.dim() != 2 or checked.shape[0] < 1 or checked.shape[1] != layer.units:

@@ -65,7 +65,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> di
     version = metadata.get("bm_fast")
     if version is None:
         raise CheckpointError(f"{os.fspath(path)!r} is a safetensors file, but no checkpoint of bm_fast")
-    if not version.isdigit() or int(version) > FORMAT:
+    if not version.isdigit() or not 1 <= int(version) <= FORMAT:
         raise CheckpointError(f"{os.fspath(path)!r} has format {version}; this bm_fast reads formats up to {FORMAT}")
     settings = metadata.get("state", "")
     if metadata.get("sha256") != _digest(settings, tensors):

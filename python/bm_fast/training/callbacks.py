@@ -187,7 +187,7 @@ class TensorBoard(Callback):
             raise ImportError(
                 "TensorBoard: the package tensorboard is missing; install it with pip install 'bm_fast[tensorboard]'"
             ) from error
-        self._writer: Any = SummaryWriter(os.fspath(folder))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(os.fspath(folder))
 
     def on_epoch(self, progress: Progress) -> None:
         for name, value in {"learning_rate": progress.learning_rate, **progress.metrics}.items():
