@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from enumeration import all_states
 from torch import Tensor
 
 from bm_fast import RBM, Kind
 from bm_fast.checkpoints import CheckpointError
+from enumeration import all_states
 
 KINDS = list(Kind)
 
