@@ -83,18 +83,18 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ValueError for parameters out of range and for X that is not finite, as in every scikit-learn estimator.
         """
         self._check_parameters()
-        X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32))
+        rows = self._rows(X, reset=True)
         self.random_state_ = check_random_state(self.random_state)
-        self._initialise(X.shape[1])
+        self._initialise(rows.shape[1])
         begin = time.perf_counter()
         for iteration in range(1, self.n_iter + 1):
-            order = self.random_state_.permutation(X.shape[0])
-            self._learn(X[order[i : i + self.batch_size]] for i in range(0, len(order), self.batch_size))
+            order = self.random_state_.permutation(rows.shape[0])
+            self._learn(rows[order[i : i + self.batch_size]] for i in range(0, len(order), self.batch_size))
             if self.verbose:
                 end = time.perf_counter()
                 print(
                     f"[{type(self).__name__}] Iteration {iteration}, "
-                    f"pseudo-likelihood = {self._score(X).mean():.2f}, time = {end - begin:.2f}s"
+                    f"pseudo-likelihood = {self._score(rows).mean():.2f}, time = {end - begin:.2f}s"
                 )
                 begin = end
         return self
@@ -103,21 +103,21 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Makes one update from X ``[n_samples, n_features]`` as one batch; the chains go on. Errors as in ``fit``."""
         self._check_parameters()
         first = not hasattr(self, "components_")
-        X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=first)
+        rows = self._rows(X, reset=first)
         if not hasattr(self, "random_state_"):
             self.random_state_ = check_random_state(self.random_state)
         if first:
-            self._initialise(X.shape[1])
-        self._learn([X])
+            self._initialise(rows.shape[1])
+        self._learn([rows])
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """P(h = 1 | v = X), ``[n_samples, n_components]`` in the dtype of X, for X ``[n_samples, n_features]``."""
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", reset=False, dtype=(np.float64, np.float32))
+        rows = self._rows(X)
         machine, update = self._rbm().machine(), full_update(_GRAPH, HIDDEN)
-        means = np.empty((X.shape[0], len(self.components_)), dtype=X.dtype)
-        for start, values in _chunks(X):
+        means = np.empty((rows.shape[0], len(self.components_)), dtype=rows.dtype)
+        for start, values in _chunks(rows):
             unread = torch.zeros(len(values), means.shape[1])
             means[start : start + len(values)] = machine.layer_means(update, (values, unread)).numpy()
         return means
@@ -128,12 +128,12 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Successive calls draw different random numbers.
         """
         check_is_fitted(self)
-        v = validate_data(self, v, accept_sparse="csr", reset=False, dtype=(np.float64, np.float32, np.bool_))
+        rows = self._rows(v, dtypes=(np.float64, np.float32, np.bool_))
         machine = self._rbm().machine()
         update, sample_visible = full_update(_GRAPH, HIDDEN), gibbs_program(_GRAPH, clamped=(HIDDEN,))
         seed = self._seed()
-        drawn = np.empty(v.shape, dtype=bool)
-        for start, values in _chunks(v):
+        drawn = np.empty(rows.shape, dtype=np.bool_)
+        for start, values in _chunks(rows):
             hidden = torch.zeros(len(values), len(self.components_))
             chains = Chains(
                 (
@@ -160,8 +160,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         pseudo-log-likelihood.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", reset=False, dtype=(np.float64, np.float32))
-        return self._score(X)
+        return self._score(self._rows(X))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -179,6 +178,10 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         rate = self.learning_rate
         if not isinstance(rate, Real) or not 0 < rate < float("inf"):
             raise ValueError(f"learning_rate: expected a finite number above 0, got {rate!r}")
+
+    def _rows(self, X: ArrayLike, *, reset: bool = False, dtypes: tuple[type, ...] = (np.float64, np.float32)) -> Any:
+        """X as scikit-learn checks it: finite, as wide as in ``fit``, a numpy array or a sparse one of rows."""
+        return validate_data(self, X, accept_sparse="csr", reset=reset, dtype=dtypes)
 
     def _seed(self) -> int:
         if not hasattr(self, "random_state_"):
@@ -228,14 +231,14 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if not inside:
             warnings.warn("X: expected values from 0 to 1, which units of this model take; got others", stacklevel=3)
 
-    def _score(self, X: Any) -> NDArray[np.float64]:
+    def _score(self, rows: Any) -> NDArray[np.float64]:
         machine, summed_out = self._rbm().machine(), (full_update(_GRAPH, HIDDEN),)
         salt = int(check_random_state(self.random_state).randint(2**32, dtype=np.uint32))
-        n_features, scores = X.shape[1], np.empty(X.shape[0])
-        for start, values in _chunks(X):
+        n_features, scores = rows.shape[1], np.empty(rows.shape[0])
+        for start, values in _chunks(rows):
             # a hash of the row decides, so that a row's score does not depend on its place or on the other rows
-            rows = values.float().numpy()
-            units = torch.tensor([zlib.crc32(row.tobytes(), salt) % n_features for row in rows])[:, None]
+            hashes = [zlib.crc32(row.tobytes(), salt) for row in values.float().numpy()]
+            units = torch.tensor(hashes)[:, None] % n_features
             flipped = values.scatter(1, units, 1 - values.gather(1, units))
             unread = torch.zeros(len(values), len(self.components_), dtype=torch.uint8)
             energy, other = (machine.free_energy(summed_out, (v, unread))[0] for v in (values, flipped))
@@ -246,14 +249,14 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 _GRAPH = RBM(1, 1).graph  # programs name layers and couplings only, so that of one size serves all
 
 
-def _values(X: Any) -> Tensor:
+def _values(rows: Any) -> Tensor:
     """Dense rows: uint8 where all are 0 or 1, which the kernels take faster, else float32."""
-    dense = X.toarray() if scipy.sparse.issparse(X) else X
+    dense = rows.toarray() if scipy.sparse.issparse(rows) else rows
     binary = dense.dtype == bool or bool(((dense == 0) | (dense == 1)).all())
     return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.uint8 if binary else np.float32))
 
 
-def _chunks(X: Any) -> Iterator[tuple[int, Tensor]]:
+def _chunks(rows: Any) -> Iterator[tuple[int, Tensor]]:
     """First row and values of each chunk."""
-    for start in range(0, X.shape[0], CHUNK):
-        yield start, _values(X[start : start + CHUNK])
+    for start in range(0, rows.shape[0], CHUNK):
+        yield start, _values(rows[start : start + CHUNK])
