@@ -11,11 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "units.h"  // Kind
+
 namespace bm {
 
 // --- what a machine is made of ---------------------------------------------------------------------------------------
-
-enum class Kind : int32_t { kBernoulli = 0, kGaussian = 1 };
 
 struct LayerParameters {
   std::string name;
@@ -41,7 +41,7 @@ std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>&
 struct Input {
   int coupling;
   bool transposed;  // the updated layer is the coupling's lower end
-  float scale;
+  double scale;
 };
 
 struct Update {
@@ -100,7 +100,7 @@ void statistics(float* out, Values lower /* [n_chains, n_lower] */, int64_t n_lo
 void bernoulli(uint8_t* out, const float* probabilities /* [n, units] */, const int64_t* rows /* [n] */, int64_t n,
                int64_t units, uint64_t seed, uint32_t sweep, uint32_t layer_and_purpose, int threads);
 
-// Largest |weight| of n; throws where one is NaN or infinite.
+// Largest |weight| of n; NaN or infinity where one weight is.
 float largest_weight(const float* weights /* [n] */, int64_t n, int threads);
 
 // out[n] = round(weights 2^fraction_bits), halves to even; the caller has made sure that all fit.

@@ -10,6 +10,13 @@
 
 #define BM_UNITS static inline __attribute__((always_inline))
 
+namespace bm {
+
+// How a unit responds to its field.
+enum class Kind : int32_t { kBernoulli = 0, kGaussian = 1 };
+
+}  // namespace bm
+
 namespace bm::units {
 
 BM_UNITS uint32_t bits_of(float x) {
@@ -104,5 +111,44 @@ BM_UNITS bool decide(float x, uint32_t word) {
 }
 
 BM_UNITS float logistic(float x) { return 1.f / (1.f + exp_minus(x)); }
+
+// --- normals ---------------------------------------------------------------------------------------------------------
+
+// log(u) of a uniform, 2^-25 <= u <= 1, relative error 3e-7: u = 2^e m with m in [1/sqrt 2, sqrt 2), and the series of
+// log m = 2 artanh((m - 1) / (m + 1)).
+BM_UNITS float log_uniform(float u) {
+  const int32_t e = static_cast<int32_t>(bits_of(u) - 0x3f3504f3u) >> 23;
+  const float m = float_of(bits_of(u) - (static_cast<uint32_t>(e) << 23));
+  const float s = (m - 1.f) / (m + 1.f), z = s * s;
+  float p = fma(0.22222222f, z, 0.28571429f);
+  p = fma(p, z, 0.4f);
+  p = fma(p, z, 0.66666667f);
+  p = fma(p, z, 2.f);
+  return fma(static_cast<float>(e), 0.69314718f, p * s);
+}
+
+// Two standard normals by Box and Muller (1958): sqrt(-2 log u) times the cosine and the sine of 2 pi times the other
+// u. The angle is reduced to the nearest quarter turn, which is exact, then the series of sine and cosine in quarter
+// turns.
+BM_UNITS void normals(uint32_t radius_word, uint32_t angle_word, float& first, float& second) {
+  const float radius = __builtin_sqrtf(-2.f * log_uniform(uniform(radius_word)));
+  const float turns = 4.f * uniform(angle_word);
+  constexpr float kMagic = 12582912.f;
+  const float shifted = turns + kMagic;
+  const float r = turns - (shifted - kMagic), z = r * r;
+  const uint32_t quarter = bits_of(shifted);
+  float sine = fma(1.6044118e-4f, z, -4.6817541e-3f);
+  sine = fma(sine, z, 7.9692626e-2f);
+  sine = fma(sine, z, -0.64596410f);
+  sine = fma(sine, z, 1.5707963f) * r;
+  float cosine = fma(-2.5202042e-5f, z, 9.1926027e-4f);
+  cosine = fma(cosine, z, -2.0863481e-2f);
+  cosine = fma(cosine, z, 0.25366951f);
+  cosine = fma(cosine, z, -1.2337006f);
+  cosine = fma(cosine, z, 1.f);
+  const float c = quarter & 1 ? sine : cosine, s = quarter & 1 ? cosine : sine;
+  first = radius * float_of(bits_of(c) ^ (((quarter + 1) & 2) << 30));
+  second = radius * float_of(bits_of(s) ^ ((quarter & 2) << 30));
+}
 
 }  // namespace bm::units

@@ -8,15 +8,16 @@
 #include <vector>
 
 #include "cpu/views.h"
+#include "ops.h"
 
 namespace bm::cpu {
 
-// Zeroed and aligned to cache lines, so that rows of whole tiles never straddle one.
+// Aligned to cache lines, so that rows of whole tiles never straddle one; not initialised.
 template <class T>
 class Array {
  public:
   Array() = default;
-  explicit Array(size_t size) : data_(new (std::align_val_t{64}) T[size]()), size_(size) {}
+  explicit Array(size_t size) : data_(new (std::align_val_t{64}) T[size]), size_(size) {}
   T* data() const { return data_.get(); }
   size_t size() const { return size_; }
   T& operator[](size_t i) const { return data_.get()[i]; }

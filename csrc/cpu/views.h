@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#include "ops.h"
+#include "units.h"
 
 namespace bm::cpu {
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from bm_fast import reference
 from bm_fast.chains import Chains, empty_layers
 from bm_fast.graph import Graph, Kind
-from bm_fast.parameters import Parameters, snapshot
+from bm_fast.parameters import Parameters, fraction_bits, snapshot
 from bm_fast.program import Program, Update, check_program
 from bm_fast.reference import Purpose
 
@@ -80,7 +80,7 @@ class Machine:
         if _native():
             self._impl = _C.Machine(
                 [
-                    (layer.units, int(layer.kind), _address(bias), _address(precision))
+                    (layer.name, layer.units, int(layer.kind), _address(bias), _address(precision))
                     for layer, bias, precision in zip(
                         self.graph.layers, parameters.biases, parameters.precisions, strict=True
                     )
@@ -91,6 +91,7 @@ class Machine:
                         self.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
                     )
                 ],
+                torch.get_num_threads(),
             )
 
     @classmethod
@@ -102,7 +103,7 @@ class Machine:
         precisions: Sequence[Tensor | None] | None = None,
     ) -> Machine:
         """From float parameters; arguments and errors as in ``parameters.snapshot``."""
-        return cls(snapshot(graph, weights, biases, precisions))
+        return cls(snapshot(graph, weights, biases, precisions, quantise))
 
     def chains(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:
         """Chains at sweep 0: fair coins for Bernoulli layers, zeros for Gaussian ones.
@@ -180,7 +181,7 @@ class Machine:
         else:
             self._impl.sweep(
                 _plain(program),
-                _values(chains.layers),
+                [layer.data_ptr() for layer in chains.layers],
                 n_chains,
                 n_sweeps,
                 chains.seed,
@@ -318,6 +319,21 @@ def _values(values: Sequence[Tensor]) -> list[tuple[int, bool]]:
     return [(value.data_ptr(), value.dtype is torch.float32) for value in values]
 
 
+def quantise(weight: Tensor, name: str = "weight") -> tuple[Tensor, int]:
+    """``(W_q, f)`` of float32 weights: W_q = round(weight 2^f), int16, halves to even, on the finest grid that fits.
+
+    ValueError for non-finite or too large weights.
+    """
+    check(name, weight, torch.float32, tuple(weight.shape), weight.device)
+    if not _native():
+        return reference.quantise(weight, name)
+    threads = torch.get_num_threads()
+    bits = fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), threads), name)
+    out = torch.empty_like(weight, dtype=torch.int16)
+    _C.quantise(weight.data_ptr(), weight.numel(), bits, out.data_ptr(), threads)
+    return out, bits
+
+
 def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tensor:
     """Σ over chains of lowerᵀ upper, float32 ``[units of lower, units of upper]``, the same bits on every backend.
 
@@ -376,3 +392,15 @@ def bernoulli(
             torch.get_num_threads(),
         )
     return out
+
+
+def info() -> dict[str, Any]:
+    """What runs here: backend, instruction sets (compiled, usable on this processor, in use) and GPU."""
+    native = _native()
+    return {
+        "backend": "native" if native else "reference",
+        "isas_compiled": list(_C.compiled_isas()) if native else [],
+        "isas_usable": list(_C.usable_isas()) if native else [],
+        "isa": _C.isa() if native else None,
+        "gpu": "none: built without CUDA",
+    }

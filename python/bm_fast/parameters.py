@@ -8,7 +8,7 @@ the device that adds them. docs/numbers.md states the whole contract.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,12 @@ class Parameters:
 
 
 def fraction_bits(largest: float, name: str = "weight") -> int:
-    """Bits f of the finest grid 2^-f on which a coupling with this largest |W| still fits into W_q."""
+    """Bits f of the finest grid 2^-f on which a coupling with this largest |W| still fits into W_q.
+
+    ValueError for non-finite or too large weights.
+    """
+    if not math.isfinite(largest):
+        raise ValueError(f"{name}: expected finite weights, got {largest}")
     if largest > MAX_WEIGHT:
         raise ValueError(f"{name}: expected weights of at most {MAX_WEIGHT} in size, got {largest:g}")
     if largest == 0:
@@ -55,23 +60,17 @@ def fraction_bits(largest: float, name: str = "weight") -> int:
     return min(bits, MAX_FRACTION_BITS)
 
 
-def quantise(weight: Tensor, name: str = "weight") -> tuple[Tensor, int]:
-    """``(W_q, f)`` of float weights; halves round to even. ValueError for non-finite or too large weights."""
-    weight = weight.detach()
-    largest = weight.abs().max().item()
-    if not math.isfinite(largest):
-        raise ValueError(f"{name}: expected finite weights, got {largest}")
-    bits = fraction_bits(largest, name)
-    return (weight * 2.0**bits).round().to(torch.int16), bits
-
-
 def snapshot(
     graph: Graph,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    precisions: Sequence[Tensor | None] | None = None,
+    precisions: Sequence[Tensor | None] | None,
+    quantise: Callable[[Tensor, str], tuple[Tensor, int]],
 ) -> Parameters:
-    """Checks float parameters against the graph and puts them on the integer grid; the tensors are copied."""
+    """Checks float parameters against the graph and puts them on the integer grid; the tensors are copied.
+
+    quantise: from contiguous float weights and a name for errors to ``(W_q, f)``.
+    """
     precisions = precisions if precisions is not None else [None] * len(graph.layers)
     for what, values, expected in (
         ("weights", weights, len(graph.couplings)),
@@ -85,8 +84,8 @@ def snapshot(
     for i, (coupling, weight) in enumerate(zip(graph.couplings, weights, strict=True)):
         name = f"weights[{i}]"
         _check(name, weight, (graph.layers[coupling.lower].units, graph.layers[coupling.upper].units), device)
-        integers, f = quantise(weight, name)
-        quantised.append(integers.contiguous())
+        integers, f = quantise(weight.detach().contiguous(), name)
+        quantised.append(integers)
         bits.append(f)
     copies: list[Tensor | None] = []
     for i, (layer, bias, precision) in enumerate(zip(graph.layers, biases, precisions, strict=True)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bm_fast.graph import Kind
-from bm_fast.parameters import Parameters
+from bm_fast.parameters import Parameters, fraction_bits
 from bm_fast.program import Program, Update
 
 
@@ -156,6 +156,12 @@ def layer_mean(parameters: Parameters, layer: int, x: Tensor, beta: Tensor | Non
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
+
+
+def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
+    """``(W_q, f)`` of float weights; halves round to even. ValueError for non-finite or too large weights."""
+    bits = fraction_bits(weight.abs().max().item(), name)
+    return (weight * 2.0**bits).round().to(torch.int16), bits
 
 
 def sweep(

@@ -1,0 +1,76 @@
+// The kernels of one instruction set, as a table that dispatch.cpp chooses from.
+//
+// Every kernel works on a part of the chains (or rows) in one thread; the drivers cut the parts. Results depend neither
+// on the parts nor on the instruction set.
+#pragma once
+
+#include "cpu/views.h"
+
+namespace bm::cpu {
+
+constexpr int32_t kBlockChains = 8;  // chains whose fields are computed together
+
+// Working memory of one thread, sized for the largest layer.
+struct Scratch {
+  uint32_t* active;  // [padded]
+  int32_t* sums;     // [padded]
+  float* fields;     // [kBlockChains, padded]
+};
+
+// Inverse temperatures and the biases at beta = 0.
+struct TemperView {
+  const float* beta;         // [n_chains] or null: 1
+  const float* const* base;  // per layer [padded] or null: none
+};
+
+// Statistics take the upper layer in panels of chains and units, and the lower one in tiles of units.
+constexpr int32_t kPanelChains = 256, kPanelUnits = 1024, kPanelRows = 64, kCountWords = 16;
+constexpr int64_t panel_stride(int64_t n_upper) {
+  return n_upper < kPanelUnits ? (n_upper + 255) / 256 * 256 : kPanelUnits;
+}
+
+struct PanelColumns {
+  uint32_t chains[kPanelRows][kPanelChains];
+  float factors[kPanelRows][kPanelChains];
+  int32_t n[kPanelRows];
+};
+
+struct StatisticsScratch {
+  float* panel;  // [kPanelChains, panel_stride], 64-byte aligned
+  PanelColumns* columns;
+  uint64_t* bits;  // [kCountWords, n_upper]
+};
+
+struct Kernels {
+  const char* isa;
+
+  // Runs all sweeps on chains first .. first + n; false if it gave up half-way because it was asked to stop.
+  // values: the states once more, as inputs.
+  bool (*sweep)(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values,
+                int64_t first, int64_t n, Scratch scratch, StopView stop);
+
+  void (*layer_means)(float* out, MachineView machine, UpdateView update, const ValuesView* values, TemperView how,
+                      int64_t first, int64_t n, Scratch scratch);
+
+  // upward: for each coupling an update of its upper layer with this one input.
+  void (*energy)(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first,
+                 int64_t n, Scratch scratch);
+
+  // out: [n_betas, n_chains]; is_summed: [n_layers].
+  void (*free_energy)(double* out, MachineView machine, ProgramView summed, const bool* is_summed,
+                      const ValuesView* values, int64_t n_chains, const float* betas, int64_t n_betas,
+                      const float* const* base, int64_t first, int64_t n, Scratch scratch);
+
+  // Rows first .. first + n of out: units of the lower layer.
+  void (*statistics)(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
+                     int64_t first, int64_t n, StatisticsScratch scratch);
+
+  void (*bernoulli)(uint8_t* out, const float* probabilities, const int64_t* rows, int64_t units, uint64_t seed,
+                    uint32_t sweep, uint32_t layer_and_purpose, int64_t first, int64_t n);
+
+  uint32_t (*largest_magnitude)(const float* values, int64_t n);  // bits of the largest |value|; NaN is the largest
+  uint8_t (*largest_byte)(const uint8_t* bytes, int64_t n);
+  void (*quantise)(int16_t* out, const float* values, int64_t n, float scale);
+};
+
+}  // namespace bm::cpu

@@ -1,0 +1,185 @@
+// Energies and free energies of states, in double from float fields; every sum has one fixed order.
+#include "cpu/kernels/isa.h"
+
+namespace bm::cpu::BM_ISA {
+
+constexpr int kLanes = 8;  // of every sum: fixed, so that the order is the same on every instruction set
+
+static double add_lanes(const double* lanes) {
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+template <class A, class B>
+static double dot(const A* __restrict a, const B* __restrict b, int32_t n) {
+  alignas(64) double lanes[kLanes] = {};
+  int32_t u = 0;
+  for (; u + kLanes <= n; u += kLanes)
+    for (int i = 0; i < kLanes; i++) lanes[i] += static_cast<double>(a[u + i]) * static_cast<double>(b[u + i]);
+  for (int i = 0; u + i < n; i++) lanes[i] += static_cast<double>(a[u + i]) * static_cast<double>(b[u + i]);
+  return add_lanes(lanes);
+}
+
+static double half_weighted_square(const float* __restrict state, const float* __restrict precisions, int32_t n) {
+  alignas(64) double lanes[kLanes] = {};
+  for (int32_t u = 0; u < n; u += kLanes)
+    for (int i = 0; i < kLanes && u + i < n; i++) {
+      const double x = state[u + i];
+      lanes[i] += x * x * static_cast<double>(precisions[u + i]);
+    }
+  return add_lanes(lanes) / 2;
+}
+
+static const uint8_t* binary_state(const ValuesView& values, int32_t units, int64_t chain) {
+  return static_cast<const uint8_t*>(values.data) + chain * units;
+}
+
+static const float* real_state(const ValuesView& values, int32_t units, int64_t chain) {
+  return static_cast<const float*>(values.data) + chain * units;
+}
+
+template <class B>
+static double dot_state(const ValuesView& values, const B* other, int32_t units, int64_t chain) {
+  return values.real ? dot(real_state(values, units, chain), other, units)
+                     : dot(binary_state(values, units, chain), other, units);
+}
+
+// lower W upper of one chain; exact where both are binary
+static double interaction(const InputView& input, const ValuesView* values, int upper, int64_t chain, Scratch scratch) {
+  const WeightsView& weights = input.weights;
+  const ValuesView &below = values[input.layer], &above = values[upper];
+  if (below.real) {
+    for (int32_t u = 0; u < weights.stride; u++) scratch.fields[u] = 0;
+    add_real_input(scratch.fields, input, real_state(below, weights.inputs, chain), 1, {never, nullptr});
+    return dot_state(above, scratch.fields, weights.outputs, chain);
+  }
+  const int32_t n_active = list_active(scratch.active, binary_state(below, weights.inputs, chain), weights.inputs);
+  sum_rows(scratch.sums, weights, scratch.active, n_active);
+  if (above.real)
+    return dot(scratch.sums, real_state(above, weights.outputs, chain), weights.outputs) *
+           static_cast<double>(input.scale);
+  const uint8_t* state = binary_state(above, weights.outputs, chain);
+  int64_t total = 0;
+  for (int32_t u = 0; u < weights.outputs; u++) total += state[u] ? scratch.sums[u] : 0;
+  return static_cast<double>(total) * static_cast<double>(input.scale);
+}
+
+void energy(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first, int64_t n,
+            Scratch scratch) {
+  for (int64_t chain = first; chain < first + n; chain++) {
+    double total = 0;
+    for (int i = 0; i < machine.n_layers; i++) {
+      const LayerView& layer = machine.layers[i];
+      total -= dot_state(values[i], layer.biases, layer.units, chain);
+      if (layer.precisions && values[i].real)
+        total += half_weighted_square(real_state(values[i], layer.units, chain), layer.precisions, layer.units);
+    }
+    for (int i = 0; i < upward.n_updates; i++)
+      total -= interaction(upward.updates[i].inputs[0], values, upward.updates[i].layer, chain, scratch);
+    out[chain] = total;
+  }
+}
+
+// --- free energy -----------------------------------------------------------------------------------------------------
+
+// exp(-x) of x >= 0, relative error 3e-13; 2^-1000 from there on
+BM_UNITS double exp_minus(double x) {
+  constexpr double kMagic = 6755399441055744.;  // 1.5 * 2^52: adding it rounds to an integer
+  double t = x * -1.4426950408889634;
+  t = t < -1000. ? -1000. : t;
+  const double shifted = t + kMagic;
+  const double r = (t - (shifted - kMagic)) * 0.6931471805599453;
+  double p = 1. / 3628800;  // Taylor's series of exp on [-0.35, 0.35]
+  p = p * r + 1. / 362880;
+  p = p * r + 1. / 40320;
+  p = p * r + 1. / 5040;
+  p = p * r + 1. / 720;
+  p = p * r + 1. / 120;
+  p = p * r + 1. / 24;
+  p = p * r + 1. / 6;
+  p = p * r + 0.5;
+  p = p * r + 1.;
+  p = p * r + 1.;
+  uint64_t bits, exponent;
+  memcpy(&bits, &p, sizeof bits);
+  memcpy(&exponent, &shifted, sizeof exponent);
+  bits += exponent << 52;
+  memcpy(&p, &bits, sizeof p);
+  return p;
+}
+
+// Sum of log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)). The factors 1 + exp(-|x|) lie in [1, 2], so hundreds of them
+// are multiplied before one logarithm is taken.
+static double sum_softplus(const float* __restrict x, int32_t n) {
+  constexpr int32_t kFactors = 960;  // their product stays below 2^960
+  double total = 0;
+  alignas(64) double positive[kLanes] = {};
+  for (int32_t begin = 0; begin < n; begin += kFactors) {
+    const int32_t end = n < begin + kFactors ? n : begin + kFactors;
+    alignas(64) double product[kLanes];
+    for (int i = 0; i < kLanes; i++) product[i] = 1;
+    for (int32_t u = begin; u < end; u += kLanes) {
+      alignas(64) float tile[kLanes];
+      const bool whole = u + kLanes <= end;
+      for (int i = 0; i < kLanes; i++) tile[i] = whole || u + i < end ? x[u + i] : -1000.f;
+      for (int i = 0; i < kLanes; i++) {
+        const double value = tile[i], size = value < 0 ? -value : value;
+        product[i] *= 1 + exp_minus(size);
+        positive[i] += value > 0 ? value : 0;
+      }
+    }
+    total += __builtin_log(((product[0] * product[4]) * (product[2] * product[6])) *
+                           ((product[1] * product[5]) * (product[3] * product[7])));
+  }
+  return total + add_lanes(positive);
+}
+
+// Sum of x^2 / (2 precision) + log(2 pi / precision) / 2
+static double sum_gaussian(const float* x, const float* precisions, double beta, int32_t n) {
+  double total = 0;
+  for (int32_t u = 0; u < n; u++) {
+    const double precision = static_cast<double>(static_cast<float>(beta) * precisions[u]), field = x[u];
+    total += field * field / (2 * precision) + __builtin_log(6.283185307179586 / precision) / 2;
+  }
+  return total;
+}
+
+void free_energy(double* out, MachineView machine, ProgramView summed, const bool* is_summed, const ValuesView* values,
+                 int64_t n_chains, const float* betas, int64_t n_betas, const float* const* base, int64_t first,
+                 int64_t n, Scratch scratch) {
+  for (int64_t chain = first; chain < first + n; chain++) {
+    double from_model = 0, from_base = 0, quadratic = 0;
+    for (int i = 0; i < machine.n_layers; i++) {
+      if (is_summed[i]) continue;
+      const LayerView& layer = machine.layers[i];
+      from_model += dot_state(values[i], layer.biases, layer.units, chain);
+      if (base) from_base += dot_state(values[i], base[i], layer.units, chain);
+      if (layer.precisions && values[i].real)
+        quadratic += half_weighted_square(real_state(values[i], layer.units, chain), layer.precisions, layer.units);
+    }
+    for (int64_t k = 0; k < n_betas; k++) {
+      const double beta = betas[k];
+      out[k * n_chains + chain] = (base ? quadratic : beta * quadratic) - (beta * from_model + (1 - beta) * from_base);
+    }
+  }
+  for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
+    const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
+    for (int i = 0; i < summed.n_updates; i++) {
+      const LayerView& layer = machine.layers[summed.updates[i].layer];
+      const float* layer_base = base ? base[summed.updates[i].layer] : nullptr;
+      block_fields(machine, summed.updates[i], values, chain, block, scratch, {never, nullptr});
+      for (int32_t c = 0; c < block; c++) {
+        const float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
+        float* tempered = reinterpret_cast<float*>(scratch.sums);
+        for (int64_t k = 0; k < n_betas; k++) {
+          memcpy(tempered, x, layer.padded * sizeof(float));
+          temper(tempered, betas + k, layer_base, layer.padded);
+          out[k * n_chains + chain + c] -=
+              layer.kind == Kind::kGaussian ? sum_gaussian(tempered, layer.precisions, base ? 1 : betas[k], layer.units)
+                                            : sum_softplus(tempered, layer.units);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace bm::cpu::BM_ISA

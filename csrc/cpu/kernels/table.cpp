@@ -1,0 +1,12 @@
+#include "cpu/kernels/isa.h"
+
+#define BM_STRING_OF(x) #x
+#define BM_STRING(x) BM_STRING_OF(x)
+
+namespace bm::cpu::BM_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {BM_STRING(BM_ISA), sweep,     layer_means,       energy,       free_energy,
+                         statistics,        bernoulli, largest_magnitude, largest_byte, quantise};
+
+}  // namespace bm::cpu::BM_ISA

@@ -1,0 +1,127 @@
+// The driver of sweeps: rounds of bounded time on copies of the states, threads over chains, and a way to stop.
+#include <omp.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "cpu/work.h"
+
+namespace bm {
+namespace cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
+constexpr double kRoundSeconds = 0.075;  // between updates of the caller's states
+constexpr double kPollSeconds = 0.1;     // between questions whether the user has pressed Ctrl-C
+constexpr double kSlowestRate = 1e9;     // multiply-adds per second that the first round may count on
+constexpr int64_t kGrain = 64;           // chains at which parts are cut, where there are enough
+
+// One per thread: kernels ask it; that of the calling thread polls.
+struct StopState {
+  std::atomic<bool>* stop;
+  const std::function<bool()>* interrupted;  // null in other threads
+  Clock::time_point last_poll;
+
+  static bool ask(void* context) {
+    auto& self = *static_cast<StopState*>(context);
+    if (self.interrupted && Seconds(Clock::now() - self.last_poll).count() > kPollSeconds) {
+      if ((*self.interrupted)()) self.stop->store(true, std::memory_order_relaxed);
+      self.last_poll = Clock::now();
+    }
+    return self.stop->load(std::memory_order_relaxed);
+  }
+};
+
+// Copies of the states of all layers, as bytes.
+class StateCopies {
+ public:
+  StateCopies(const Machine& machine, const std::vector<void*>& states, int64_t n_chains) : originals_(states) {
+    for (int i = 0; i < machine.n_layers(); i++) {
+      const bool real = machine.layer(i).kind == Kind::kGaussian;
+      copies_.emplace_back(n_chains * machine.layer(i).units * (real ? sizeof(float) : 1));
+      std::memcpy(copies_[i].data(), states[i], copies_[i].size());
+      pointers_.push_back(copies_[i].data());
+      values_.push_back({copies_[i].data(), real});
+    }
+  }
+  void write_back(const ProgramView& program) const {
+    for (int i = 0; i < program.n_updates; i++) {
+      const int layer = program.updates[i].layer;
+      std::memcpy(originals_[layer], copies_[layer].data(), copies_[layer].size());
+    }
+  }
+  void* const* states() const { return pointers_.data(); }
+  const ValuesView* values() const { return values_.data(); }
+
+ private:
+  const std::vector<void*>& originals_;
+  std::vector<Array<uint8_t>> copies_;
+  std::vector<void*> pointers_;
+  std::vector<ValuesView> values_;
+};
+
+double multiply_adds(const ProgramView& program, int64_t n_chains) {
+  double total = 0;
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++) {
+      const WeightsView& weights = program.updates[i].inputs[j].weights;
+      total += static_cast<double>(weights.inputs) * weights.outputs * static_cast<double>(n_chains);
+    }
+  return total;
+}
+
+}  // namespace
+}  // namespace cpu
+
+int64_t sweep(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
+              int threads, const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted) {
+  using namespace cpu;
+  const ProgramPlan plan(machine, program);
+  const StateCopies copies(machine, states, what.n_chains);
+  check_values(machine, copies.values(), what.n_chains, threads);
+  const ThreadScratch scratch(machine, threads);
+  const PaddedBase base(machine, what.base);
+  const std::vector<float*> no_means(machine.n_layers());
+  SweepView view{copies.states(), 0,           what.seed,         what.first_chain, what.first_sweep,
+                 what.beta,       base.data(), what.clamp.data(), no_means.data()};
+
+  const Kernels& k = kernels();
+  std::atomic<bool> stop{false};
+  std::vector<StopState> stops(threads, {&stop, nullptr, Clock::now()});
+  stops[0].interrupted = &interrupted;
+  const int64_t grain = what.n_chains >= kGrain * threads ? kGrain : 1;
+
+  double seconds_per_sweep = multiply_adds(plan.view(), what.n_chains) / kSlowestRate / threads;
+  int64_t done = 0;
+  while (done < what.n_sweeps) {
+    const double fit = std::max(1., kRoundSeconds / std::max(seconds_per_sweep, 1e-9));
+    view.n_sweeps = static_cast<int64_t>(std::min(static_cast<double>(what.n_sweeps - done), fit));
+    view.first_sweep = what.first_sweep + static_cast<uint32_t>(done);
+    if (done + view.n_sweeps == what.n_sweeps) view.means = what.means.data();
+    const auto start = Clock::now();
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) {
+      const Part p = part(what.n_chains, t, threads, grain);
+      k.sweep(machine.view(), plan.view(), view, copies.values(), p.first, p.n, scratch[t],
+              {StopState::ask, &stops[t]});
+    }
+    if (stop.load()) break;
+    copies.write_back(plan.view());
+    done += view.n_sweeps;
+    seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(view.n_sweeps);
+    if (Seconds(Clock::now() - stops[0].last_poll).count() > kPollSeconds) {
+      stops[0].last_poll = Clock::now();
+      if (interrupted()) {
+        progress(done);
+        break;
+      }
+    }
+    progress(done);
+  }
+  return done;
+}
+
+}  // namespace bm

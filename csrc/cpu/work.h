@@ -1,0 +1,66 @@
+// What the drivers of the operations share: working memory per thread, padded base biases, cutting work into parts.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/machine.h"
+
+namespace bm::cpu {
+
+// Working memory of every thread for the largest layer of a machine.
+class ThreadScratch {
+ public:
+  ThreadScratch(const Machine& machine, int threads) {
+    int32_t size = 0;
+    for (int i = 0; i < machine.n_layers(); i++) size = std::max(size, machine.layer(i).padded);
+    for (int t = 0; t < threads; t++) {
+      active_.emplace_back(size);
+      sums_.emplace_back(size);
+      fields_.emplace_back(static_cast<size_t>(kBlockChains) * size);
+    }
+  }
+  Scratch operator[](int thread) const {
+    return {active_[thread].data(), sums_[thread].data(), fields_[thread].data()};
+  }
+
+ private:
+  std::vector<Array<uint32_t>> active_;
+  std::vector<Array<int32_t>> sums_;
+  std::vector<Array<float>> fields_;
+};
+
+// Base biases copied to padded arrays; null where there is no base.
+class PaddedBase {
+ public:
+  PaddedBase(const Machine& machine, const std::vector<const float*>& base) {
+    for (size_t i = 0; i < base.size(); i++) {
+      const LayerView& layer = machine.layer(static_cast<int>(i));
+      arrays_.emplace_back(layer.padded);
+      std::fill(std::copy_n(base[i], layer.units, arrays_.back().data()), arrays_.back().data() + layer.padded, 0.f);
+      pointers_.push_back(arrays_.back().data());
+    }
+  }
+  const float* const* data() const { return pointers_.empty() ? nullptr : pointers_.data(); }
+
+ private:
+  std::vector<Array<float>> arrays_;
+  std::vector<const float*> pointers_;
+};
+
+struct Part {
+  int64_t first, n;
+};
+
+// Part `i` of `parts` of n items, cut at multiples of `grain`.
+inline Part part(int64_t n, int i, int parts, int64_t grain = 1) {
+  const int64_t grains = (n + grain - 1) / grain;
+  const int64_t begin = std::min(n, grains * i / parts * grain), end = std::min(n, grains * (i + 1) / parts * grain);
+  return {begin, end - begin};
+}
+
+// Throws std::invalid_argument, naming the layer, where a binary value is above 1 or a real one is not finite.
+void check_values(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads);
+
+}  // namespace bm::cpu

@@ -1,0 +1,177 @@
+// The compiled module: addresses and sizes in, the GIL released, C++ exceptions to Python errors. python/bm_fast/ops.py
+// has checked dtype, shape, contiguity and device of what it passes, and keeps the tensors alive.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+std::vector<T*> all_at(const std::vector<Address>& addresses) {
+  std::vector<T*> pointers;
+  for (const Address address : addresses) pointers.push_back(at<T>(address));
+  return pointers;
+}
+
+using PlainInput = std::tuple<int, bool, double>;                            // coupling, transposed, scale
+using PlainUpdate = std::tuple<int, std::vector<PlainInput>>;                // layer, inputs
+using PlainValues = std::tuple<Address, bool>;                               // address, real
+using PlainLayer = std::tuple<std::string, int64_t, int, Address, Address>;  // name, units, kind, biases, precisions
+using PlainCoupling = std::tuple<int, int, Address, int>;                    // lower, upper, weights, fraction bits
+
+bm::Update update_of(const PlainUpdate& plain) {
+  bm::Update update{std::get<0>(plain), {}};
+  for (const auto& [coupling, transposed, scale] : std::get<1>(plain))
+    update.inputs.push_back({coupling, transposed, scale});
+  return update;
+}
+
+bm::Block block_of(const std::vector<PlainUpdate>& plain) {
+  bm::Block block;
+  for (const PlainUpdate& update : plain) block.push_back(update_of(update));
+  return block;
+}
+
+bm::Values values_of(const PlainValues& plain) { return {at<const void>(std::get<0>(plain)), std::get<1>(plain)}; }
+
+std::vector<bm::Values> values_of(const std::vector<PlainValues>& plain) {
+  std::vector<bm::Values> values;
+  for (const PlainValues& v : plain) values.push_back(values_of(v));
+  return values;
+}
+
+class Machine {
+ public:
+  Machine(const std::vector<PlainLayer>& layers, const std::vector<PlainCoupling>& couplings, int threads) {
+    std::vector<bm::LayerParameters> layer_parameters;
+    for (const auto& [name, units, kind, biases, precisions] : layers)
+      layer_parameters.push_back(
+          {name, units, static_cast<bm::Kind>(kind), at<const float>(biases), at<const float>(precisions)});
+    std::vector<bm::CouplingParameters> coupling_parameters;
+    for (const auto& [lower, upper, weights, bits] : couplings)
+      coupling_parameters.push_back({lower, upper, at<const int16_t>(weights), bits});
+    const py::gil_scoped_release release;
+    machine_ = bm::build_machine(layer_parameters, coupling_parameters, threads);
+  }
+
+  void sweep(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states, int64_t n_chains,
+             int64_t n_sweeps, uint64_t seed, uint32_t first_chain, uint32_t first_sweep, Address beta,
+             const std::vector<Address>& base, const std::vector<Address>& clamp, const std::vector<Address>& means,
+             int threads, const py::function& progress) const {
+    bm::Program program;
+    for (const auto& block : plain) program.push_back(block_of(block));
+    const bm::Sweep what{n_chains,
+                         n_sweeps,
+                         seed,
+                         first_chain,
+                         first_sweep,
+                         at<const float>(beta),
+                         all_at<const float>(base),
+                         all_at<const uint8_t>(clamp),
+                         all_at<float>(means)};
+    bool raised = false;
+    {
+      const py::gil_scoped_release release;
+      bm::sweep(
+          *machine_, program, all_at<void>(states), what, threads,
+          [&](int64_t done) {
+            const py::gil_scoped_acquire acquire;
+            progress(done);
+          },
+          [&] {
+            const py::gil_scoped_acquire acquire;
+            raised = PyErr_CheckSignals() != 0;
+            return raised;
+          });
+    }
+    if (raised) throw py::error_already_set();
+  }
+
+  void layer_means(const PlainUpdate& update, const std::vector<PlainValues>& values, int64_t n_chains, Address out,
+                   Address beta, const std::vector<Address>& base, int threads) const {
+    const py::gil_scoped_release release;
+    bm::layer_means(at<float>(out), *machine_, update_of(update), values_of(values), n_chains, at<const float>(beta),
+                    all_at<const float>(base), threads);
+  }
+
+  void energy(const std::vector<PlainValues>& values, int64_t n_chains, Address out, int threads) const {
+    const py::gil_scoped_release release;
+    bm::energy(at<double>(out), *machine_, values_of(values), n_chains, threads);
+  }
+
+  void free_energy(const std::vector<PlainUpdate>& updates, const std::vector<PlainValues>& values, int64_t n_chains,
+                   Address betas, int64_t n_betas, const std::vector<Address>& base, Address out, int threads) const {
+    const py::gil_scoped_release release;
+    bm::free_energy(at<double>(out), *machine_, block_of(updates), values_of(values), n_chains, at<const float>(betas),
+                    n_betas, all_at<const float>(base), threads);
+  }
+
+ private:
+  std::shared_ptr<const bm::Machine> machine_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of bm_fast; bm_fast.ops is the way to them.";
+  const auto released = py::call_guard<py::gil_scoped_release>();
+
+  py::class_<Machine>(m, "Machine")
+      .def(py::init<const std::vector<PlainLayer>&, const std::vector<PlainCoupling>&, int>(), py::arg("layers"),
+           py::arg("couplings"), py::arg("threads"))
+      .def("sweep", &Machine::sweep, py::arg("program"), py::arg("states"), py::arg("n_chains"), py::arg("n_sweeps"),
+           py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("beta"), py::arg("base"),
+           py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("progress"))
+      .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
+           py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
+      .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("threads"))
+      .def("free_energy", &Machine::free_energy, py::arg("updates"), py::arg("values"), py::arg("n_chains"),
+           py::arg("betas"), py::arg("n_betas"), py::arg("base"), py::arg("out"), py::arg("threads"));
+
+  m.def(
+      "statistics",
+      [](Address lower, bool lower_real, int64_t n_lower, Address upper, bool upper_real, int64_t n_upper,
+         int64_t n_chains, Address out, int threads) {
+        bm::statistics(at<float>(out), {at<const void>(lower), lower_real}, n_lower,
+                       {at<const void>(upper), upper_real}, n_upper, n_chains, threads);
+      },
+      py::arg("lower"), py::arg("lower_real"), py::arg("n_lower"), py::arg("upper"), py::arg("upper_real"),
+      py::arg("n_upper"), py::arg("n_chains"), py::arg("out"), py::arg("threads"), released);
+  m.def(
+      "bernoulli",
+      [](Address probabilities, Address rows, int64_t n, int64_t units, Address out, uint64_t seed, uint32_t sweep,
+         uint32_t layer_and_purpose, int threads) {
+        bm::bernoulli(at<uint8_t>(out), at<const float>(probabilities), at<const int64_t>(rows), n, units, seed, sweep,
+                      layer_and_purpose, threads);
+      },
+      py::arg("probabilities"), py::arg("rows"), py::arg("n"), py::arg("units"), py::arg("out"), py::arg("seed"),
+      py::arg("sweep"), py::arg("layer_and_purpose"), py::arg("threads"), released);
+  m.def(
+      "largest_weight",
+      [](Address weights, int64_t n, int threads) { return bm::largest_weight(at<const float>(weights), n, threads); },
+      py::arg("weights"), py::arg("n"), py::arg("threads"), released);
+  m.def(
+      "quantise",
+      [](Address weights, int64_t n, int fraction_bits, Address out, int threads) {
+        bm::quantise(at<int16_t>(out), at<const float>(weights), n, fraction_bits, threads);
+      },
+      py::arg("weights"), py::arg("n"), py::arg("fraction_bits"), py::arg("out"), py::arg("threads"), released);
+
+  m.def("version", [] { return BM_FAST_VERSION; }, "Version that the module was built from.");
+  m.def("compiled_isas", &bm::compiled_isas, "Instruction sets in the module, from the least to the most demanding.");
+  m.def("usable_isas", &bm::usable_isas, "Instruction sets that this processor has.");
+  m.def("isa", &bm::isa, "The instruction set in use; ValueError where BM_FAST_ISA names none that can be.");
+}

@@ -1,0 +1,89 @@
+"""Compiled kernels of bm_fast; bm_fast.ops is the way to them."""
+
+from collections.abc import Callable, Sequence
+
+_Input = tuple[int, bool, float]
+_Update = tuple[int, Sequence[_Input]]
+_Values = tuple[int, bool]
+
+class Machine:
+    def __init__(
+        self,
+        layers: Sequence[tuple[str, int, int, int, int]],
+        couplings: Sequence[tuple[int, int, int, int]],
+        threads: int,
+    ) -> None: ...
+    def sweep(
+        self,
+        program: Sequence[Sequence[_Update]],
+        states: Sequence[int],
+        n_chains: int,
+        n_sweeps: int,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        beta: int,
+        base: Sequence[int],
+        clamp: Sequence[int],
+        means: Sequence[int],
+        threads: int,
+        progress: Callable[[int], None],
+    ) -> None: ...
+    def layer_means(
+        self,
+        update: _Update,
+        values: Sequence[_Values],
+        n_chains: int,
+        out: int,
+        beta: int,
+        base: Sequence[int],
+        threads: int,
+    ) -> None: ...
+    def energy(self, values: Sequence[_Values], n_chains: int, out: int, threads: int) -> None: ...
+    def free_energy(
+        self,
+        updates: Sequence[_Update],
+        values: Sequence[_Values],
+        n_chains: int,
+        betas: int,
+        n_betas: int,
+        base: Sequence[int],
+        out: int,
+        threads: int,
+    ) -> None: ...
+
+def statistics(
+    lower: int,
+    lower_real: bool,
+    n_lower: int,
+    upper: int,
+    upper_real: bool,
+    n_upper: int,
+    n_chains: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def bernoulli(
+    probabilities: int,
+    rows: int,
+    n: int,
+    units: int,
+    out: int,
+    seed: int,
+    sweep: int,
+    layer_and_purpose: int,
+    threads: int,
+) -> None: ...
+def largest_weight(weights: int, n: int, threads: int) -> float: ...
+def quantise(weights: int, n: int, fraction_bits: int, out: int, threads: int) -> None: ...
+def version() -> str:
+    """Version that the module was built from."""
+
+def compiled_isas() -> list[str]:
+    """Instruction sets in the module, from the least to the most demanding."""
+
+def usable_isas() -> list[str]:
+    """Instruction sets that this processor has."""
+
+def isa() -> str:
+    """The instruction set in use; ValueError where BM_FAST_ISA names none that can be."""
