@@ -192,12 +192,13 @@ def sweep(
                 layer, state = update.layer, layers[update.layer]
                 layer_base = None if base is None else base[layer]
                 x = tempered(model_field(parameters, update, layers), beta, layer_base)
-                words = random_words(state.shape[1], chains, s, layer, Purpose.GIBBS, seed)
+                units = state.shape[1]
                 if parameters.graph.layers[layer].kind is Kind.GAUSSIAN:
                     precision = _precision(parameters, layer, beta, base)
-                    drawn = x / precision + normals(words) / precision.sqrt()
+                    words = random_words(units + units % 2, chains, s, layer, Purpose.GIBBS, seed)  # normals are pairs
+                    drawn = x / precision + normals(words)[:, :units] / precision.sqrt()
                 else:
-                    drawn = decide(x, words)
+                    drawn = decide(x, random_words(units, chains, s, layer, Purpose.GIBBS, seed))
                 mean = layer_mean(parameters, layer, x, beta, base)
                 if layer in clamp:
                     held = clamp[layer].bool()
