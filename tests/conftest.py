@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 DATA = os.environ.get("BM_FAST_DATA")
+HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
 
 
 def pytest_report_header() -> str:
     backend = os.environ.get("BM_FAST_BACKEND", "native")
     data = DATA if DATA and Path(DATA).is_dir() else "not found (BM_FAST_DATA), its tests are skipped"
-    return f"bm_fast: backend {backend}; torch {torch.__version__}; data {data}"
+    exist = "reference, native" if HAS_NATIVE else "reference; native not found, its tests are skipped"
+    return f"bm_fast: backend {backend} (there are: {exist}); torch {torch.__version__}; data {data}"
 
 
 def pytest_runtest_setup() -> None:
@@ -31,3 +34,12 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"BM_FAST_DATA: expected a folder, got {DATA!r}")
     return folder
+
+
+@pytest.fixture(
+    params=["reference", pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module"))]
+)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test once with each backend that exists; its name."""
+    monkeypatch.setenv("BM_FAST_BACKEND", request.param)
+    return str(request.param)

@@ -8,7 +8,6 @@ which happens less than once in 10^5 runs of the file.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,20 +21,16 @@ from bm_fast.graph import Graph
 from bm_fast.program import Program, gibbs_program
 from enumeration import DRIFT_BOUND, GRAPHS, Truth, enumerate_machine, largest_z, machine, variation_ratio
 
-HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
 LARGEST_Z = 5.5
 CHECKS = (1, 1, 6)  # sweeps between looks: after 1, 2 and 8 sweeps
 
 Sweep = Callable[..., None]
 
 
-@pytest.fixture(
-    params=["reference", pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module"))]
-)
-def n_chains(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+@pytest.fixture
+def n_chains(backend: str) -> int:
     """Selects a backend; the number of chains to run on it."""
-    monkeypatch.setenv("BM_FAST_BACKEND", request.param)
-    return 20_001 if request.param == "reference" else 40_002
+    return 20_001 if backend == "reference" else 40_002
 
 
 @dataclass

@@ -7,7 +7,6 @@ deviation of at most 0.07, as in ``test_no_drift``.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +28,6 @@ from enumeration import (
     variation_ratio,
 )
 
-HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
 LARGEST_Z = 5.5
 N_CHAINS = 20_000
 GRAPH = chain_graph((4, 8), Kind.GAUSSIAN)
@@ -37,13 +35,6 @@ GRAPH = chain_graph((4, 8), Kind.GAUSSIAN)
 
 def gaussian_machine() -> Machine:
     return machine(GRAPH, coupling_sd=0.4)
-
-
-@pytest.fixture(
-    params=["reference", pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module"))]
-)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BM_FAST_BACKEND", request.param)
 
 
 def look(truth: GaussianTruth, v: Tensor, h: Tensor) -> tuple[float, float]:
