@@ -3,10 +3,11 @@
 Rows of data carry the sign and weight s = -1/n_data, rows of the model s = +1/n_model, so that each phase is divided by
 its own number of rows. With m the hidden means of a row, μ and λ the offsets (zero for the ordinary gradient):
 
-    g_W = Σ s (v - μ) (m - λ)ᵀ        g_b = Σ s v - g_W λ        g_c = Σ s m - g_Wᵀ μ        g_log λ_i = ½ λ_i Σ s v_i²
+    g_W = Σ s (v - μ) (m - λ)ᵀ        g_b = Σ s v - g_W λ        g_c = Σ s m - g_Wᵀ μ
 
-(the last for Gaussian visible units). This is the step in (W, b, c) that equals a plain gradient step in the
-parameters of E = -(v - μ)ᵀ W (h - λ) - b'ᵀv - c'ᵀh, with b' = b + W λ and c' = c + Wᵀ μ (docs/training.md).
+and -½ precision Σ s v² for the log-precision of Gaussian visible units. This is the step in (W, b, c) that equals a
+plain gradient step in the parameters of E = -(v - μ)ᵀ W (h - λ) - b'ᵀv - c'ᵀh, with b' = b + W λ and c' = c + Wᵀ μ
+(docs/training.md).
 
 Source: Montavon and Müller, Deep Boltzmann machines and the centering trick (2012); Melchior, Fischer and Wiskott, How
 to center deep Boltzmann machines, JMLR 17(99) (2016), of whose variants this is dd: both offsets are means of the data.
@@ -131,6 +132,6 @@ class Gradient:
             hidden.addmv_(weight.t(), offsets.visible, alpha=-1)
         if rbm.log_precision is not None and precision is not None:
             squares = ops.statistics(block.visible.square(), block.shares, self._squares)
-            torch.mul(squares[:, 1] - squares[:, 0], precision / 2, out=self._of[id(rbm.log_precision)])
+            torch.mul(squares[:, 0] - squares[:, 1], precision / 2, out=self._of[id(rbm.log_precision)])
         for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
             parameter.grad = self._of[id(parameter)]
