@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bm_fast import ops
+
 DATA = os.environ.get("BM_FAST_DATA")
 HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
 
