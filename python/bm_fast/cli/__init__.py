@@ -1,0 +1,82 @@
+"""The command ``bm-fast``: train, sample and evaluate restricted Boltzmann machines from the shell.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted by Ctrl-C (what can be saved has been saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from bm_fast.cli import bench, demo, evaluate, info, sample, train
+from bm_fast.cli.common import Console, UsageError, plain, version, whole
+
+COMMANDS = (train, sample, evaluate, info, bench, demo)
+
+EXAMPLES = """\
+examples:
+  bm-fast demo                                   train on handwritten digits and look at the pictures; a minute
+  bm-fast train mnist --hidden 500 --epochs 30 --output runs/mnist500
+  bm-fast sample runs/mnist500 --sweeps 1000     samples as an array and as a picture
+  bm-fast evaluate runs/mnist500                 test log-likelihood, with its standard error
+  bm-fast train --resume runs/mnist500 --epochs 60
+
+Each command explains itself: bm-fast train --help. Files of results go into the folder that --output names.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what could be saved was saved)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="bm-fast",
+        description="Trains, samples and measures restricted Boltzmann machines.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"bm-fast {version()}")
+    commands = top.add_subparsers(metavar="command", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.NAME,
+            help=command.SUMMARY,
+            description=command.__doc__,
+            epilog=command.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(sub)
+        general = sub.add_argument_group("general")
+        general.add_argument("--json", action="store_true", help="print one JSON object; all other text goes to stderr")
+        general.add_argument("--threads", type=whole(1, 4096), help="threads to use (default: as many as torch uses)")
+        general.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=command.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console = Console(options.json)
+    try:
+        result, code = options.run(options, console), 0
+    except KeyboardInterrupt as stopped:
+        result, code = {"error": str(stopped) or "interrupted"}, 130
+    except Exception as error:  # the one place where any failure becomes a line and an exit code
+        if options.debug:
+            raise
+        result, code = {"error": _one_line(error)}, 2 if isinstance(error, UsageError) else 1
+    if "error" in result:
+        print(f"bm-fast: {result['error']}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(plain({**result, "exit_code": code})))
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__}: {text}"

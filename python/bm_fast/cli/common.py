@@ -1,0 +1,208 @@
+"""What the commands share: what they print, where they write, and how they find models and data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bm_fast
+from bm_fast import data
+from bm_fast.data import Dataset
+from bm_fast.rbm import RBM
+
+CHECKPOINT = "checkpoint.safetensors"
+CONFIGURATION = "configuration.json"
+
+Result = dict[str, Any]
+"""What a command found, ready for JSON: plain numbers, strings, lists and mappings."""
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not exist or does not fit together; exit code 2."""
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where text goes: to standard output for people, to standard error where that is kept free for JSON."""
+
+    json: bool
+
+    def say(self, text: str = "") -> None:
+        print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+
+
+class Output:
+    """A folder for results, which never loses an older one: files are claimed before anything is computed."""
+
+    def __init__(self, folder: str | os.PathLike[str], names: Sequence[str], *, overwrite: bool) -> None:
+        self.folder = Path(folder)
+        existing = [name for name in names if (self.folder / name).exists()]
+        if existing and not overwrite:
+            raise FileExistsError(
+                f"{self.folder} already holds {', '.join(existing)}; choose another --output, or add --overwrite"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"cannot make the output folder {self.folder}: {error.strerror}") from error
+        self.written: list[str] = []
+
+    def path(self, name: str) -> Path:
+        """Path of a file that the command is about to write."""
+        if name not in self.written:
+            self.written.append(name)
+        return self.folder / name
+
+    def write_json(self, name: str, content: Result) -> None:
+        self.path(name).write_text(json.dumps(plain(content), indent=2) + "\n")
+
+    def announce(self, console: Console) -> None:
+        console.say(f"\nWritten to {self.folder}{os.sep}: {', '.join(self.written)}")
+
+    @property
+    def files(self) -> list[str]:
+        return [str(self.folder / name) for name in self.written]
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: infinities and NaN, which it does not know, become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def version() -> str:
+    try:
+        return metadata.version("bm_fast")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that the package runs from; None for an installed package."""
+    folder = Path(bm_fast.__file__).parent
+    for command in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
+        try:
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return done.stdout.strip()
+
+
+# --- argument types ---------------------------------------------------------------------------------------------------
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Any:
+    """Type of an argument that is a whole number in a range."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text!r}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float = math.inf, *, above: bool = False) -> Any:
+    """Type of an argument that is a finite number of at least ``low`` (or above it) and at most ``high``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and (value > low if above else value >= low) and value <= high):
+            limits = f"{'above' if above else 'of at least'} {low:g}" + (
+                f" and at most {high:g}" if high < math.inf else ""
+            )
+            raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
+        return value
+
+    return parse
+
+
+SEED = whole(0, 2**63 - 1)
+
+
+def image_shape(text: str) -> tuple[int, int]:
+    """Type of an argument like 28x28."""
+    rows, _, columns = text.partition("x")
+    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+        raise argparse.ArgumentTypeError(f"expected rows x columns, as in 28x28, got {text!r}")
+    return int(rows), int(columns)
+
+
+# --- models and data --------------------------------------------------------------------------------------------------
+
+
+def load_data(source: str) -> Dataset:
+    """A data set by its name, or a .npy or .npz file by its path."""
+    if source in data.NAMES:
+        return data.load(source)
+    if source.endswith((".npy", ".npz")):
+        return data.load_file(source)
+    raise UsageError(f"data: expected one of {', '.join(data.NAMES)}, or a path to a .npy or .npz file, got {source!r}")
+
+
+def binary_split(dataset: Dataset, split: str, seed: int) -> tuple[Tensor, str]:
+    """0/1 images of a split, and the protocol by which they are binary."""
+    images = dataset.split(split)
+    if images.dtype is torch.uint8:
+        return images, dataset.protocol
+    return dataset.binarised(seed).split(split), f"fixed-sample, seed {seed}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model from a checkpoint file, and what ``train`` wrote beside it (empty where nothing lies there)."""
+
+    rbm: RBM
+    path: Path
+    configuration: Result
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Shape of an image of the data that the model was trained on."""
+        shape = self.configuration.get("data", {}).get("shape")
+        return None if shape is None else (int(shape[0]), int(shape[1]))
+
+
+def load_model(source: str) -> Trained:
+    """From a checkpoint file, or from the folder that ``train`` wrote."""
+    path = Path(source)
+    path = path / CHECKPOINT if path.is_dir() else path
+    return Trained(RBM.load(path), path, read_configuration(path.parent))
+
+
+def read_configuration(folder: Path) -> Result:
+    """What ``train`` wrote about a run; empty where there is none."""
+    path = folder / CONFIGURATION
+    if not path.is_file():
+        return {}
+    try:
+        configuration = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected the JSON that train wrote: {error}") from error
+    if not isinstance(configuration, dict):
+        raise ValueError(f"{path}: expected the JSON that train wrote, got a {type(configuration).__name__}")
+    return configuration

@@ -1,0 +1,153 @@
+"""Measures a trained machine: the mean log-likelihood of test data, with its standard error.
+
+log Z is exact, by enumeration, where the smaller layer has few enough units; otherwise it is estimated by annealed
+importance sampling (AIS), whose error is part of the result. AIS comes with a verdict: an estimate whose weights have
+collapsed is named as not trustworthy. Grey data are binarised once with a seed, and the protocol is part of the result:
+likelihoods compare only within one protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+
+from bm_fast import plots
+from bm_fast.cli.common import SEED, Console, Output, Result, UsageError, binary_split, load_data, load_model, whole
+from bm_fast.data import NAMES, SPLITS
+from bm_fast.estimation import (
+    MAX_ENUMERATED_UNITS,
+    AISEstimate,
+    UntrustworthyEstimate,
+    ais,
+    base_biases,
+    exact_log_z,
+    mean_log_likelihood,
+    pseudo_log_likelihood,
+    reconstruction_error,
+)
+
+NAME = "evaluate"
+SUMMARY = "log-likelihood of test data with its standard error; exact, or by annealed importance sampling"
+EXAMPLES = """\
+examples:
+  bm-fast evaluate runs/mnist                              the test split of the data of the run
+  bm-fast evaluate runs/mnist --runs 500 --betas adaptive
+  bm-fast evaluate runs/small --method exact --json        log Z by enumeration, result for a program"""
+
+RESULT, WEIGHTS, WEIGHTS_PICTURE = "evaluation.json", "log_weights.npy", "log_weights.png"
+_FEW_ENUMERATED_UNITS = 20
+_PSEUDO_ROWS = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder of a training run, or a checkpoint file")
+    parser.add_argument(
+        "--data", help=f"{', '.join(NAMES)}, or a .npy or .npz file (default: those of the training run)"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which part of the data (default: test)")
+    parser.add_argument(
+        "--method",
+        choices=("auto", "exact", "ais"),
+        default="auto",
+        help=f"how log Z is found; exact takes up to {MAX_ENUMERATED_UNITS} units in the smaller layer "
+        f"(default: exact up to {_FEW_ENUMERATED_UNITS}, else AIS)",
+    )
+    parser.add_argument("--runs", type=whole(1), default=100, metavar="N", help="AIS runs (default: 100)")
+    parser.add_argument(
+        "--betas",
+        default="salakhutdinov-murray",
+        metavar="SCHEDULE",
+        help="AIS: salakhutdinov-murray (14,503 betas, default), adaptive, or a number of equal steps",
+    )
+    parser.add_argument(
+        "--base",
+        choices=("data", "uniform"),
+        default="data",
+        help="AIS starts at independent units with the rates of the training data, or at fair coins (default: data)",
+    )
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of AIS and of the binarisation (default: 0)")
+    parser.add_argument(
+        "--output",
+        default="evaluate-output",
+        metavar="FOLDER",
+        help="folder for the results (default: evaluate-output)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an older evaluation in that folder")
+
+
+def run(options: argparse.Namespace, console: Console) -> Result:
+    trained = load_model(options.checkpoint)
+    rbm = trained.rbm
+    source = options.data or trained.configuration.get("settings", {}).get("data")
+    if source is None:
+        raise UsageError("--data: the data of the training run are not known; name the data")
+    dataset = load_data(source)
+    if dataset.n_units != rbm.n_visible:
+        raise UsageError(f"--data: expected {rbm.n_visible} units as the machine has, got {dataset.n_units}")
+    images, protocol = binary_split(dataset, options.split, options.seed)
+    smaller = min(rbm.n_visible, rbm.n_hidden)
+    exact = options.method == "exact" or (options.method == "auto" and smaller <= _FEW_ENUMERATED_UNITS)
+    if exact and smaller > MAX_ENUMERATED_UNITS:
+        raise UsageError(
+            f"--method: exact enumerates up to {MAX_ENUMERATED_UNITS} units, the smaller layer has {smaller}"
+        )
+    betas = _betas(options.betas)
+    output = Output(
+        options.output, (RESULT,) if exact else (RESULT, WEIGHTS, WEIGHTS_PICTURE), overwrite=options.overwrite
+    )
+    started = time.monotonic()
+    result: Result = {"data": dataset.name, "split": options.split, "cases": len(images), "protocol": protocol}
+    if exact:
+        log_z: float | AISEstimate = exact_log_z(rbm)
+        result |= {"method": "exact", "log_z": log_z, "trustworthy": True, "reason": ""}
+        console.say(f"log Z = {log_z:.4f}, exact")
+    else:
+        base = base_biases(rbm, dataset.train) if options.base == "data" else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
+            log_z = ais(rbm, options.runs, betas=betas, base=base, seed=options.seed)
+        result |= {
+            "method": "ais",
+            "log_z": log_z.log_z,
+            "log_z_standard_error": log_z.standard_error,
+            "log_z_interval": log_z.interval,
+            "effective_sample_size": log_z.effective_sample_size,
+            "runs": options.runs,
+            "betas": log_z.n_betas,
+            "trustworthy": log_z.trustworthy,
+            "reason": log_z.reason,
+        }
+        np.save(output.path(WEIGHTS), log_z.log_weights.numpy())
+        plots.save(plots.ais_weights(log_z), output.path(WEIGHTS_PICTURE))
+        console.say(str(log_z))
+    likelihood = mean_log_likelihood(rbm, images, log_z)
+    result |= {
+        "log_likelihood": likelihood.mean,
+        "standard_error": likelihood.standard_error,
+        "standard_error_from_cases": likelihood.case_error,
+        "pseudo_log_likelihood": pseudo_log_likelihood(rbm, images[:_PSEUDO_ROWS].contiguous()).mean().item(),
+        "reconstruction_error": reconstruction_error(rbm, images).mean().item(),
+        "seconds": time.monotonic() - started,
+    }
+    console.say(
+        f"log-likelihood = {likelihood} per case\n"
+        f"  {len(images):,} {options.split} cases of {dataset.name}, protocol: {protocol}\n"
+        f"  pseudo-log-likelihood {result['pseudo_log_likelihood']:.2f} nats (up to {_PSEUDO_ROWS:,} cases), "
+        f"reconstruction error {result['reconstruction_error']:.4f} per unit"
+    )
+    if not result["trustworthy"]:
+        console.say(f"WARNING: do not trust this figure: {result['reason']}")
+    output.write_json(RESULT, result)
+    output.announce(console)
+    return {**result, "files": output.files}
+
+
+def _betas(text: str) -> str | int:
+    if text in ("salakhutdinov-murray", "adaptive"):
+        return text
+    if text.isdigit() and int(text) >= 2:
+        return int(text)
+    raise UsageError(f"--betas: expected salakhutdinov-murray, adaptive, or a number of at least 2, got {text!r}")

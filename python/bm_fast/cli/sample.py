@@ -1,0 +1,158 @@
+"""Samples images from a trained machine by block Gibbs sampling, many chains at once.
+
+Chains start at fair coins, run, and are shown on their way: the picture has one row for each of a few moments, and
+shows the probabilities from which the units are drawn. The final states are kept as an array. With --clamp a part of
+each image is taken from the test split of the data and kept; the chains fill in the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bm_fast import plots
+from bm_fast.chains import Chains
+from bm_fast.cli.common import (
+    SEED,
+    Console,
+    Output,
+    Result,
+    Trained,
+    UsageError,
+    binary_split,
+    image_shape,
+    load_data,
+    load_model,
+    real,
+    whole,
+)
+from bm_fast.program import full_update
+from bm_fast.rbm import RBM, VISIBLE
+
+NAME = "sample"
+SUMMARY = "draw samples from a trained machine; writes an array and a picture"
+EXAMPLES = """\
+examples:
+  bm-fast sample runs/mnist --chains 64 --sweeps 1000 --output samples
+  bm-fast sample runs/mnist --beta 0.8                    a warmer machine: more variety, less sharpness
+  bm-fast sample runs/mnist --clamp top                   complete the lower halves of test images"""
+
+SAMPLES, PICTURE = "samples.npy", "samples.png"
+_SHOWN_CHAINS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder of a training run, or a checkpoint file")
+    parser.add_argument("--sweeps", type=whole(0), default=1000, metavar="N", help="Gibbs sweeps (default: 1000)")
+    parser.add_argument(
+        "--chains", type=whole(1), default=64, metavar="N", help="chains, one sample each (default: 64)"
+    )
+    parser.add_argument("--beta", type=real(0), default=1.0, help="inverse temperature (default: 1)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the chains (default: 0)")
+    parser.add_argument(
+        "--clamp", choices=("top", "bottom", "left", "right"), help="keep this half of test images and sample the rest"
+    )
+    parser.add_argument("--data", help="data whose test images --clamp takes (default: those of the training run)")
+    parser.add_argument(
+        "--shape",
+        type=image_shape,
+        metavar="ROWSxCOLUMNS",
+        help="shape of an image (default: that of the training run)",
+    )
+    parser.add_argument(
+        "--output", default="sample-output", metavar="FOLDER", help="folder for the results (default: sample-output)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace older samples in that folder")
+
+
+def run(options: argparse.Namespace, console: Console) -> Result:
+    trained = load_model(options.checkpoint)
+    rbm, shape = trained.rbm, options.shape or trained.shape
+    if shape is not None and shape[0] * shape[1] != rbm.n_visible:
+        raise UsageError(f"--shape: expected rows x columns = {rbm.n_visible} visible units, got {shape[0]}x{shape[1]}")
+    start, mask = _clamped(options, trained, shape) if options.clamp else (None, None)
+    output = Output(options.output, (SAMPLES, PICTURE) if shape else (SAMPLES,), overwrite=options.overwrite)
+    chains = rbm.chains(options.chains, options.seed, start)
+    started = time.monotonic()
+    shown, states = snapshots(rbm, chains, options.sweeps, beta=options.beta, clamp=mask)
+    seconds = time.monotonic() - started
+    np.save(output.path(SAMPLES), chains.layers[VISIBLE].numpy())
+    console.say(f"{options.chains} chains, {options.sweeps:,} sweeps at beta {options.beta:g} in {seconds:.1f} s")
+    if shape:
+        picture = plots.samples_over_sweeps(states, shown, shape, title="Probabilities of the units over sweeps")
+        plots.save(picture, output.path(PICTURE))
+    else:
+        console.say("No picture: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
+    output.announce(console)
+    return {
+        "chains": options.chains,
+        "sweeps": options.sweeps,
+        "beta": options.beta,
+        "seed": options.seed,
+        "clamp": options.clamp,
+        "seconds": seconds,
+        "files": output.files,
+    }
+
+
+def snapshots(
+    rbm: RBM, chains: Chains, sweeps: int, *, beta: float = 1.0, clamp: Tensor | None = None
+) -> tuple[list[int], Tensor]:
+    """Runs the chains and looks at the first of them after 0, 1, 2, 5, 10, 20, 50 ... sweeps and at the end.
+
+    Returns those moments and the means of the visible units from which the chains drew, ``[n_times, n_shown, units]``;
+    at sweep 0, and where units are clamped, the states themselves.
+    """
+    moments = moments_until(sweeps)
+    n_shown = min(chains.n_chains, _SHOWN_CHAINS)
+    pictures = []
+    with tqdm(total=sweeps, unit="sweep", desc="sampling", delay=1.0) as bar:
+        for moment in moments:
+            started_at = chains.sweep
+
+            def show(done: int, before: int = started_at) -> None:
+                bar.update(before + done - bar.n)
+
+            rbm.sample(chains, moment - started_at, beta=beta, clamp=clamp, progress=show)
+            visible = chains.layers[VISIBLE][:n_shown].float()
+            if moment > 0:
+                shown = chains.select(0, n_shown)
+                means = rbm.machine().layer_means(
+                    full_update(rbm.graph, VISIBLE), shown.layers, beta=torch.full((n_shown,), beta)
+                )
+                visible = means if clamp is None else torch.where(clamp.bool(), visible, means)
+            pictures.append(visible)
+    return moments, torch.stack(pictures)
+
+
+def moments_until(sweeps: int) -> list[int]:
+    """0, 1, 2, 5, 10, 20, 50 ... up to ``sweeps``, which ends the list."""
+    return [0, *(m * 10**e for e in range(10) for m in (1, 2, 5) if m * 10**e < sweeps), *([sweeps] if sweeps else [])]
+
+
+def _clamped(options: argparse.Namespace, trained: Trained, shape: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Test images, one for each chain, and a mask of the half that is kept."""
+    source = options.data or trained.configuration.get("settings", {}).get("data")
+    if source is None or shape is None:
+        raise UsageError("--clamp: the data of the training run are not known; give --data and --shape")
+    images, _ = binary_split(load_data(source), "test", options.seed)
+    if images.shape[1] != trained.rbm.n_visible:
+        raise UsageError(f"--data: expected {trained.rbm.n_visible} units, got {images.shape[1]}")
+    if options.chains > len(images):
+        raise UsageError(f"--chains: expected at most the {len(images)} test images, got {options.chains}")
+    rows, columns = shape
+    mask = torch.zeros(rows, columns, dtype=torch.uint8)
+    {
+        "top": mask[: rows // 2],
+        "bottom": mask[rows - rows // 2 :],
+        "left": mask[:, : columns // 2],
+        "right": mask[:, columns - columns // 2 :],
+    }[options.clamp].fill_(1)
+    noise = trained.rbm.chains(options.chains, options.seed).layers[VISIBLE]
+    keep = mask.flatten()
+    return torch.where(keep.bool(), images[: options.chains], noise), keep
