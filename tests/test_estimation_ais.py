@@ -71,7 +71,7 @@ def test_error_bars_are_calibrated(name: str) -> None:
 def test_a_fine_schedule_gives_a_sharp_estimate() -> None:
     built = machine(GRAPHS["dbm3"], coupling_sd=1.2)
     exact = exact_log_z(built)
-    coarse, fine = (ais(built, 400, betas=n, seed=5) for n in (6, 300))
+    coarse, fine = (ais(built, 200, betas=n, seed=5) for n in (6, 150))
     assert fine.standard_error < coarse.standard_error / 3
     assert abs(fine.log_z - exact) < 5 * fine.standard_error
 
@@ -153,7 +153,7 @@ def test_adaptive_schedule_follows_the_drop() -> None:
 @pytest.mark.usefixtures("backend")
 def test_adaptive_estimate() -> None:
     built = MACHINES["rbm"]()
-    estimate = ais(built, 400, betas="adaptive", seed=3)
+    estimate = ais(built, 200, betas="adaptive", seed=3)
     assert estimate.n_betas == len(adaptive_betas(built, seed=3))
     assert abs(estimate.log_z - exact_log_z(built)) < 5 * estimate.standard_error
     assert estimate.trustworthy
@@ -198,7 +198,7 @@ def test_interrupt_leaves_the_model_usable() -> None:
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        ais(rbm, 100, betas=1_000_000)
+        ais(rbm, 100, betas=200_000)
     timer.join()
     assert torch.equal(rbm.weight, before)
     assert ais(rbm, 20, betas=20, seed=1).trustworthy

@@ -283,7 +283,7 @@ def free_energy(
                 precision = _precision(parameters, update.layer, b, base).double()
                 out[k] -= (x.square() / (2 * precision) + (2 * math.pi / precision).log() / 2).sum(1)
             else:
-                out[k] -= torch.nn.functional.softplus(x, threshold=800).sum(1)
+                out[k] -= torch.nn.functional.softplus(x, threshold=40).sum(1)
     return out
 
 
