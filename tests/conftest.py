@@ -16,10 +16,10 @@ HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
 
 
 def pytest_report_header() -> str:
-    backend = os.environ.get("BM_FAST_BACKEND", "native")
+    info = ops.info()
     data = DATA if DATA and Path(DATA).is_dir() else "not found (BM_FAST_DATA), its tests are skipped"
-    exist = "reference, native" if HAS_NATIVE else "reference; native not found, its tests are skipped"
-    return f"bm_fast: backend {backend} (there are: {exist}); torch {torch.__version__}; data {data}"
+    native = "" if HAS_NATIVE else " (compiled module not found, its tests are skipped)"
+    return f"bm_fast: {info['backend']}{native}, instruction set {info['isa']}; GPU {info['gpu']}; data {data}"
 
 
 def pytest_runtest_setup() -> None:
