@@ -49,6 +49,10 @@ def gibbs_program(graph: Graph, clamped: Collection[int] = (), *, last: int | No
     The colour of layer 0 comes last, so that a chain can start from visible units alone. ``last`` names a layer whose
     colour is to come last instead: learning ends a sweep on the hidden layers, whose means it needs.
     """
+    for name, layers in (("clamped", clamped), ("last", () if last is None else (last,))):
+        for layer in layers:
+            if not 0 <= layer < len(graph.layers):
+                raise ValueError(f"{name}: no layer {layer} in a graph of {len(graph.layers)}")
     order = list(reversed(graph.colours()))
     if last is not None:
         order.sort(key=lambda colour: last in colour)
