@@ -4,6 +4,7 @@
 // on the parts nor on the instruction set.
 #pragma once
 
+#include "cpu/lookup_kernels.h"
 #include "cpu/views.h"
 
 namespace bm::cpu {
@@ -24,9 +25,10 @@ struct TemperView {
 };
 
 // Statistics take the upper layer in panels of chains and units, and the lower one in tiles of units.
-constexpr int32_t kPanelChains = 256, kPanelUnits = 1024, kPanelRows = 64, kCountWords = 16;
-constexpr int64_t panel_stride(int64_t n_upper) {
-  return n_upper < kPanelUnits ? (n_upper + 255) / 256 * 256 : kPanelUnits;
+constexpr int32_t kPanelChains = 128, kPanelUnits = 1024, kPanelRows = 64, kCountWords = 16;
+constexpr int64_t panel_size(int64_t n_chains, int64_t n_upper) {
+  return (n_chains < kPanelChains ? n_chains : kPanelChains) *
+         (n_upper < kPanelUnits ? (n_upper + kPad - 1) / kPad * kPad : kPanelUnits);
 }
 
 struct PanelColumns {
@@ -36,7 +38,7 @@ struct PanelColumns {
 };
 
 struct StatisticsScratch {
-  float* panel;  // [kPanelChains, panel_stride], 64-byte aligned
+  float* panel;  // [panel_size], 64-byte aligned: tiles of units, each [n_chains, kPad]
   PanelColumns* columns;
   uint64_t* bits;  // [kCountWords, n_upper]
 };
@@ -71,6 +73,8 @@ struct Kernels {
   uint32_t (*largest_magnitude)(const float* values, int64_t n);  // bits of the largest |value|; NaN is the largest
   uint8_t (*largest_byte)(const uint8_t* bytes, int64_t n);
   void (*quantise)(int16_t* out, const float* values, int64_t n, float scale);
+
+  const lookup::Kernels* lookup;  // null where the instruction set has none
 };
 
 }  // namespace bm::cpu

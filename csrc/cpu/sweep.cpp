@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "cpu/lookup.h"
 #include "cpu/work.h"
 
 namespace bm {
@@ -73,6 +74,13 @@ double multiply_adds(const ProgramView& program, int64_t n_chains) {
   return total;
 }
 
+// Building the tables takes as long as the rows kernel needs for some hundred chains, and a block holds 64 of them.
+bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps) {
+  if (!lookup_suits(machine, program)) return false;
+  constexpr int64_t kFewestChains = 64, kFewestUpdates = 1024;  // chains times sweeps
+  return n_chains >= kFewestChains && (machine.lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
+}
+
 }  // namespace
 }  // namespace cpu
 
@@ -89,6 +97,8 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
                  what.beta,       base.data(), what.clamp.data(), no_means.data()};
 
   const Kernels& k = kernels();
+  const bool by_lookup = lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps);
+  if (by_lookup) lookup_prepare(machine, threads);
   std::atomic<bool> stop{false};
   std::vector<StopState> stops(threads, {&stop, nullptr, Clock::now()});
   stops[0].interrupted = &interrupted;
@@ -105,8 +115,12 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < threads; t++) {
       const Part p = part(what.n_chains, t, threads, grain);
-      k.sweep(machine.view(), plan.view(), view, copies.values(), p.first, p.n, scratch[t],
-              {StopState::ask, &stops[t]});
+      const StopView ask = {StopState::ask, &stops[t]};
+      if (by_lookup) {
+        lookup_sweep(machine, plan.view(), view, p.first, p.n, ask);
+      } else {
+        k.sweep(machine.view(), plan.view(), view, copies.values(), p.first, p.n, scratch[t], ask);
+      }
     }
     if (stop.load()) break;
     copies.write_back(plan.view());

@@ -5,8 +5,15 @@
 
 namespace bm::cpu::BM_ISA {
 
+#ifdef __AVX512BW__
+extern const lookup::Kernels lookup_kernels;
+static const lookup::Kernels* const kLookup = &lookup_kernels;
+#else
+static const lookup::Kernels* const kLookup = nullptr;
+#endif
+
 extern const Kernels kernels;
 const Kernels kernels = {BM_STRING(BM_ISA), sweep,     layer_means,       energy,       free_energy,
-                         statistics,        bernoulli, largest_magnitude, largest_byte, quantise};
+                         statistics,        bernoulli, largest_magnitude, largest_byte, quantise, kLookup};
 
 }  // namespace bm::cpu::BM_ISA

@@ -1,0 +1,258 @@
+#include "cpu/lookup.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "cpu/dispatch.h"
+#include "cpu/lookup_kernels.h"
+
+namespace bm::cpu {
+
+using namespace lookup;
+
+namespace {
+
+// Memory for tables, not initialised. Tables are many times larger than what the address translation cache covers with
+// small pages: large ones make sweeps about a tenth faster and spare most of the page faults of building.
+class TableMemory {
+ public:
+  TableMemory() = default;
+  explicit TableMemory(int64_t entries) {
+    constexpr size_t kLargePage = size_t{1} << 21;
+    const size_t bytes = static_cast<size_t>(entries) * sizeof(int16_t);
+    const size_t alignment = bytes < kLargePage ? 64 : kLargePage;
+    const size_t size = (bytes + alignment - 1) / alignment * alignment;
+    data_.reset(static_cast<int16_t*>(std::aligned_alloc(alignment, size)));
+    if (!data_) throw std::bad_alloc();
+#ifdef __linux__
+    if (alignment == kLargePage) madvise(data_.get(), size, MADV_HUGEPAGE);
+#endif
+  }
+  int16_t* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(int16_t* data) const { std::free(data); }
+  };
+  std::unique_ptr<int16_t[], Free> data_;
+};
+
+}  // namespace
+
+// The tables of one direction of one coupling.
+struct Direction {
+  int words = 0;        // state words of the input layer
+  int chunk_words = 0;  // words whose sums fit 16 bits: accumulators are emptied that often
+  int64_t unit_groups = 0;
+  TableMemory high, low;  // [groups of four output units][words][kWordTable]
+
+  int64_t offset(int64_t unit_group, int word) const { return (unit_group * words + word) * kWordTable; }
+};
+
+struct LookupTables {
+  std::vector<Direction> directions;  // [2 * couplings], as in Machine::weights
+};
+
+namespace {
+
+// Three blocks a tile are fastest, one is slowest: four blocks are two and two.
+int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kMaxBlocks)); }
+
+int words_of(int64_t units) { return static_cast<int>((units + kWordUnits - 1) / kWordUnits); }
+
+// Weights are needed output by output here, which is how the opposite direction's rows lie.
+Direction build_direction(const WeightsView& by_output, int threads) {
+  Direction d;
+  const int n_in = by_output.outputs, n_out = by_output.inputs, groups = (n_out + kUnits - 1) / kUnits;
+  d.words = d.chunk_words = words_of(n_in);
+  d.unit_groups = groups;
+  d.high = TableMemory(d.offset(groups, 0));
+  d.low = TableMemory(d.offset(groups, 0));
+  std::vector<int> fit(groups);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int g = 0; g < groups; g++) {
+    const int64_t first = static_cast<int64_t>(g) * kUnits;
+    fit[g] = kernels().lookup->build_tables(d.high.data() + d.offset(g, 0), d.low.data() + d.offset(g, 0),
+                          by_output.rows + first * by_output.stride, by_output.stride, n_in,
+                          static_cast<int>(std::min<int64_t>(kUnits, n_out - first)), d.words);
+  }
+  for (const int words : fit) d.chunk_words = std::min(d.chunk_words, words);
+  return d;
+}
+
+const LookupTables& tables_of(const Machine& machine, int threads) {
+  std::call_once(machine.lookup_once, [&] {
+    auto tables = std::make_shared<LookupTables>();
+    for (int c = 0; c < machine.n_couplings(); c++)
+      for (const bool transposed : {false, true})
+        tables->directions.push_back(build_direction(machine.weights(c, !transposed), threads));
+    machine.lookup_tables = std::move(tables);
+  });
+  return *machine.lookup_tables;
+}
+
+// One thread's chains in the kernel's layout, for the time of one call.
+class Part {
+ public:
+  Part(const Machine& machine, const SweepView& sweep, int64_t first, int64_t n)
+      : machine_(machine), tables_(tables_of(machine, 1)), sweep_(sweep), first_(first), n_(n) {
+    blocks_ = (n + kBlock - 1) / kBlock;
+    states_.resize(machine.n_layers());
+    held_.resize(machine.n_layers());
+    for (int layer = 0; layer < machine.n_layers(); layer++) pack_layer(layer);
+    if (sweep.beta) {
+      beta_ = Array<float>(blocks_ * kBlock);
+      std::copy_n(sweep.beta + first, n, beta_.data());
+    }
+  }
+
+  bool run(const ProgramView& program, StopView stop) {
+    for (int64_t s = 0; s < sweep_.n_sweeps; s++)
+      for (int i = 0; i < program.n_updates; i++)
+        if (!run_update(program.updates[i], s, stop)) return false;
+    return true;
+  }
+
+  void unpack_layers(const ProgramView& program) const {
+    for (int i = 0; i < program.n_updates; i++) {
+      const int layer = program.updates[i].layer;
+      const int64_t units = machine_.layer(layer).units;
+      for (int64_t b = 0; b < blocks_; b++)
+        run_.unpack(bytes(layer, b), states(layer, b), units, chains_in(b));
+    }
+  }
+
+ private:
+  int64_t stride(int layer) const { return static_cast<int64_t>(words_of(machine_.layer(layer).units)) * kBlock; }
+  int16_t* states(int layer, int64_t block) const { return states_[layer].data() + block * stride(layer); }
+  int chains_in(int64_t block) const { return static_cast<int>(std::min<int64_t>(kBlock, n_ - block * kBlock)); }
+  uint8_t* bytes(int layer, int64_t block) const {
+    return static_cast<uint8_t*>(sweep_.states[layer]) + (first_ + block * kBlock) * machine_.layer(layer).units;
+  }
+
+  void pack_layer(int layer) {
+    const int64_t units = machine_.layer(layer).units;
+    states_[layer] = Array<int16_t>(blocks_ * stride(layer));
+    const uint8_t* clamp = sweep_.clamp[layer];
+    if (clamp) held_[layer] = Array<uint64_t>(blocks_ * units);
+    for (int64_t b = 0; b < blocks_; b++) {
+      run_.pack(states(layer, b), bytes(layer, b), units, chains_in(b));
+      if (clamp)
+        run_.pack_masks(held_[layer].data() + b * units, clamp + (first_ + b * kBlock) * units, units, chains_in(b));
+    }
+  }
+
+  // A group of four units is refreshed for all chains before the next, so that its tables stay in the nearest cache.
+  bool run_update(const UpdateView& update, int64_t sweep, StopView stop) {
+    const LayerView& layer = machine_.layer(update.layer);
+    Decision what = {};
+    what.inputs = update.n_inputs;
+    for (int i = 0; i < update.n_inputs; i++) {
+      what.sums[i] = sums_[i];
+      what.scales[i] = update.inputs[i].scale;
+    }
+    what.has_base = sweep_.base != nullptr;
+    what.key[0] = static_cast<uint32_t>(sweep_.seed), what.key[1] = static_cast<uint32_t>(sweep_.seed >> 32);
+    what.sweep = sweep_.first_sweep + static_cast<uint32_t>(sweep);
+    what.layer = static_cast<uint32_t>(update.layer);
+    const bool wants_means = sweep_.means[update.layer] && sweep == sweep_.n_sweeps - 1;
+    for (int64_t unit = 0; unit < layer.units; unit += kUnits) {
+      for (int u = 0; u < kUnits; u++) {  // biases are padded
+        what.bias[u] = layer.biases[unit + u];
+        if (what.has_base) what.base[u] = sweep_.base[update.layer][unit + u];
+      }
+      what.unit_group = static_cast<uint32_t>(unit / kUnits);
+      for (int64_t block = 0; block < blocks_;) {
+        if (stop.requested()) return false;
+        const int blocks = tile_blocks(blocks_ - block);
+        for (int i = 0; i < update.n_inputs; i++) add_fields(update.inputs[i], i, unit / kUnits, block, blocks);
+        what.first_chain = sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock);
+        what.beta = sweep_.beta ? beta_.data() + block * kBlock : nullptr;
+        uint64_t drawn[kUnits][kMaxBlocks];
+        run_.decide(drawn, wants_means ? means_[0] : nullptr, what, blocks);
+        place_units(update.layer, unit, block, blocks, drawn);
+        if (wants_means) write_means(update.layer, unit, block, blocks);
+        block += blocks;
+      }
+    }
+    return true;
+  }
+
+  // While a group is at work, its tiles share the fetching of the next group's tables into the second-level cache.
+  void add_fields(const InputView& input, int i, int64_t unit_group, int64_t block, int blocks) {
+    const Direction& d = tables_.directions[2 * input.coupling + input.transposed];
+    const int64_t tiles = (blocks_ + kMaxBlocks - 1) / kMaxBlocks, tile = block / kMaxBlocks;
+    constexpr int64_t kWordLines = kWordTable / kEntries;
+    const int64_t lines = unit_group + 1 < d.unit_groups ? (kWordLines + tiles - 1) / tiles : 0;
+    for (int word = 0; word < d.words; word += d.chunk_words) {
+      const int words = std::min(d.chunk_words, d.words - word);
+      const int64_t here = d.offset(unit_group, word);
+      const int64_t ahead = d.offset(unit_group + 1, word) + tile * lines * words * kEntries;
+      run_.accumulate(sums_[i], word > 0, states(input.layer, block) + static_cast<int64_t>(word) * kBlock,
+                 stride(input.layer), d.high.data() + here, d.low.data() + here, words, blocks, d.high.data() + ahead,
+                 d.low.data() + ahead, static_cast<int>(lines));
+    }
+  }
+
+  void place_units(int layer, int64_t unit, int64_t block, int blocks, const uint64_t (*drawn)[kMaxBlocks]) {
+    const int64_t units = machine_.layer(layer).units, last = std::min<int64_t>(kUnits, units - unit);
+    for (int64_t u = unit; u < unit + last; u++) {
+      uint64_t held[kMaxBlocks] = {};
+      if (held_[layer].size())
+        for (int b = 0; b < blocks; b++) held[b] = held_[layer][(block + b) * units + u];
+      run_.place(states(layer, block) + u / kWordUnits * kBlock, stride(layer), static_cast<int>(u % kWordUnits),
+            drawn[u - unit], held, blocks);
+    }
+  }
+
+  void write_means(int layer, int64_t unit, int64_t block, int blocks) {
+    const int64_t units = machine_.layer(layer).units, last = std::min<int64_t>(kUnits, units - unit);
+    const int64_t n = std::min<int64_t>(n_ - block * kBlock, static_cast<int64_t>(blocks) * kBlock);
+    float* out = sweep_.means[layer] + (first_ + block * kBlock) * units + unit;
+    for (int64_t c = 0; c < n; c++)
+      for (int64_t u = 0; u < last; u++) {
+        const int64_t b = block + c / kBlock, lane = c % kBlock;
+        const bool held = held_[layer].size() && held_[layer][b * units + unit + u] >> lane & 1;
+        const int word = states(layer, b)[(unit + u) / kWordUnits * kBlock + lane];
+        out[c * units + u] = held ? static_cast<float>(word >> (unit + u) % kWordUnits & 1) : means_[u][c];
+      }
+  }
+
+  const lookup::Kernels& run_ = *kernels().lookup;
+  const Machine& machine_;
+  const LookupTables& tables_;
+  const SweepView& sweep_;
+  int64_t first_, n_, blocks_;
+  std::vector<Array<int16_t>> states_;  // per layer [blocks][words][64]
+  std::vector<Array<uint64_t>> held_;   // per layer [blocks][units], empty where nothing is clamped
+  Array<float> beta_;                   // [64 blocks]
+  alignas(64) int32_t sums_[kMaxInputs][kUnits * kTile];
+  alignas(64) float means_[kUnits][kTile];
+};
+
+}  // namespace
+
+bool lookup_suits(const Machine& machine, const ProgramView& program) {
+  if (!kernels().lookup) return false;
+  for (int layer = 0; layer < machine.n_layers(); layer++)
+    if (machine.layer(layer).kind != Kind::kBernoulli) return false;
+  for (int i = 0; i < program.n_updates; i++)
+    if (program.updates[i].n_inputs > kMaxInputs) return false;
+  return true;
+}
+
+void lookup_prepare(const Machine& machine, int threads) { tables_of(machine, threads); }
+
+bool lookup_sweep(const Machine& machine, const ProgramView& program, const SweepView& sweep, int64_t first_chain,
+                  int64_t n_chains, StopView stop) {
+  Part part(machine, sweep, first_chain, n_chains);
+  if (!part.run(program, stop)) return false;
+  part.unpack_layers(program);
+  return true;
+}
+
+}  // namespace bm::cpu

@@ -1,0 +1,121 @@
+"""The lookup kernel against the rows kernel, which has other arithmetic: calls with few chains never use tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bm_fast import ops
+from bm_fast.chains import Chains
+from bm_fast.graph import Coupling, Graph, Layer, chain_graph
+from bm_fast.ops import Machine
+from bm_fast.program import Input, Program, Update, gibbs_program
+
+pytestmark = pytest.mark.skipif(ops.info()["isa"] != "avx512", reason="the lookup kernel needs AVX-512")
+
+FEW = 40  # chains per call that the rows kernel gets
+
+
+def machine_of(graph: Graph, scale: float = 0.3, seed: int = 0) -> Machine:
+    g = torch.Generator().manual_seed(seed)
+    weights = [
+        scale * torch.randn(graph.layers[c.lower].units, graph.layers[c.upper].units, generator=g)
+        for c in graph.couplings
+    ]
+    return Machine.build(graph, weights, [torch.randn(layer.units, generator=g) for layer in graph.layers])
+
+
+def assert_same_path(
+    machine: Machine,
+    program: Program,
+    n_chains: int,
+    n_sweeps: int = 16,
+    beta: torch.Tensor | None = None,
+    base: list[torch.Tensor] | None = None,
+    clamp: dict[int, torch.Tensor] | None = None,
+    wants_means: bool = False,
+) -> None:
+    """One call for all chains (tables) and a call for every FEW chains (rows) give the same bits."""
+    assert min(n_chains / 64, n_chains * n_sweeps / 1024) >= 1, "too few for tables: rows would be compared with rows"
+    all_at_once = machine.chains(n_chains, seed=5, first_chain=7)
+    in_parts = all_at_once.clone()
+    layers = [update.layer for block in program for update in block] if wants_means else []
+    means, part_means = ({i: torch.zeros(n_chains, machine.graph.layers[i].units) for i in layers} for _ in range(2))
+    machine.sweep(program, all_at_once, n_sweeps, beta=beta, base=base, clamp=clamp, means=means)
+    for start in range(0, n_chains, FEW):
+        cut = slice(start, start + FEW)
+        machine.sweep(
+            program,
+            part(in_parts, cut),
+            n_sweeps,
+            beta=None if beta is None else beta[cut],
+            base=base,
+            clamp={i: mask[cut] for i, mask in (clamp or {}).items()},
+            means={i: mean[cut] for i, mean in part_means.items()},
+        )
+    for i, layer in enumerate(machine.graph.layers):
+        assert torch.equal(all_at_once.layers[i], in_parts.layers[i]), layer.name
+    for i in layers:
+        assert torch.equal(means[i], part_means[i]), machine.graph.layers[i].name
+        assert float(means[i].max()) > 0
+
+
+def part(chains: Chains, cut: slice) -> Chains:
+    return chains.select(cut.start, min(cut.stop, chains.n_chains))
+
+
+@pytest.mark.parametrize("n_chains", [64, 65, 127, 129, 200, 257, 321])
+@pytest.mark.parametrize("sizes", [(1, 1), (4, 5), (15, 16), (31, 61), (130, 76)])
+def test_ragged_sizes(sizes: tuple[int, int], n_chains: int) -> None:
+    machine = machine_of(chain_graph(sizes))
+    assert_same_path(machine, gibbs_program(machine.graph), n_chains)
+
+
+def test_every_option_on_a_tree_of_layers() -> None:
+    graph = Graph(
+        (Layer("image", 37), Layer("image1", 21), Layer("joint", 18), Layer("text1", 9), Layer("text", 44)),
+        (Coupling(0, 1), Coupling(1, 2), Coupling(3, 2), Coupling(4, 3)),
+    )
+    machine, n_chains = machine_of(graph), 203
+    g = torch.Generator().manual_seed(1)
+    beta = torch.rand(n_chains, generator=g)
+    base = [torch.randn(layer.units, generator=g) for layer in graph.layers]
+    clamp = {i: (torch.rand(n_chains, graph.layers[i].units, generator=g) < 0.3).to(torch.uint8) for i in (0, 2, 4)}
+    program = gibbs_program(graph, clamped=(3,))
+    assert_same_path(machine, program, n_chains, beta=beta)
+    assert_same_path(machine, program, n_chains, beta=beta, base=base, clamp=clamp, wants_means=True)
+
+
+def test_scaled_and_left_out_inputs() -> None:
+    graph = chain_graph((20, 30, 10))
+    doubled: Program = (
+        (Update(1, (Input(0, False, 2.0),)),),
+        (Update(0, (Input(0, True, 0.5),)), Update(2, (Input(1, False),))),
+    )
+    assert_same_path(machine_of(graph), doubled, 96)
+
+
+@pytest.mark.parametrize("fan_in", [1275, 1300, 5000, 65_536])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_that_overflow_16_bits_are_carried_in_time(fan_in: int, sign: int) -> None:
+    """Weights of one sign and full size: field sums reach fan_in * 32639, far beyond what one pass of tables holds."""
+    graph = chain_graph((fan_in, 5))
+    weight = sign * torch.linspace(0.9, 1.0, fan_in * 5).reshape(fan_in, 5)
+    bias = -sign * weight.sum(0) / 2  # half the inputs are on: fields lie around zero
+    machine = Machine.build(graph, (weight,), (torch.zeros(fan_in), bias))
+    hidden_only = ((Update(1, (Input(0, False),)),),)
+    assert_same_path(machine, hidden_only, 70, wants_means=True)
+
+
+def test_comparison_sees_one_grid_step() -> None:
+    """The smallest possible mistake, one weight off by one step, changes bits: the comparison above can fail."""
+    graph = chain_graph((60, 50))
+    machine = machine_of(graph)
+    machine.parameters.weights[0][13, 7] += 1
+    wrong = Machine(machine.parameters)
+    machine.parameters.weights[0][13, 7] -= 1
+    right = Machine(machine.parameters)
+    means = {1: torch.zeros(64, 50)}, {1: torch.zeros(64, 50)}
+    for which, mean in zip((wrong, right), means, strict=True):
+        which.sweep(((Update(1, (Input(0, False),)),),), which.chains(64, seed=5), 16, means=mean)
+    assert not torch.equal(means[0][1], means[1][1])
