@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -161,8 +162,7 @@ class Trainer:
                 raise ValueError("train: expected a DataLoader that yields at least one batch, got none")
             self.epoch, self.batch, self._order = self.epoch + 1, 0, batches.order
             self.check_finite()
-            if self.scheduler is not None:
-                self.scheduler.step()
+            self._schedule()
             progress.metrics = {}
             if progress.validation is not None:
                 progress.metrics["free_energy_gap"] = self._free_energy_gap(batches, progress.validation)
@@ -185,6 +185,14 @@ class Trainer:
         self.last_batch = block.data
         self.batch += 1
         self.update += 1
+
+    def _schedule(self) -> None:
+        if self.scheduler is None:
+            return
+        with warnings.catch_warnings():
+            # torch misses an optimiser step before this one where the last batch of the epoch was before a resume
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
 
     def _draw(self, values: Tensor, numbers: Tensor, epoch: int, out: Tensor) -> None:
         """Writes the states that the visible units take for these data rows."""
@@ -249,7 +257,7 @@ class Trainer:
                 "centred": self.centred,
                 "binarise": self.binarise,
             },
-            "parts": self._parts(),
+            "parts": _parts(self.rbm, self.optimizer, self.scheduler, self.callbacks),
             "counts": (self.epoch, self.batch, self.update),
             "order": self._order,
             "data": self._data,
@@ -257,7 +265,7 @@ class Trainer:
             "offsets": None if offsets is None else vars(offsets),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "callbacks": [callback.state_dict() for callback in self._stateful()],
+            "callbacks": [callback.state_dict() for callback in _stateful(self.callbacks)],
         }
         checkpoints.save(path, {"rbm": self.rbm.settings(), "trainer": state})
 
@@ -279,18 +287,18 @@ class Trainer:
         """
         state = checkpoints.load(path)
         model, held = (checkpoints.entry(state, name, path) for name in ("rbm", "trainer"))
+        for part, given in _parts(rbm, optimizer, scheduler, callbacks).items():
+            if given != held["parts"][part]:
+                raise CheckpointError(f"{os.fspath(path)!r}: expected {part} {held['parts'][part]}, got {given}")
         settings = dict(held["settings"])
         estimator = dict(settings.pop("estimator"))
         made = _ESTIMATORS[estimator.pop("name")](**estimator)
         trainer = cls(rbm, optimizer, made, scheduler=scheduler, callbacks=callbacks, **settings)
-        for part, given in trainer._parts().items():
-            if given != held["parts"][part]:
-                raise CheckpointError(f"{os.fspath(path)!r}: expected {part} {held['parts'][part]}, got {given}")
         rbm.load_state_dict(model["parameters"])
         optimizer.load_state_dict(held["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(held["scheduler"])
-        for callback, kept in zip(trainer._stateful(), held["callbacks"], strict=True):
+        for callback, kept in zip(_stateful(callbacks), held["callbacks"], strict=True):
             callback.load_state_dict(kept)
         trainer.epoch, trainer.batch, trainer.update = held["counts"]
         trainer._order, trainer._data, trainer._resumed = held["order"], held["data"], True
@@ -301,17 +309,21 @@ class Trainer:
             trainer._offsets.load(**held["offsets"])
         return trainer
 
-    def _stateful(self) -> list[Callback]:
-        return [c for c in self.callbacks if type(c).state_dict is not Callback.state_dict]
 
-    def _parts(self) -> dict[str, Any]:
-        """What must be the same where training resumes."""
-        return {
-            "model": {name: value for name, value in self.rbm.settings().items() if name != "parameters"},
-            "optimizer": [type(self.optimizer).__name__, [len(g["params"]) for g in self.optimizer.param_groups]],
-            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
-            "callbacks with a state": [type(callback).__name__ for callback in self._stateful()],
-        }
+def _stateful(callbacks: Sequence[Callback]) -> list[Callback]:
+    return [callback for callback in callbacks if type(callback).state_dict is not Callback.state_dict]
+
+
+def _parts(
+    rbm: RBM, optimizer: Optimizer, scheduler: LRScheduler | None, callbacks: Sequence[Callback]
+) -> dict[str, Any]:
+    """What must be the same where training resumes."""
+    return {
+        "model": {name: value for name, value in rbm.settings().items() if name != "parameters"},
+        "optimizer": [type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups]],
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "callbacks with a state": [type(callback).__name__ for callback in _stateful(callbacks)],
+    }
 
 
 def _check_optimiser(rbm: RBM, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:

@@ -1,0 +1,346 @@
+"""Checkpoints of training: kill -9, Ctrl-C and resume give the bits of an unbroken run; bad files change nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from bm_fast import RBM, Kind, checkpoints
+from bm_fast.checkpoints import CheckpointError
+from bm_fast.training import (
+    CD,
+    PCD,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    Evaluate,
+    History,
+    Progress,
+    Trainer,
+    TrainingError,
+)
+
+EPOCHS = 4
+ROWS = 53  # six batches of ten an epoch, the last one ragged
+
+
+def grey(n: int = ROWS, units: int = 8) -> Tensor:
+    """Grey levels, so that binarisation draws too."""
+    return torch.rand(n, units, generator=torch.Generator().manual_seed(0))
+
+
+def momentum(rbm: RBM) -> Optimizer:
+    return SGD(rbm.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
+
+
+def adam(rbm: RBM) -> Optimizer:
+    return Adam(rbm.parameters(), lr=0.02)
+
+
+def milestones(optimizer: Optimizer) -> LRScheduler:
+    return MultiStepLR(optimizer, [1, 3], 0.5)
+
+
+def new(kind: Kind = Kind.BERNOULLI) -> RBM:
+    return RBM(8, 5, kind, seed=1, weight_scale=0.1)
+
+
+def start(estimator: Any, make: Callable[[RBM], Optimizer], callbacks: Any = (), rbm: RBM | None = None) -> Trainer:
+    rbm = new() if rbm is None else rbm
+    optimizer = make(rbm)
+    return Trainer(rbm, optimizer, estimator, 10, seed=5, scheduler=milestones(optimizer), callbacks=callbacks)
+
+
+def resume(path: Path, make: Callable[[RBM], Optimizer], callbacks: Any = (), rbm: RBM | None = None) -> Trainer:
+    """Resumes with objects of other parameters and settings than those in the file."""
+    rbm = RBM(8, 5, seed=99) if rbm is None else rbm
+    optimizer = make(rbm)
+    for group in optimizer.param_groups:
+        group["lr"] = 123.0
+    return Trainer.resume(path, rbm, optimizer, MultiStepLR(optimizer, [77], 0.1), callbacks)
+
+
+def assert_same(a: Trainer, b: Trainer) -> None:
+    """The same bits in everything that goes on: parameters, optimiser, chains, counts."""
+    for (name, p), (_, q) in zip(a.rbm.named_parameters(), b.rbm.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert all(torch.equal(x, y) for x, y in zip(a.chains.layers, b.chains.layers, strict=True))
+    assert (a.chains.sweep, a.chains.seed) == (b.chains.sweep, b.chains.seed)
+    assert (a.epoch, a.batch, a.update) == (b.epoch, b.batch, b.update)
+    state, other = a.optimizer.state_dict(), b.optimizer.state_dict()
+    assert state["param_groups"] == other["param_groups"]
+    for key, values in state["state"].items():
+        for name, value in values.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other["state"][key][name])), name
+
+
+class SaveAt(Callback):
+    """Saves once, after a given update."""
+
+    def __init__(self, update: int, path: Path) -> None:
+        self.update, self.path = update, path
+
+    def on_update(self, progress: Progress) -> None:
+        if progress.trainer.update == self.update:
+            progress.trainer.save(self.path)
+
+
+# --- the same bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [CD(2), PCD(7, 2)], ids=str)
+@pytest.mark.parametrize("make", [momentum, adam])
+@pytest.mark.parametrize("update", [1, 6, 8, 12, 24])
+def test_resuming_anywhere_gives_the_same_bits(
+    estimator: Any, make: Callable[[RBM], Optimizer], update: int, tmp_path: Path
+) -> None:
+    """In an epoch, after its last batch and before its end, and after the last update of all."""
+    path = tmp_path / "run"
+    unbroken = start(estimator, make, [SaveAt(update, path)])
+    unbroken.fit(grey(), EPOCHS)
+    resumed = resume(path, make)
+    assert resumed.update == update
+    resumed.fit(grey(), EPOCHS)
+    assert_same(resumed, unbroken)
+
+
+def test_gaussian_machines_resume_too(tmp_path: Path) -> None:
+    data = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0))
+    unbroken = start(PCD(6), adam, [SaveAt(9, tmp_path / "run")], new(Kind.GAUSSIAN))
+    unbroken.fit(data, EPOCHS)
+    resumed = resume(tmp_path / "run", adam, rbm=RBM(8, 5, Kind.GAUSSIAN, seed=3))
+    resumed.fit(data, EPOCHS)
+    assert_same(resumed, unbroken)
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+@pytest.mark.parametrize("update", [8, 12])
+def test_loaders_resume_with_the_state_of_their_generator(own_generator: bool, update: int, tmp_path: Path) -> None:
+    def loader() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(11) if own_generator else None
+        return DataLoader(TensorDataset(grey()), batch_size=10, shuffle=True, generator=generator)
+
+    torch.manual_seed(21)
+    unbroken = start(PCD(7), momentum, [SaveAt(update, tmp_path / "run")])
+    unbroken.fit(loader(), EPOCHS)
+    torch.manual_seed(22)
+    resumed = resume(tmp_path / "run", momentum)
+    resumed.fit(loader(), EPOCHS)
+    assert_same(resumed, unbroken)
+
+
+def test_the_state_of_callbacks_comes_back(tmp_path: Path) -> None:
+    """Early stopping remembers its best model and patience, the history its rows."""
+    figures = iter([1.0, 3.0, 2.0, 2.5, 0.0, 0.0, 0.0, 0.0])
+    path = tmp_path / "run"
+
+    def callbacks() -> list[Callback]:
+        return [Evaluate({"figure": lambda _: next(figures)}), EarlyStopping("figure", 3), History()]
+
+    first = callbacks()
+    trainer = start(PCD(5), momentum, [*first, SaveAt(18, path)])  # the last update of epoch 3 of 4
+    trainer.fit(grey(), 3)
+    best = first[1]
+    assert isinstance(best, EarlyStopping)
+    second = callbacks()
+    figures = iter([2.5, 0.0, 0.0])
+    resumed = resume(path, momentum, second)
+    resumed.fit(grey(), 10)
+    stopping, history = second[1], second[2]
+    assert isinstance(stopping, EarlyStopping)
+    assert isinstance(history, History)
+    assert (stopping.best, stopping.best_epoch, resumed.epoch) == (3.0, 2, 5)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5]
+    seconds = [row["seconds"] for row in history.rows]
+    assert seconds == sorted(seconds)
+    assert all(torch.equal(p, q) for p, q in zip(resumed.rbm.parameters(), trainer.rbm.parameters(), strict=True))
+
+
+# --- kill -9 and Ctrl-C -----------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_training_resume import *
+
+class Kill(Callback):
+    def on_update(self, progress):
+        if progress.trainer.update == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+path = Path(sys.argv[1])
+trainer = start(PCD(7, 2), momentum, [Kill(), Checkpoint(path, every_updates=2)])
+trainer.fit(grey(), EPOCHS)
+"""
+
+
+def test_kill_9_and_resume_give_the_bits_of_an_unbroken_run(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", KILLED, str(path)]
+    killed = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = resume(path, momentum)
+    assert (resumed.epoch, resumed.batch, resumed.update) == (1, 2, 8)
+    resumed.fit(grey(), EPOCHS)
+    unbroken = start(PCD(7, 2), momentum)
+    unbroken.fit(grey(), EPOCHS)
+    assert_same(resumed, unbroken)
+
+
+class Press(Callback):
+    """Presses Ctrl-C in the course of an update, as often as told."""
+
+    def __init__(self, update: int, times: int = 1) -> None:
+        self.update, self.times = update, times
+
+    def on_update(self, progress: Progress) -> None:
+        if progress.trainer.update == self.update:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_finishes_the_update_saves_and_raises(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGINT)
+    unbroken = start(PCD(7), momentum)
+    unbroken.fit(grey(), EPOCHS)
+    trainer = start(PCD(7), momentum, [Press(9), Checkpoint(path)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(grey(), EPOCHS)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert trainer.update == 9
+    resumed = resume(path, momentum)
+    assert resumed.update == 9
+    resumed.fit(grey(), EPOCHS)
+    assert_same(resumed, unbroken)
+    trainer.fit(grey(), EPOCHS)  # and the interrupted one can go on as well
+    assert_same(trainer, unbroken)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Last(Callback):
+        def on_update(self, progress: Progress) -> None:
+            seen.append("update")
+
+        def on_end(self, progress: Progress) -> None:
+            seen.append(progress.outcome)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(PCD(7), momentum, [Press(1, times=2), Last()]).fit(grey(), EPOCHS)
+    assert seen == ["failed"]
+
+
+# --- refusing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_model_never_replaces_a_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+
+    class Break(Callback):
+        def on_update(self, progress: Progress) -> None:
+            if progress.trainer.update == 9:
+                with torch.no_grad():
+                    progress.trainer.rbm.weight[2, 3] = float("nan")
+
+    trainer = start(PCD(7), momentum, [Break(), Checkpoint(path, every_updates=1)])
+    with pytest.raises(TrainingError, match="after update 9: parameter 'weight' is not finite"):
+        trainer.fit(grey(), EPOCHS)
+    resumed = resume(path, momentum)
+    assert resumed.update == 8
+    resumed.fit(grey(), EPOCHS)
+    unbroken = start(PCD(7), momentum)
+    unbroken.fit(grey(), EPOCHS)
+    assert_same(resumed, unbroken)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    start(PCD(7), momentum, [History(), SaveAt(9, tmp_path / "run")]).fit(grey(), 2)
+    return tmp_path / "run"
+
+
+def wide_optimiser(rbm: RBM) -> tuple[RBM, Optimizer]:
+    groups = [{"params": [rbm.weight]}, {"params": [rbm.visible_bias, rbm.hidden_bias]}]
+    return rbm, SGD(groups, lr=0.1)
+
+
+OTHER_PARTS: list[tuple[Callable[[], tuple[RBM, Optimizer]], str]] = [
+    (lambda: (r := RBM(8, 6), momentum(r)), "expected model .*'n_hidden': 5.*, got .*'n_hidden': 6"),
+    (lambda: (r := RBM(8, 5, Kind.GAUSSIAN), momentum(r)), "expected model .*BERNOULLI.*, got .*GAUSSIAN"),
+    (lambda: (r := new(), adam(r)), "expected optimizer .*SGD.*, got .*Adam"),
+    (lambda: wide_optimiser(new()), r"expected optimizer \['SGD', \[3\]\], got \['SGD', \[1, 2\]\]"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), OTHER_PARTS)
+def test_other_parts_are_refused_and_left_alone(
+    make: Callable[[], tuple[RBM, Optimizer]], message: str, saved: Path
+) -> None:
+    rbm, optimizer = make()
+    before = {name: p.detach().clone() for name, p in rbm.named_parameters()}
+    with pytest.raises(CheckpointError, match=message):
+        Trainer.resume(saved, rbm, optimizer, milestones(optimizer), [History()])
+    assert all(torch.equal(p, before[name]) for name, p in rbm.named_parameters())
+    assert not optimizer.state
+
+
+def test_other_schedulers_and_callbacks_are_refused(saved: Path) -> None:
+    rbm = new()
+    optimizer = momentum(rbm)
+    with pytest.raises(CheckpointError, match="expected scheduler MultiStepLR, got None"):
+        Trainer.resume(saved, rbm, optimizer, None, [History()])
+    with pytest.raises(CheckpointError, match="expected scheduler MultiStepLR, got StepLR"):
+        Trainer.resume(saved, rbm, optimizer, StepLR(optimizer, 1), [History()])
+    with pytest.raises(CheckpointError, match=r"expected callbacks with a state \['History'\], got \[\]"):
+        Trainer.resume(saved, rbm, optimizer, milestones(optimizer), [])
+
+
+def test_a_model_is_no_training_checkpoint(tmp_path: Path) -> None:
+    new().save(tmp_path / "model")
+    rbm = new()
+    with pytest.raises(CheckpointError, match="holds no 'trainer', only \\['rbm'\\]"):
+        Trainer.resume(tmp_path / "model", rbm, momentum(rbm))
+
+
+def test_a_training_checkpoint_is_a_model(saved: Path) -> None:
+    rbm = new()
+    optimizer = momentum(rbm)
+    Trainer.resume(saved, rbm, optimizer, milestones(optimizer), [History()])
+    loaded = RBM.load(saved)
+    assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), rbm.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("other", [grey(ROWS + 1), DataLoader(TensorDataset(grey()), batch_size=10)])
+def test_other_data_are_refused(other: Any, saved: Path) -> None:
+    resumed = resume(saved, momentum, [History()])
+    with pytest.raises(ValueError, match=f"train: expected an array of {ROWS} rows, with which this training began"):
+        resumed.fit(other, EPOCHS)
+    resumed.fit(grey(), EPOCHS)
+
+
+def test_schedulers_that_cannot_be_stored_cost_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    checkpoints.save(path, {"old": 1})
+
+    class Odd(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"handle": object()}
+
+    with pytest.raises(TypeError, match="a checkpoint cannot hold a object"):
+        start(PCD(7), momentum, [Odd()]).save(path)
+    assert checkpoints.load(path) == {"old": 1}
