@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -127,7 +128,8 @@ class Evaluate(Callback):
 
     def on_epoch(self, progress: Progress) -> None:
         if progress.trainer.epoch % self._every == 0:
-            progress.metrics.update({name: float(f(progress.trainer.rbm)) for name, f in self._metrics.items()})
+            with torch.no_grad():
+                progress.metrics |= {name: float(f(progress.trainer.rbm)) for name, f in self._metrics.items()}
 
 
 class History(Callback):
