@@ -62,6 +62,12 @@ def check(
         )
 
 
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dim() != 2:
+        got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name}: expected a torch tensor of two dimensions, got {got}")
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -340,8 +346,8 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tenso
     lower, upper: uint8 0/1 or float32 ``[n_chains, units]``. Chains are added in order, one fma each.
     """
     both = (torch.uint8, torch.float32)
-    if lower.dim() != 2 or upper.dim() != 2:
-        raise ValueError(f"lower, upper: expected two dimensions each, got {lower.dim()} and {upper.dim()}")
+    _check_matrix("lower", lower)
+    _check_matrix("upper", upper)
     check("lower", lower, both, tuple(lower.shape), lower.device)
     check("upper", upper, both, (lower.shape[0], upper.shape[1]), lower.device)
     shape = (lower.shape[1], upper.shape[1])
@@ -371,8 +377,7 @@ def bernoulli(
 
     rows: int64 ``[n]``, the chain part of the random counter: a row of data keeps its numbers in any batch.
     """
-    if probabilities.dim() != 2:
-        raise ValueError(f"probabilities: expected two dimensions, got {probabilities.dim()}")
+    _check_matrix("probabilities", probabilities)
     shape, device = tuple(probabilities.shape), probabilities.device
     check("probabilities", probabilities, torch.float32, shape, device)
     check("rows", rows, torch.int64, (shape[0],), device)
