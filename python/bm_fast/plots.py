@@ -84,8 +84,7 @@ def learning_curve(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(quantity)
         _plain(axes)
-        if len(series) > 1:
-            axes.legend(frameon=False)
+        axes.legend(frameon=False)
     figure.suptitle(title)
     return figure
 

@@ -79,7 +79,13 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     output = Output(options.output, (SAMPLES, PICTURE) if shape else (SAMPLES,), overwrite=options.overwrite)
     chains = rbm.chains(options.chains, options.seed, start)
     started = time.monotonic()
-    shown, states = snapshots(rbm, chains, options.sweeps, beta=options.beta, clamp=mask)
+    try:
+        shown, states = snapshots(rbm, chains, options.sweeps, beta=options.beta, clamp=mask)
+    except KeyboardInterrupt:
+        np.save(output.path(SAMPLES), chains.layers[VISIBLE].numpy())
+        raise KeyboardInterrupt(
+            f"interrupted after {chains.sweep:,} sweeps; the states at that moment are in {output.path(SAMPLES)}"
+        ) from None
     seconds = time.monotonic() - started
     np.save(output.path(SAMPLES), chains.layers[VISIBLE].numpy())
     console.say(f"{options.chains} chains, {options.sweeps:,} sweeps at beta {options.beta:g} in {seconds:.1f} s")
