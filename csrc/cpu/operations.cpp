@@ -107,9 +107,8 @@ void statistics(float* out, Values lower, int64_t n_lower, Values upper, int64_t
   std::vector<cpu::Array<float>> panels;
   std::vector<cpu::Array<cpu::PanelColumns>> columns;
   std::vector<cpu::Array<uint64_t>> bits;
-  const int64_t panel_chains = std::min<int64_t>(n_chains, cpu::kPanelChains);
   for (int t = 0; t < threads; t++) {
-    panels.emplace_back(panel_chains * cpu::panel_stride(n_upper));
+    panels.emplace_back(cpu::panel_size(n_chains, n_upper));
     columns.emplace_back(1);
     bits.emplace_back(cpu::kCountWords * n_upper);
   }

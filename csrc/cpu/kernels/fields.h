@@ -28,7 +28,8 @@ static inline void add_rows(int32_t* __restrict sums, const int16_t* __restrict 
       const int16_t* row = rows + active[k] * stride;
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; v++) {
-        const Shorts w = load<Shorts>(row + v * kShortLanes);
+        Shorts w = load<Shorts>(row + v * kShortLanes);
+        hold(w);
         low[v] += reinterpret_cast<Words>(w);
         high[v] += w >> 8;
       }

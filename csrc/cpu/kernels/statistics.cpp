@@ -13,7 +13,6 @@ constexpr bool kHasPopcount = false;  // a call of libgcc for each word: adding 
 #endif
 
 constexpr int64_t kExactCounts = 1 << 24;               // beyond, sums of ones in float stop growing
-constexpr int kRowVectors = kRegisters == 32 ? 16 : 8;  // float accumulators of a tile of a row
 
 // --- real values -----------------------------------------------------------------------------------------------------
 
@@ -24,47 +23,67 @@ static void load_row(float* __restrict to, const ValuesView& values, int64_t sta
     const uint8_t* from = static_cast<const uint8_t*>(values.data) + start;
     for (int32_t u = 0; u < n; u++) to[u] = from[u];
   }
+  for (int32_t u = n; u < kPad; u++) to[u] = 0;
 }
 
-// Adds the panel rows of the listed chains to a tile of a row of out; where the lower layer is real, all chains, each
-// times its factor.
-template <int kVectors, bool kReal>
-static void add_chains(float* __restrict row, const float* __restrict panel, int64_t stride,
-                       const uint32_t* __restrict chains, const float* __restrict factors, int32_t n) {
-  Floats sum[kVectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; v++) sum[v] = load<Floats>(row + v * kFloatLanes);
-  for (int32_t k = 0; k < n; k++) {
-    const float* from = panel + (kReal ? k : chains[k]) * stride;
-    const Floats factor = kReal ? factors[k] - Floats{} : Floats{};
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; v++) {
-      const Floats m = load<Floats>(from + v * kFloatLanes);
-      sum[v] = kReal ? fma(factor, m, sum[v]) : sum[v] + m;
+// sums[kPad] = or, unless they are new, += the rows of a tile [n_chains, kPad] of the upper layer that are listed
+static inline void add_listed(float* __restrict sums, bool is_new, const float* __restrict tile,
+                              const uint32_t* __restrict chains, int32_t n) {
+  constexpr int kVectors = kRegisters == 32 ? 4 : 8;
+  static_assert(kPad % (kVectors * kFloatLanes) == 0);
+  for (int u = 0; u < kPad; u += kVectors * kFloatLanes) {
+    Floats sum[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) sum[v] = is_new ? Floats{} : load<Floats>(sums + u + v * kFloatLanes);
+    for (int32_t k = 0; k < n; k++) {
+      const float* row = tile + chains[k] * kPad + u;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; v++) sum[v] += load<Floats>(row + v * kFloatLanes);
     }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) store(sums + u + v * kFloatLanes, sum[v]);
   }
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; v++) store(row + v * kFloatLanes, sum[v]);
 }
 
-template <bool kReal>
-static void add_to_row(float* __restrict out, int32_t width, const float* panel, int64_t stride, const uint32_t* chains,
-                       const float* factors, int32_t n) {
-  for (int32_t u = 0; u < width; u += kRowVectors * kFloatLanes) {
-    const int32_t rest = width - u, tile = rest < kRowVectors * kFloatLanes ? rest : kRowVectors * kFloatLanes;
-    alignas(64) float row[kRowVectors * kFloatLanes];
-    memset(row, 0, sizeof row);
-    memcpy(row, out + u, tile * sizeof(float));
-    const int32_t vectors = (tile + kFloatLanes - 1) / kFloatLanes;
-    if (vectors > kRowVectors / 2) {
-      add_chains<kRowVectors, kReal>(row, panel + u, stride, chains, factors, n);
-    } else if (vectors > kRowVectors / 4) {
-      add_chains<kRowVectors / 2, kReal>(row, panel + u, stride, chains, factors, n);
-    } else {
-      add_chains<kRowVectors / 4, kReal>(row, panel + u, stride, chains, factors, n);
+// sums[kFactorRows, kPad] = or, unless they are new, += factors (transposed) times a tile [n_chains, kPad] of the upper
+// layer
+constexpr int kFactorRows = 4;
+
+static inline void add_products(float* __restrict sums, int64_t stride, bool is_new, const float* __restrict tile,
+                                const float (*__restrict factors)[kPanelChains], int32_t n_chains) {
+  constexpr int kVectors = kRegisters == 32 ? 4 : 2;
+  static_assert(kPad % (kVectors * kFloatLanes) == 0 && kPanelRows % kFactorRows == 0);
+  for (int u = 0; u < kPad; u += kVectors * kFloatLanes) {
+    Floats sum[kFactorRows][kVectors];
+#pragma GCC unroll 4
+    for (int r = 0; r < kFactorRows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) 
+        sum[r][v] = is_new ? Floats{} : load<Floats>(sums + r * stride + u + v * kFloatLanes);
+    for (int32_t c = 0; c < n_chains; c++) {
+      Floats row[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) row[v] = load<Floats>(tile + c * kPad + u + v * kFloatLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < kFactorRows; r++) {
+        const Floats factor = factors[r][c] - Floats{};
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) sum[r][v] = fma(factor, row[v], sum[r][v]);
+      }
     }
-    memcpy(out + u, row, tile * sizeof(float));
+#pragma GCC unroll 4
+    for (int r = 0; r < kFactorRows; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) store(sums + r * stride + u + v * kFloatLanes, sum[r][v]);
   }
+}
+
+// bits[n_units] of up to 64 chains: bit c is the state in chain c
+static inline void pack(uint64_t* __restrict bits, const uint8_t* __restrict states, int64_t stride, int64_t n_units,
+                        int32_t n_chains) {
+  for (int64_t u = 0; u < n_units; u++) bits[u] = 0;
+  for (int32_t c = 0; c < n_chains; c++)
+    for (int64_t u = 0; u < n_units; u++) bits[u] |= static_cast<uint64_t>(states[c * stride + u]) << c;
 }
 
 // A tile of lower units in the chains of a panel: the chains in which each is on, or all its values.
@@ -74,44 +93,59 @@ static void list_columns(PanelColumns& columns, const ValuesView& lower, int64_t
     for (int32_t c = 0; c < n_chains; c++) {
       const float* from = static_cast<const float*>(lower.data) + (chain + c) * n_lower + unit;
       for (int32_t u = 0; u < n_units; u++) columns.factors[u][c] = from[u];
+      for (int32_t u = n_units; u % kFactorRows; u++) columns.factors[u][c] = 0;
     }
-    for (int32_t u = 0; u < n_units; u++) columns.n[u] = n_chains;
     return;
   }
   for (int32_t u = 0; u < n_units; u++) columns.n[u] = 0;
-  for (int32_t c = 0; c < n_chains; c++) {
-    const uint8_t* from = static_cast<const uint8_t*>(lower.data) + (chain + c) * n_lower + unit;
-    for (int32_t u = 0; u < n_units; u++) {
-      columns.chains[u][columns.n[u]] = static_cast<uint32_t>(c);
-      columns.n[u] += from[u] != 0;
-    }
+  for (int32_t c = 0; c < n_chains; c += 64) {
+    uint64_t bits[kPanelRows];
+    pack(bits, static_cast<const uint8_t*>(lower.data) + (chain + c) * n_lower + unit, n_lower, n_units,
+         n_chains - c < 64 ? n_chains - c : 64);
+    for (int32_t u = 0; u < n_units; u++)
+      for (uint64_t rest = bits[u]; rest; rest &= rest - 1)
+        columns.chains[u][columns.n[u]++] = static_cast<uint32_t>(c + __builtin_ctzll(rest));
   }
 }
 
-static void add_products(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper,
-                         int64_t n_chains, int64_t first, int64_t n, StatisticsScratch scratch) {
+// Rows of out for up to kPanelRows lower units and one tile of upper units, plus those of the chains of a panel.
+static void add_tile(float* __restrict out, int64_t n_upper, bool is_new, int32_t width, const float* tile,
+                     const PanelColumns& columns, bool real, int32_t n_units, int32_t n_chains) {
+  alignas(64) float partial[kFactorRows * kPad] = {};
+  const int32_t step = real ? kFactorRows : 1;
+  for (int32_t u = 0; u < n_units; u += step) {
+    const int32_t rows = n_units - u < step ? n_units - u : step;
+    const bool in_place = width == kPad && rows == step;
+    float* sums = in_place ? out + u * n_upper : partial;
+    if (!in_place)
+      for (int32_t r = 0; r < rows; r++) memcpy(partial + r * kPad, out + (u + r) * n_upper, width * sizeof(float));
+    if (real) {
+      add_products(sums, in_place ? n_upper : kPad, is_new, tile, columns.factors + u, n_chains);
+    } else {
+      add_listed(sums, is_new, tile, columns.chains[u], columns.n[u]);
+    }
+    if (!in_place)
+      for (int32_t r = 0; r < rows; r++) memcpy(out + (u + r) * n_upper, partial + r * kPad, width * sizeof(float));
+  }
+}
+
+static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper,
+                       int64_t n_chains, int64_t first, int64_t n, StatisticsScratch scratch) {
   for (int64_t chain = 0; chain < n_chains; chain += kPanelChains) {
     const int32_t block = static_cast<int32_t>(n_chains - chain < kPanelChains ? n_chains - chain : kPanelChains);
     for (int64_t column = 0; column < n_upper; column += kPanelUnits) {
-      const int32_t width = static_cast<int32_t>(n_upper - column < kPanelUnits ? n_upper - column : kPanelUnits);
-      const int64_t stride = panel_stride(n_upper);
-      for (int32_t c = 0; c < block; c++) {
-        float* row = scratch.panel + c * stride;
-        load_row(row, upper, (chain + c) * n_upper + column, width);
-        for (int64_t u = width; u < stride; u++) row[u] = 0;
-      }
+      const int64_t end = n_upper - column < kPanelUnits ? n_upper : column + kPanelUnits;
+      float* tile = scratch.panel;
+      for (int64_t u = column; u < end; u += kPad)
+        for (int32_t c = 0; c < block; c++, tile += kPad)
+          load_row(tile, upper, (chain + c) * n_upper + u, static_cast<int32_t>(end - u < kPad ? end - u : kPad));
       for (int64_t unit = first; unit < first + n; unit += kPanelRows) {
         const int32_t n_units = static_cast<int32_t>(first + n - unit < kPanelRows ? first + n - unit : kPanelRows);
         list_columns(*scratch.columns, lower, n_lower, unit, n_units, chain, block);
-        for (int32_t u = 0; u < n_units; u++) {
-          float* to = out + (unit + u) * n_upper + column;
-          const int32_t listed = scratch.columns->n[u];
-          if (lower.real) {
-            add_to_row<true>(to, width, scratch.panel, stride, nullptr, scratch.columns->factors[u], listed);
-          } else {
-            add_to_row<false>(to, width, scratch.panel, stride, scratch.columns->chains[u], nullptr, listed);
-          }
-        }
+        tile = scratch.panel;
+        for (int64_t u = column; u < end; u += kPad, tile += block * kPad)
+          add_tile(out + unit * n_upper + u, n_upper, chain == 0, static_cast<int32_t>(end - u < kPad ? end - u : kPad), tile,
+                   *scratch.columns, lower.real, n_units, block);
       }
     }
   }
@@ -119,12 +153,20 @@ static void add_products(float* out, ValuesView lower, int64_t n_lower, ValuesVi
 
 // --- counts ----------------------------------------------------------------------------------------------------------
 
-// bits[n_units] of up to 64 chains: bit c is the state in chain c
-static void pack(uint64_t* __restrict bits, const uint8_t* __restrict states, int64_t stride, int64_t n_units,
-                 int32_t n_chains) {
-  for (int64_t u = 0; u < n_units; u++) bits[u] = 0;
-  for (int32_t c = 0; c < n_chains; c++)
-    for (int64_t u = 0; u < n_units; u++) bits[u] |= static_cast<uint64_t>(states[c * stride + u]) << c;
+// counts[n] = ones that the columns of bits[n_words, n] share with the masks; two words at a time
+static inline void count(int32_t* __restrict counts, const uint64_t* __restrict masks, const uint64_t* __restrict bits,
+                         int64_t stride, int32_t n_words, int32_t n) {
+  for (int32_t i = 0; i < n; i++) counts[i] = 0;
+  int32_t w = 0;
+  for (; w + 1 < n_words; w += 2) {
+    const uint64_t *first = bits + w * stride, *second = first + stride;
+    for (int32_t i = 0; i < n; i++)
+      counts[i] += static_cast<int32_t>(__builtin_popcountll(masks[w] & first[i]) +
+                                        __builtin_popcountll(masks[w + 1] & second[i]));
+  }
+  if (w < n_words)
+    for (int32_t i = 0; i < n; i++)
+      counts[i] += static_cast<int32_t>(__builtin_popcountll(masks[w] & bits[w * stride + i]));
 }
 
 static void add_counts(float* out, const uint8_t* lower, int64_t n_lower, const uint8_t* upper, int64_t n_upper,
@@ -143,12 +185,14 @@ static void add_counts(float* out, const uint8_t* lower, int64_t n_lower, const 
              static_cast<int32_t>(n_chains - c < 64 ? n_chains - c : 64));
       }
       for (int32_t u = 0; u < n_units; u++) {
-        float* __restrict row = out + (unit + u) * n_upper;
-        for (int32_t w = 0; w < n_words; w++) {
-          const uint64_t mask = rows[w][u];
-          const uint64_t* __restrict bits = scratch.bits + w * n_upper;
-          for (int64_t j = 0; j < n_upper; j++)
-            row[j] += static_cast<float>(static_cast<int32_t>(__builtin_popcountll(mask & bits[j])));
+        uint64_t masks[kCountWords];
+        for (int32_t w = 0; w < n_words; w++) masks[w] = rows[w][u];
+        for (int64_t j = 0; j < n_upper; j += kPad) {
+          const int32_t width = static_cast<int32_t>(n_upper - j < kPad ? n_upper - j : kPad);
+          int32_t counts[kPad];
+          count(counts, masks, scratch.bits + j, n_upper, n_words, width);
+          float* __restrict row = out + (unit + u) * n_upper + j;
+          for (int32_t i = 0; i < width; i++) row[i] = (chain ? row[i] : 0.f) + static_cast<float>(counts[i]);
         }
       }
     }
@@ -157,12 +201,11 @@ static void add_counts(float* out, const uint8_t* lower, int64_t n_lower, const 
 
 void statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
                 int64_t first, int64_t n, StatisticsScratch scratch) {
-  memset(out + first * n_upper, 0, n * n_upper * sizeof(float));
   if (kHasPopcount && !lower.real && !upper.real && n_chains <= kExactCounts) {
     add_counts(out, static_cast<const uint8_t*>(lower.data), n_lower, static_cast<const uint8_t*>(upper.data), n_upper,
                n_chains, first, n, scratch);
   } else {
-    add_products(out, lower, n_lower, upper, n_upper, n_chains, first, n, scratch);
+    add_panels(out, lower, n_lower, upper, n_upper, n_chains, first, n, scratch);
   }
 }
 

@@ -38,6 +38,15 @@ BM_UNITS void store(T* to, V v) {
   memcpy(to, &v, sizeof v);
 }
 
+// Keeps the compiler from loading a value again for each use.
+BM_UNITS void hold(Shorts& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 BM_UNITS Floats floats_of_shorts(const int16_t* from) {
   return __builtin_convertvector(__builtin_convertvector(load<HalfShorts>(from), Ints), Floats);
 }
