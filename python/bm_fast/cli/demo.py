@@ -20,7 +20,7 @@ from bm_fast.cli.train import CURVE_PICTURE, FILTERS, draw, optimiser
 from bm_fast.data import Dataset, load
 from bm_fast.estimation import UntrustworthyEstimate, ais, base_biases, exact_log_z, mean_log_likelihood
 from bm_fast.rbm import RBM
-from bm_fast.training import PCD, Evaluate, History, ProgressBar, Trainer
+from bm_fast.training import PCD, Callback, Evaluate, History, Progress, ProgressBar, Trainer
 
 NAME = "demo"
 SUMMARY = "train on handwritten digits, print the test log-likelihood and draw pictures; under a minute"
@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     started = time.monotonic()
     if options.threads is None:
-        torch.set_num_threads(
-            1
-        )  # so small a machine gains nothing from a second thread, and loses much on a busy computer
+        torch.set_num_threads(1)  # so small a machine gains nothing from a second, and loses much on a busy computer
     output = Output(options.output, FILES, overwrite=True)
     digits = load("digits")
     console.say(f"Training an RBM with 64 visible and {options.hidden} hidden units on {len(digits.train):,} digits")
@@ -103,8 +101,19 @@ def _trainer(rbm: RBM, digits: Dataset, history: History, options: argparse.Name
         batch_size=50,
         seed=options.seed,
         scheduler=schedule,
-        callbacks=[Evaluate({"log_likelihood_valid": log_likelihood}, every), history, ProgressBar()],
+        callbacks=[Evaluate({"log_likelihood_valid": log_likelihood}, every), history, _LastFigures(), ProgressBar()],
     )
+
+
+class _LastFigures(Callback):
+    """Leaves the last figures in the progress bar until there are new ones."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def on_epoch(self, progress: Progress) -> None:
+        self._last |= progress.metrics
+        progress.metrics = dict(self._last)
 
 
 def _measure(rbm: RBM, digits: Dataset, seed: int, console: Console) -> Result:

@@ -195,7 +195,11 @@ def _trainer(dataset: Dataset, settings: Result, output: Output, history: Histor
         Checkpoint(output.path(CHECKPOINT)),
     ]
     if resume:
-        return Trainer.resume(output.path(CHECKPOINT), rbm, sgd, schedule, callbacks)
+        trainer = Trainer.resume(output.path(CHECKPOINT), rbm, sgd, schedule, callbacks)
+        # the schedule may have another length now; the saved rate is that of the old one
+        for group, rate, factor in zip(sgd.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(schedule.last_epoch)
+        return trainer
     estimator = (
         PCD(settings["chains"], settings["sweeps"]) if settings["estimator"] == "pcd" else CD(settings["sweeps"])
     )
