@@ -1,12 +1,17 @@
 // The compiled module: addresses and sizes in, the GIL released, C++ exceptions to Python errors. python/bm_fast/ops.py
-// has checked dtype, shape, contiguity and device of what it passes, and keeps the tensors alive.
+// has checked dtype, shape, contiguity and device of what it passes, and keeps the tensors alive; structure.h checks
+// what does not take a look at the arrays.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
+#include <initializer_list>
+#include <optional>
 #include <tuple>
 
 #include "ops.h"
+#include "structure.h"
 
 namespace py = pybind11;
 
@@ -63,6 +68,8 @@ class Machine {
     std::vector<bm::CouplingParameters> coupling_parameters;
     for (const auto& [lower, upper, weights, bits] : couplings)
       coupling_parameters.push_back({lower, upper, at<const int16_t>(weights), bits});
+    structure_.emplace(layer_parameters, coupling_parameters);
+    bm::check_threads(threads);
     const py::gil_scoped_release release;
     machine_ = bm::build_machine(layer_parameters, coupling_parameters, threads);
   }
@@ -70,9 +77,10 @@ class Machine {
   void sweep(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states, int64_t n_chains,
              int64_t n_sweeps, uint64_t seed, uint32_t first_chain, uint32_t first_sweep, Address beta,
              const std::vector<Address>& base, const std::vector<Address>& clamp, const std::vector<Address>& means,
-             int threads, const py::function& progress) const {
+             int threads, Address sweeps_done, const py::function& progress) const {
     bm::Program program;
     for (const auto& block : plain) program.push_back(block_of(block));
+    const std::vector<void*> states_at = all_at<void>(states);
     const bm::Sweep what{n_chains,
                          n_sweeps,
                          seed,
@@ -82,46 +90,86 @@ class Machine {
                          all_at<const float>(base),
                          all_at<const uint8_t>(clamp),
                          all_at<float>(means)};
-    bool raised = false;
+    structure_->check_program(program);
+    structure_->check_addresses("states", states_at);
+    structure_->check_addresses("clamp", what.clamp, true);
+    structure_->check_addresses("means", what.means, true);
+    structure_->check_tempering(what.beta, what.base);
+    bm::check_range("n_chains", n_chains, 1, bm::kMaxChains);
+    bm::check_range("n_sweeps", n_sweeps, 0, bm::kMaxSweeps - first_sweep);
+    bm::check_threads(threads);
+    bm::check_address("sweeps_done", at<const void>(sweeps_done));
+    std::exception_ptr interruption;
     {
       const py::gil_scoped_release release;
       bm::sweep(
-          *machine_, program, all_at<void>(states), what, threads,
+          *machine_, program, states_at, what, threads,
           [&](int64_t done) {
+            *at<int64_t>(sweeps_done) = done;  // first: Python may raise a pending signal before `progress` begins
+            if (interruption) return;
             const py::gil_scoped_acquire acquire;
             progress(done);
           },
           [&] {
             const py::gil_scoped_acquire acquire;
-            raised = PyErr_CheckSignals() != 0;
-            return raised;
+            if (PyErr_CheckSignals() != 0) interruption = std::make_exception_ptr(py::error_already_set());
+            return interruption != nullptr;
           });
     }
-    if (raised) throw py::error_already_set();
+    if (interruption) std::rethrow_exception(interruption);
   }
 
   void layer_means(const PlainUpdate& update, const std::vector<PlainValues>& values, int64_t n_chains, Address out,
                    Address beta, const std::vector<Address>& base, int threads) const {
+    const bm::Block block = {update_of(update)};
+    const std::vector<const float*> base_at = all_at<const float>(base);
+    structure_->check_tempering(at<const float>(beta), base_at);
+    check(block, values, n_chains, at<const void>(out), threads);
     const py::gil_scoped_release release;
-    bm::layer_means(at<float>(out), *machine_, update_of(update), values_of(values), n_chains, at<const float>(beta),
-                    all_at<const float>(base), threads);
+    bm::layer_means(at<float>(out), *machine_, block[0], values_of(values), n_chains, at<const float>(beta), base_at,
+                    threads);
   }
 
   void energy(const std::vector<PlainValues>& values, int64_t n_chains, Address out, int threads) const {
+    check({}, values, n_chains, at<const void>(out), threads);
     const py::gil_scoped_release release;
     bm::energy(at<double>(out), *machine_, values_of(values), n_chains, threads);
   }
 
   void free_energy(const std::vector<PlainUpdate>& updates, const std::vector<PlainValues>& values, int64_t n_chains,
                    Address betas, int64_t n_betas, const std::vector<Address>& base, Address out, int threads) const {
+    const bm::Block block = block_of(updates);
+    const std::vector<const float*> base_at = all_at<const float>(base);
+    bm::check_range("n_betas", n_betas, 1, bm::kMaxChains);
+    bm::check_address("betas", at<const void>(betas));
+    structure_->check_tempering(at<const float>(betas), base_at);
+    check(block, values, n_chains, at<const void>(out), threads);
     const py::gil_scoped_release release;
-    bm::free_energy(at<double>(out), *machine_, block_of(updates), values_of(values), n_chains, at<const float>(betas),
-                    n_betas, all_at<const float>(base), threads);
+    bm::free_energy(at<double>(out), *machine_, block, values_of(values), n_chains, at<const float>(betas), n_betas,
+                    base_at, threads);
   }
 
  private:
+  void check(const bm::Block& block, const std::vector<PlainValues>& values, int64_t n_chains, const void* out,
+             int threads) const {
+    structure_->check_program({block});
+    structure_->check_values(values_of(values));
+    bm::check_range("n_chains", n_chains, 1, bm::kMaxChains);
+    bm::check_address("out", out);
+    bm::check_threads(threads);
+  }
+
+  std::optional<bm::Structure> structure_;
   std::shared_ptr<const bm::Machine> machine_;
 };
+
+// Sizes and addresses of a function that knows no machine.
+void check(std::initializer_list<std::pair<const char*, int64_t>> sizes,
+           std::initializer_list<std::pair<const char*, Address>> addresses, int threads) {
+  for (const auto& [name, size] : sizes) bm::check_range(name, size, 1, int64_t{1} << 40);
+  for (const auto& [name, address] : addresses) bm::check_address(name, at<const void>(address));
+  bm::check_threads(threads);
+}
 
 }  // namespace
 
@@ -134,7 +182,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("couplings"), py::arg("threads"))
       .def("sweep", &Machine::sweep, py::arg("program"), py::arg("states"), py::arg("n_chains"), py::arg("n_sweeps"),
            py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("beta"), py::arg("base"),
-           py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("progress"))
+           py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("sweeps_done"), py::arg("progress"))
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("threads"))
@@ -145,6 +193,8 @@ PYBIND11_MODULE(_C, m) {
       "statistics",
       [](Address lower, bool lower_real, int64_t n_lower, Address upper, bool upper_real, int64_t n_upper,
          int64_t n_chains, Address out, int threads) {
+        check({{"n_lower", n_lower}, {"n_upper", n_upper}, {"n_chains", n_chains}},
+              {{"lower", lower}, {"upper", upper}, {"out", out}}, threads);
         bm::statistics(at<float>(out), {at<const void>(lower), lower_real}, n_lower,
                        {at<const void>(upper), upper_real}, n_upper, n_chains, threads);
       },
@@ -154,6 +204,7 @@ PYBIND11_MODULE(_C, m) {
       "bernoulli",
       [](Address probabilities, Address rows, int64_t n, int64_t units, Address out, uint64_t seed, uint32_t sweep,
          uint32_t layer_and_purpose, int threads) {
+        check({{"n", n}, {"units", units}}, {{"probabilities", probabilities}, {"rows", rows}, {"out", out}}, threads);
         bm::bernoulli(at<uint8_t>(out), at<const float>(probabilities), at<const int64_t>(rows), n, units, seed, sweep,
                       layer_and_purpose, threads);
       },
@@ -161,11 +212,16 @@ PYBIND11_MODULE(_C, m) {
       py::arg("sweep"), py::arg("layer_and_purpose"), py::arg("threads"), released);
   m.def(
       "largest_weight",
-      [](Address weights, int64_t n, int threads) { return bm::largest_weight(at<const float>(weights), n, threads); },
+      [](Address weights, int64_t n, int threads) {
+        check({{"n", n}}, {{"weights", weights}}, threads);
+        return bm::largest_weight(at<const float>(weights), n, threads);
+      },
       py::arg("weights"), py::arg("n"), py::arg("threads"), released);
   m.def(
       "quantise",
       [](Address weights, int64_t n, int fraction_bits, Address out, int threads) {
+        check({{"n", n}}, {{"weights", weights}, {"out", out}}, threads);
+        bm::check_range("fraction_bits", fraction_bits, 0, bm::kMaxFractionBits);
         bm::quantise(at<int16_t>(out), at<const float>(weights), n, fraction_bits, threads);
       },
       py::arg("weights"), py::arg("n"), py::arg("fraction_bits"), py::arg("out"), py::arg("threads"), released);

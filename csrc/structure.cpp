@@ -1,0 +1,92 @@
+#include "structure.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace bm {
+namespace {
+
+void require(bool holds, const std::string& name, const std::string& expected) {
+  if (!holds) throw std::invalid_argument(name + ": expected " + expected);
+}
+
+}  // namespace
+
+void check_range(const std::string& name, int64_t value, int64_t least, int64_t most) {
+  require(least <= value && value <= most, name,
+          std::to_string(least) + " to " + std::to_string(most) + ", got " + std::to_string(value));
+}
+
+void check_address(const std::string& name, const void* address) {
+  require(address != nullptr, name, "an address, got 0");
+}
+
+void check_threads(int threads) { check_range("threads", threads, 1, kMaxThreads); }
+
+Structure::Structure(const std::vector<LayerParameters>& layers, const std::vector<CouplingParameters>& couplings) {
+  require(!layers.empty(), "layers", "at least one layer, got none");
+  for (const LayerParameters& layer : layers) {
+    const std::string name = "layer '" + layer.name + "'";
+    check_range("units of " + name, layer.units, 1, kMaxUnits);
+    require(layer.kind == Kind::kBernoulli || layer.kind == Kind::kGaussian, "kind of " + name,
+            "0 or 1, got " + std::to_string(static_cast<int>(layer.kind)));
+    check_address("biases of " + name, layer.biases);
+    require((layer.precisions != nullptr) == (layer.kind == Kind::kGaussian), "precisions of " + name,
+            "an address for a Gaussian layer and 0 for any other");
+    kinds_.push_back(layer.kind);
+  }
+  for (size_t i = 0; i < couplings.size(); i++) {
+    const CouplingParameters& coupling = couplings[i];
+    const std::string name = "coupling " + std::to_string(i);
+    check_range("lower layer of " + name, coupling.lower, 0, n_layers() - 1);
+    check_range("upper layer of " + name, coupling.upper, 0, n_layers() - 1);
+    require(coupling.lower != coupling.upper, name, "two different layers");
+    check_range("units below " + name, layers[coupling.lower].units, 1, kMaxFanIn);
+    check_range("units above " + name, layers[coupling.upper].units, 1, kMaxFanIn);
+    check_address("weights of " + name, coupling.weights);
+    check_range("fraction bits of " + name, coupling.fraction_bits, 0, kMaxFractionBits);
+    couplings_.emplace_back(coupling.lower, coupling.upper);
+  }
+}
+
+void Structure::check_program(const Program& program) const {
+  std::vector<bool> updated(kinds_.size());
+  for (const Block& block : program) {
+    std::vector<bool> in_block(kinds_.size());
+    for (const Update& update : block) {
+      check_range("program: updated layer", update.layer, 0, n_layers() - 1);
+      require(!updated[update.layer], "program",
+              "each layer at most once, got layer " + std::to_string(update.layer) + " again");
+      updated[update.layer] = in_block[update.layer] = true;
+    }
+    for (const Update& update : block) {
+      for (const Input& input : update.inputs) {
+        check_range("program: coupling", input.coupling, 0, static_cast<int64_t>(couplings_.size()) - 1);
+        const auto& [lower, upper] = couplings_[input.coupling];
+        require((input.transposed ? lower : upper) == update.layer, "program",
+                "couplings that lead to layer " + std::to_string(update.layer) + ", got coupling " +
+                    std::to_string(input.coupling) + (input.transposed ? " transposed" : ""));
+        require(!in_block[input.transposed ? upper : lower], "program", "layers of a block that are not coupled");
+        require(std::isfinite(input.scale), "program", "finite scales, got " + std::to_string(input.scale));
+      }
+    }
+  }
+}
+
+void Structure::check_values(const std::vector<Values>& values) const {
+  check_range("values: number of arrays", static_cast<int64_t>(values.size()), n_layers(), n_layers());
+  for (size_t i = 0; i < values.size(); i++) {
+    check_address("values[" + std::to_string(i) + "]", values[i].data);
+    require(values[i].real || kinds_[i] != Kind::kGaussian, "values[" + std::to_string(i) + "]",
+            "real values of a Gaussian layer");
+  }
+}
+
+void Structure::check_tempering(const float* beta, const std::vector<const float*>& base) const {
+  if (base.empty()) return;
+  check_addresses("base", base);
+  require(beta != nullptr, "beta", "an address beside a base, got 0");
+}
+
+}  // namespace bm

@@ -1,0 +1,54 @@
+// What fits a machine: checks of structure that come before any address is followed. They cost no pass over data.
+//
+// Errors are std::invalid_argument and name the argument, what was expected and what came.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ops.h"
+
+namespace bm {
+
+constexpr int64_t kMaxUnits = int64_t{1} << 24;
+constexpr int64_t kMaxFanIn = 65536;  // beyond it, 32-bit sums of W_q could overflow
+constexpr int64_t kMaxChains = int64_t{1} << 31;
+constexpr int64_t kMaxSweeps = int64_t{1} << 32;  // sweeps are numbered in 32 bits
+constexpr int kMaxThreads = 4096;
+constexpr int kMaxFractionBits = 30;
+
+void check_range(const std::string& name, int64_t value, int64_t least, int64_t most);
+void check_address(const std::string& name, const void* address);
+void check_threads(int threads);
+
+// The layers and couplings of a machine without their numbers.
+class Structure {
+ public:
+  Structure(const std::vector<LayerParameters>& layers, const std::vector<CouplingParameters>& couplings);
+
+  // Every update names a layer and couplings that lead to it; no layer comes twice, or beside one it is coupled to.
+  void check_program(const Program& program) const;
+
+  // One array for each layer.
+  void check_values(const std::vector<Values>& values) const;
+
+  // As many addresses as layers, none of them null unless `optional`.
+  template <class T>
+  void check_addresses(const std::string& name, const std::vector<T*>& addresses, bool optional = false) const {
+    check_range(name + ": number of addresses", static_cast<int64_t>(addresses.size()), n_layers(), n_layers());
+    if (optional) return;
+    for (size_t i = 0; i < addresses.size(); i++) check_address(name + "[" + std::to_string(i) + "]", addresses[i]);
+  }
+
+  // Inverse temperatures are null for 1; a base has a meaning only beside them.
+  void check_tempering(const float* beta, const std::vector<const float*>& base) const;
+
+ private:
+  int64_t n_layers() const { return static_cast<int64_t>(kinds_.size()); }
+
+  std::vector<Kind> kinds_;
+  std::vector<std::pair<int, int>> couplings_;  // lower, upper
+};
+
+}  // namespace bm
