@@ -170,6 +170,36 @@ def test_the_test_itself_knows_the_model() -> None:
     )
 
 
+def flipped(rbm: RBM) -> RBM:
+    """The same distribution of (1 - v, h): W' = -W, b' = -b, c' = c + Wᵀ1."""
+    other = RBM(rbm.n_visible, rbm.n_hidden)
+    with torch.no_grad():
+        other.weight.copy_(-rbm.weight)
+        other.visible_bias.copy_(-rbm.visible_bias)
+        other.hidden_bias.copy_(rbm.hidden_bias + rbm.weight.sum(0))
+    return other
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_exchanging_0_and_1_makes_no_difference_to_centred_learning(centred: bool) -> None:
+    """Steps on the flipped data keep the two models the flip of each other; without centring they do not."""
+    rbm = make(Kind.BERNOULLI)
+    twin = flipped(rbm)
+    offsets = (Offsets(rbm), Offsets(twin)) if centred else (None, None)
+    for step in range(4):
+        data, model = draw(rbm, 6, 10 + step), draw(rbm, 4, 20 + step)
+        for machine, rows, own in ((rbm, (data, model), offsets[0]), (twin, (1 - data, 1 - model), offsets[1])):
+            filled(machine, rows_of(machine, *rows), own)
+            with torch.no_grad():
+                for parameter in machine.parameters():
+                    assert parameter.grad is not None
+                    parameter -= 0.1 * parameter.grad
+    difference = max(
+        (p - q).abs().max().item() for p, q in zip(flipped(rbm).parameters(), twin.parameters(), strict=True)
+    )
+    assert difference < 1e-5 if centred else difference > 1e-2
+
+
 # --- in the limit -----------------------------------------------------------------------------------------------------
 
 Z_BOUND = 5.5

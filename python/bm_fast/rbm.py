@@ -52,12 +52,14 @@ class RBM(nn.Module):
         super().__init__()
         if not 0 <= weight_scale < math.inf:
             raise ValueError(f"weight_scale: expected a finite number of at least 0, got {weight_scale}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
         self.graph: Graph = chain_graph((n_visible, n_hidden), visible)
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(weight_scale * torch.randn(n_visible, n_hidden, generator=generator))
         self.visible_bias = nn.Parameter(torch.zeros(n_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(n_hidden))
-        self.log_precision = nn.Parameter(torch.zeros(n_visible)) if visible is Kind.GAUSSIAN else None
+        self.log_precision = nn.Parameter(torch.zeros(n_visible)) if self.visible is Kind.GAUSSIAN else None
 
     @property
     def n_visible(self) -> int:

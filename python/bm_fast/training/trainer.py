@@ -114,7 +114,7 @@ class Trainer:
         train: ``[n, n_visible]`` torch or numpy, uint8 0/1 or float32, or a DataLoader of such batches (or of tuples
             that begin with one).
         validation: rows like those of train, for the metric "free_energy_gap" after each epoch: the mean free energy
-            of (up to 1,000) validation rows minus that of as many training rows (of the last batch of a DataLoader).
+            of up to 1,000 validation rows minus that of as many training rows (of the last batch of a DataLoader).
             It grows when the model overfits (Hinton 2010, section 6).
 
         Ctrl-C finishes the update, lets the callbacks save, and raises KeyboardInterrupt; ``fit`` can then go on. A
@@ -222,10 +222,10 @@ class Trainer:
     def _free_energy_gap(self, batches: Batches, validation: Tensor) -> float:
         train = batches.data if isinstance(batches, ArrayBatches) else self.last_batch
         assert train is not None  # an epoch has at least one batch
-        held_out, seen = (self._mean_free_energy(rows[:GAP_ROWS]) for rows in (validation, train))
-        return held_out - seen
+        return self._mean_free_energy(validation) - self._mean_free_energy(train)
 
     def _mean_free_energy(self, values: Tensor) -> float:
+        values = values[:: -(-len(values) // GAP_ROWS)].contiguous()  # spread: the rows may be sorted by class
         states = torch.empty_like(values, dtype=self._rows.model_visible.dtype)
         self._draw(values, torch.arange(len(values), device=values.device), 0, states)
         return float(self.rbm.free_energy(states).mean())
