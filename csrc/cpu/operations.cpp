@@ -10,9 +10,11 @@
 namespace bm {
 namespace cpu {
 
-void check_values(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads) {
+void check_values(const Machine& machine, const ValuesView* values, const std::vector<bool>& is_read, int64_t n_chains,
+                  int threads) {
   const Kernels& k = kernels();
   for (int i = 0; i < machine.n_layers(); i++) {
+    if (!is_read[i]) continue;
     const int64_t n = n_chains * machine.layer(i).units;
     uint32_t largest = 0;
 #pragma omp parallel for num_threads(threads) reduction(max : largest)
@@ -43,8 +45,10 @@ std::vector<ValuesView> views(const std::vector<Values>& values) {
 void layer_means(float* out, const Machine& machine, const Update& update, const std::vector<Values>& values,
                  int64_t n_chains, const float* beta, const std::vector<const float*>& base, int threads) {
   const auto inputs = cpu::views(values);
-  cpu::check_values(machine, inputs.data(), n_chains, threads);
   const cpu::ProgramPlan plan(machine, {{update}});
+  std::vector<bool> is_read(machine.n_layers());
+  for (int i = 0; i < plan.view().updates[0].n_inputs; i++) is_read[plan.view().updates[0].inputs[i].layer] = true;
+  cpu::check_values(machine, inputs.data(), is_read, n_chains, threads);
   const cpu::ThreadScratch scratch(machine, threads);
   const cpu::PaddedBase padded(machine, base);
 #pragma omp parallel for num_threads(threads)
@@ -57,7 +61,7 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
 
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains, int threads) {
   const auto states = cpu::views(values);
-  cpu::check_values(machine, states.data(), n_chains, threads);
+  cpu::check_values(machine, states.data(), std::vector<bool>(machine.n_layers(), true), n_chains, threads);
   Block upward;
   for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
   const cpu::ProgramPlan plan(machine, {upward});
@@ -73,9 +77,13 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
                  int64_t n_chains, const float* betas, int64_t n_betas, const std::vector<const float*>& base,
                  int threads) {
   const auto states = cpu::views(values);
-  cpu::check_values(machine, states.data(), n_chains, threads);
   const auto is_summed = std::make_unique<bool[]>(machine.n_layers());
-  for (const Update& update : updates) is_summed[update.layer] = true;
+  std::vector<bool> is_read(machine.n_layers(), true);
+  for (const Update& update : updates) {
+    is_summed[update.layer] = true;
+    is_read[update.layer] = false;
+  }
+  cpu::check_values(machine, states.data(), is_read, n_chains, threads);
   const cpu::ProgramPlan plan(machine, {updates});
   const cpu::ThreadScratch scratch(machine, threads);
   const cpu::PaddedBase padded(machine, base);

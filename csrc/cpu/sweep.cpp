@@ -89,7 +89,7 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
   using namespace cpu;
   const ProgramPlan plan(machine, program);
   const StateCopies copies(machine, states, what.n_chains);
-  check_values(machine, copies.values(), what.n_chains, threads);
+  check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
   const ThreadScratch scratch(machine, threads);
   const PaddedBase base(machine, what.base);
   const std::vector<float*> no_means(machine.n_layers());
@@ -126,14 +126,9 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
     copies.write_back(plan.view());
     done += view.n_sweeps;
     seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(view.n_sweeps);
-    if (Seconds(Clock::now() - stops[0].last_poll).count() > kPollSeconds) {
-      stops[0].last_poll = Clock::now();
-      if (interrupted()) {
-        progress(done);
-        break;
-      }
-    }
+    StopState::ask(&stops[0]);  // a round of many short sweeps may ask less often
     progress(done);
+    if (stop.load()) break;
   }
   return done;
 }

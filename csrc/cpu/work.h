@@ -60,7 +60,9 @@ inline Part part(int64_t n, int i, int parts, int64_t grain = 1) {
   return {begin, end - begin};
 }
 
-// Throws std::invalid_argument, naming the layer, where a binary value is above 1 or a real one is not finite.
-void check_values(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads);
+// Throws std::invalid_argument, naming the layer, where a layer that is read has a binary value above 1 or a real one
+// that is not finite.
+void check_values(const Machine& machine, const ValuesView* values, const std::vector<bool>& is_read, int64_t n_chains,
+                  int threads);
 
 }  // namespace bm::cpu
