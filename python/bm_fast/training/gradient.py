@@ -107,8 +107,8 @@ class Gradient:
         self._rbm = rbm
         self._parameters = list(rbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
-        self._phases = torch.zeros(rbm.n_visible, 2, device=rbm.device)
-        self._squares = torch.zeros(rbm.n_visible, 2, device=rbm.device)
+        self._phases = torch.zeros(2, rbm.n_visible, device=rbm.device)
+        self._squares = torch.zeros(2, rbm.n_visible, device=rbm.device)
 
     @torch.no_grad()
     def fill(self, block: Block, precision: Tensor | None, offsets: Offsets | None) -> None:
@@ -118,20 +118,20 @@ class Gradient:
         """
         rbm = self._rbm
         weight, visible, hidden = (self._of[id(p)] for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias))
-        means, phases = block.means, ops.statistics(block.visible, block.shares, self._phases)
+        means, phases = block.means, ops.statistics(block.shares, block.visible, self._phases)
         if offsets is not None:
-            offsets.follow(phases[:, 0], block.data_means.mean(0))
+            offsets.follow(phases[0], block.data_means.mean(0))
             means = torch.sub(means, offsets.hidden, out=block.scratch)
         signed = torch.mul(means, block.signs, out=block.scratch)
         torch.sum(signed, 0, out=hidden)
-        torch.sub(phases[:, 1], phases[:, 0], out=visible)
+        torch.sub(phases[1], phases[0], out=visible)
         ops.statistics(block.visible, signed, weight)
         if offsets is not None:
             weight.addr_(offsets.visible, hidden, alpha=-1)
             visible.addmv_(weight, offsets.hidden, alpha=-1)
             hidden.addmv_(weight.t(), offsets.visible, alpha=-1)
         if rbm.log_precision is not None and precision is not None:
-            squares = ops.statistics(block.visible.square(), block.shares, self._squares)
-            torch.mul(squares[:, 0] - squares[:, 1], precision / 2, out=self._of[id(rbm.log_precision)])
+            squares = ops.statistics(block.shares, block.visible.square(), self._squares)
+            torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(rbm.log_precision)])
         for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
             parameter.grad = self._of[id(parameter)]
