@@ -68,7 +68,7 @@ def is_possible(chains: Chains) -> bool:
 # --- legal arguments --------------------------------------------------------------------------------------------------
 
 
-@given(data=st.data(), machine=machines(), n_chains=st.integers(1, 150), threads=st.integers(1, 5))
+@given(data=st.data(), machine=machines(), n_chains=st.integers(1, 500), threads=st.integers(1, 5))
 def test_sweeps_stay_inside_their_buffers(data: st.DataObject, machine: Machine, n_chains: int, threads: int) -> None:
     torch.set_num_threads(threads)
     chains = machine.chains(n_chains, seed=data.draw(st.integers(0, 2**64 - 1)))
