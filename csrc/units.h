@@ -87,7 +87,8 @@ BM_UNITS float uniform(uint32_t word) {
 
 // --- decisions -------------------------------------------------------------------------------------------------------
 
-// exp(-x), within 1.5e-7 of itself; exponents are clamped to 2^±64, so that nothing overflows or turns denormal.
+// exp(-x), relative error below 1.5e-7 (1 + |x|); exponents are clamped to 2^±64, so that nothing overflows or turns
+// denormal.
 BM_UNITS float exp_minus(float x) {
   constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   float t = x * -1.44269504f;

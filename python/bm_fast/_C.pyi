@@ -27,6 +27,7 @@ class Machine:
         clamp: Sequence[int],
         means: Sequence[int],
         threads: int,
+        sweeps_done: int,
         progress: Callable[[int], None],
     ) -> None: ...
     def layer_means(

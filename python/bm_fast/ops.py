@@ -159,6 +159,8 @@ class Machine:
                 check(f"{what}[{i}]", mask, dtype, (n_chains, self.graph.layers[i].units), self.device)
         if n_sweeps < 0 or chains.sweep + n_sweeps > 2**32:
             raise ValueError(f"n_sweeps: expected 0 to {2**32 - chains.sweep}, got {n_sweeps}")
+        if not 0 <= chains.first_chain <= MAX_CHAINS - n_chains:
+            raise ValueError(f"chains.first_chain: expected 0 to {MAX_CHAINS - n_chains}, got {chains.first_chain}")
         if not 0 <= chains.seed < 2**64:
             raise ValueError(f"chains.seed: expected 0 to 2^64 - 1, got {chains.seed}")
         first = chains.sweep
@@ -185,21 +187,26 @@ class Machine:
                 )
                 advance(s + 1)
         else:
-            self._impl.sweep(
-                _plain(program),
-                [layer.data_ptr() for layer in chains.layers],
-                n_chains,
-                n_sweeps,
-                chains.seed,
-                chains.first_chain,
-                first,
-                _address(beta),
-                [] if base is None else [_address(b) for b in base],
-                [_address(clamp.get(i)) for i in range(len(self.graph.layers))],
-                [_address(means.get(i)) for i in range(len(self.graph.layers))],
-                torch.get_num_threads(),
-                advance,
-            )
+            done = torch.zeros(1, dtype=torch.int64)  # written by the kernel: Ctrl-C may come before `advance` begins
+            try:
+                self._impl.sweep(
+                    _plain(program),
+                    [layer.data_ptr() for layer in chains.layers],
+                    n_chains,
+                    n_sweeps,
+                    chains.seed,
+                    chains.first_chain,
+                    first,
+                    _address(beta),
+                    [] if base is None else [_address(b) for b in base],
+                    [_address(clamp.get(i)) for i in range(len(self.graph.layers))],
+                    [_address(means.get(i)) for i in range(len(self.graph.layers))],
+                    torch.get_num_threads(),
+                    done.data_ptr(),
+                    advance,
+                )
+            finally:
+                chains.sweep = first + int(done)
 
     def layer_means(
         self,
@@ -261,7 +268,9 @@ class Machine:
         summed = {update.layer for update in updates}
         for i, coupling in enumerate(self.graph.couplings):
             if coupling.lower not in summed and coupling.upper not in summed:
-                raise ValueError(f"updates: coupling {i} leads to none of the layers {sorted(summed)} that are summed out")
+                raise ValueError(
+                    f"updates: coupling {i} leads to none of the layers {sorted(summed)} that are summed out"
+                )
         self._check_states("values", values, states=False)
         betas = torch.ones(1, device=self.device) if betas is None else betas
         check("betas", betas, torch.float32, (len(betas),), self.device)
@@ -285,7 +294,9 @@ class Machine:
 
     def _check_states(self, name: str, values: Sequence[Tensor], *, states: bool) -> None:
         if len(values) != len(self.graph.layers):
-            raise ValueError(f"{name}: expected one tensor for each of {len(self.graph.layers)} layers, got {len(values)}")
+            raise ValueError(
+                f"{name}: expected one tensor for each of {len(self.graph.layers)} layers, got {len(values)}"
+            )
         n_chains = values[0].shape[0] if isinstance(values[0], Tensor) and values[0].dim() else 0
         if n_chains < 1:
             raise ValueError(f"{name}[0]: expected at least one chain, got {n_chains}")
@@ -296,13 +307,13 @@ class Machine:
     def _check_base(self, base: Sequence[Tensor] | None) -> None:
         if base is not None:
             if len(base) != len(self.graph.layers):
-                raise ValueError(f"base: expected one tensor for each of {len(self.graph.layers)} layers, got {len(base)}")
+                raise ValueError(
+                    f"base: expected one tensor for each of {len(self.graph.layers)} layers, got {len(base)}"
+                )
             for i, (layer, bias) in enumerate(zip(self.graph.layers, base, strict=True)):
                 check(f"base[{i}]", bias, torch.float32, (layer.units,), self.device)
 
-    def _check_beta(
-        self, beta: Tensor | None, base: Sequence[Tensor] | None, n_chains: int, program: Program
-    ) -> None:
+    def _check_beta(self, beta: Tensor | None, base: Sequence[Tensor] | None, n_chains: int, program: Program) -> None:
         self._check_base(base)
         if beta is None:
             if base is not None:
@@ -357,9 +368,7 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tenso
         reference.statistics(lower, upper, out)
     else:
         (a, a_real), (b, b_real) = _values((lower, upper))
-        _C.statistics(
-            a, a_real, shape[0], b, b_real, shape[1], lower.shape[0], out.data_ptr(), torch.get_num_threads()
-        )
+        _C.statistics(a, a_real, shape[0], b, b_real, shape[1], lower.shape[0], out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -389,7 +398,8 @@ def bernoulli(
         _C.bernoulli(
             probabilities.data_ptr(),
             rows.data_ptr(),
-            *shape,
+            shape[0],
+            shape[1],
             out.data_ptr(),
             seed,
             sweep,

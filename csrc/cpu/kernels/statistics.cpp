@@ -12,7 +12,7 @@ constexpr bool kHasPopcount = true;
 constexpr bool kHasPopcount = false;  // a call of libgcc for each word: adding floats is faster
 #endif
 
-constexpr int64_t kExactCounts = 1 << 24;               // beyond, sums of ones in float stop growing
+constexpr int64_t kExactCounts = 1 << 24;  // beyond, sums of ones in float stop growing
 
 // --- real values -----------------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ static inline void add_products(float* __restrict sums, int64_t stride, bool is_
 #pragma GCC unroll 4
     for (int r = 0; r < kFactorRows; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) 
+      for (int v = 0; v < kVectors; v++)
         sum[r][v] = is_new ? Floats{} : load<Floats>(sums + r * stride + u + v * kFloatLanes);
     for (int32_t c = 0; c < n_chains; c++) {
       Floats row[kVectors];
@@ -144,8 +144,8 @@ static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView
         list_columns(*scratch.columns, lower, n_lower, unit, n_units, chain, block);
         tile = scratch.panel;
         for (int64_t u = column; u < end; u += kPad, tile += block * kPad)
-          add_tile(out + unit * n_upper + u, n_upper, chain == 0, static_cast<int32_t>(end - u < kPad ? end - u : kPad), tile,
-                   *scratch.columns, lower.real, n_units, block);
+          add_tile(out + unit * n_upper + u, n_upper, chain == 0, static_cast<int32_t>(end - u < kPad ? end - u : kPad),
+                   tile, *scratch.columns, lower.real, n_units, block);
       }
     }
   }

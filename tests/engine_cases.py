@@ -1,0 +1,139 @@
+"""Runs of every native operation on small machines, as digests that any backend must reproduce bit for bit.
+
+``python tests/engine_cases.py`` prints them as JSON, for the backend and the instruction set that the environment asks
+for. Names that begin with "real" concern real-valued units: there only the instruction sets must agree with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops
+from bm_fast.parameters import MAX_WEIGHT
+from bm_fast.program import Input, Program, Update, full_update, gibbs_program
+
+SIZES = ((1, 1), (3, 4), (5, 63), (64, 65), (65, 129), (257, 3), (300, 513))
+
+
+def make_machine(graph: Graph, seed: int = 0, scale: float = 0.4) -> Machine:
+    g = torch.Generator().manual_seed(seed)
+    weights = [
+        scale * torch.randn(graph.layers[c.lower].units, graph.layers[c.upper].units, generator=g)
+        for c in graph.couplings
+    ]
+    biases = [0.5 * torch.randn(layer.units, generator=g) for layer in graph.layers]
+    precisions = [
+        0.5 + torch.rand(layer.units, generator=g) if layer.kind is Kind.GAUSSIAN else None for layer in graph.layers
+    ]
+    return Machine.build(graph, weights, biases, precisions)
+
+
+def tree() -> Graph:
+    """Two pathways of two layers each, joined by a shared top layer."""
+    units = {"image": 70, "image_hidden": 33, "text": 20, "text_hidden": 9, "joint": 31}
+    couplings = (Coupling(0, 1), Coupling(2, 3), Coupling(1, 4), Coupling(3, 4))
+    return Graph(tuple(Layer(name, n) for name, n in units.items()), couplings)
+
+
+def run(
+    machine: Machine, n_chains: int, n_sweeps: int, *, program: Program | None = None, options: str = ""
+) -> list[Tensor]:
+    """States, means and energies after some sweeps. Options: words of "beta", "base", "clamp"."""
+    graph, g = machine.graph, torch.Generator().manual_seed(1)
+    chains = machine.chains(n_chains, seed=2**63 + 12345, first_chain=77)
+    beta = torch.rand(n_chains, generator=g) * 1.5 + 0.01 if "beta" in options or "base" in options else None
+    base = [torch.randn(layer.units, generator=g) for layer in graph.layers] if "base" in options else None
+    clamp = {}
+    if "clamp" in options:
+        for i in (0, len(graph.layers) - 1):
+            shape = (n_chains, graph.layers[i].units)
+            clamp[i] = (torch.rand(shape, generator=g) < 0.4).to(torch.uint8) * 3
+    program = gibbs_program(graph) if program is None else program
+    updated = {update.layer for block in program for update in block}
+    means = {i: torch.zeros(n_chains, graph.layers[i].units) for i in updated}
+    machine.sweep(program, chains, n_sweeps, beta=beta, base=base, clamp=clamp, means=means)
+    return [*chains.layers, *(means[i] for i in sorted(means)), machine.energy(chains.layers)]
+
+
+def extreme_fan_in() -> list[Tensor]:
+    """The largest fan-in with the largest weights: sums at the limits of int32."""
+    n = 65_536
+    graph = chain_graph((n, 3))
+    weights = torch.full((n, 3), float(MAX_WEIGHT))
+    weights[:, 1] *= -1
+    weights[::2, 2] *= -1
+    # the biases cancel the sums but for a field that leaves the decision open
+    biases = [torch.zeros(n), torch.tensor([-1.0, 1.0, 0.0]) * MAX_WEIGHT * n]
+    machine = Machine.build(graph, [weights], biases)
+    states = (torch.ones(3, n, dtype=torch.uint8), torch.zeros(3, 3, dtype=torch.uint8))
+    states[0][1, 5::7] = 0
+    states[0][2, : n // 2] = 0
+    up = full_update(graph, 1)
+    means = machine.layer_means(up, states)
+    unbiased = Machine.build(graph, [weights / 2**20], [torch.zeros(n), torch.zeros(3)])
+    chains = machine.chains(3, seed=5)
+    for layer, state in zip(chains.layers, states, strict=True):
+        layer.copy_(state)
+    machine.sweep(((up,),), chains, 1)
+    return [means, *chains.layers, unbiased.layer_means(up, states), machine.energy(states), unbiased.energy(states)]
+
+
+def results() -> Iterator[tuple[str, list[Tensor]]]:
+    for sizes in SIZES:
+        yield f"rbm {sizes}", run(make_machine(chain_graph(sizes)), 9, 3)
+    rbm = make_machine(chain_graph((131, 67)))
+    yield "chain of three layers", run(make_machine(chain_graph((40, 33, 17))), 11, 3)
+    yield "tree", run(make_machine(tree()), 11, 3)
+    for options in ("beta", "base", "clamp", "base clamp"):
+        yield f"rbm {options}", run(rbm, 13, 3, options=options)
+        yield f"tree {options}", run(make_machine(tree()), 13, 2, options=options)
+    doubled: Program = ((Update(1, (Input(0, False, 2.0),)),), (Update(0, (Input(0, True, 0.3),)),))
+    yield "scaled inputs", run(rbm, 9, 3, program=doubled)
+    yield "clamped layer", run(rbm, 9, 2, program=gibbs_program(rbm.graph, clamped=(0,)))
+    yield "no couplings", run(make_machine(Graph((Layer("alone", 70),), ())), 9, 2)
+    yield "many chains", run(make_machine(chain_graph((70, 33))), 150, 8, options="base clamp")
+    yield "many chains of a tree", run(make_machine(tree()), 130, 8)
+    yield "extreme fan-in", extreme_fan_in()
+
+    g = torch.Generator().manual_seed(3)
+    lower, upper = ((torch.rand(n, generator=g) < 0.3).to(torch.uint8) for n in ((300, 131), (300, 67)))
+    grey_lower, grey_upper = torch.randn(300, 131, generator=g), torch.randn(300, 67, generator=g)
+    yield (
+        "statistics",
+        [ops.statistics(a, b) for a in (lower, grey_lower) for b in (upper, grey_upper)],
+    )
+    grey = torch.rand(7, 131, generator=g)
+    yield "bernoulli", [ops.bernoulli(grey, torch.tensor([5, 0, 2**31 - 1, 3, 4, 1, 2]), seed=9, sweep=4, layer=1)]
+    weights = torch.randn(131, 67, generator=g)
+    weights[0, :4] = torch.tensor([0.5, 1.5, -0.5, -2.5]) * 2.0**-12  # halves on a coarse grid
+    quantised = [ops.quantise(scale * weights) for scale in (1e-9, 0.01, 1.0, 1e4 / 4)]
+    yield "quantise", [t for q, f in quantised for t in (q, torch.tensor(f))]
+
+    gaussian = make_machine(chain_graph((70, 33), Kind.GAUSSIAN), scale=0.1)
+    yield "real sweeps", run(gaussian, 13, 3, options="base clamp")[:-1]
+    values = [torch.randn(13, 131, generator=g), torch.rand(13, 67, generator=g)]
+    yield "real means", [rbm.layer_means(full_update(rbm.graph, i), values) for i in (0, 1)]
+    states = [(value > 0.5).to(torch.uint8) for value in values]
+    yield "real free energy", [rbm.free_energy((full_update(rbm.graph, 1),), states, betas=torch.tensor([0.3, 1.0]))]
+
+
+def digest(tensors: list[Tensor]) -> str:
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        # -0 and +0 are the same field, and binary energies are sums of floats in an order of the backend's own
+        value = tensor.float() if tensor.dtype is torch.float64 else tensor
+        hashed.update((value + 0 if value.is_floating_point() else value).contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def digests() -> dict[str, str]:
+    return {name: digest(tensors) for name, tensors in results()}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"isa": ops.info()["isa"], "digests": digests()}))

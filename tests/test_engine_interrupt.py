@@ -1,0 +1,125 @@
+"""Long calls: Ctrl-C ends them within a second with a valid state, progress is told, memory does not grow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bm_fast import chain_graph
+from bm_fast.program import gibbs_program
+from conftest import HAS_NATIVE
+from engine_cases import make_machine
+
+pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+
+HERE = Path(__file__).parent
+
+LONG_CALL = """
+import sys, time, torch
+from engine_cases import make_machine
+from bm_fast import chain_graph
+from bm_fast.program import gibbs_program
+
+sizes, n_chains = ({visible}, {hidden}), {n_chains}
+torch.set_num_threads(2)
+machine = make_machine(chain_graph(sizes), scale=0.05)
+program = gibbs_program(machine.graph)
+chains = machine.chains(n_chains, seed=4)
+before = chains.clone()
+print("running", flush=True)
+try:
+    machine.sweep(program, chains, 10**8)
+except KeyboardInterrupt:
+    print(time.time(), chains.sweep, flush=True)
+machine.sweep(program, before, chains.sweep)
+assert all(torch.equal(a, b) for a, b in zip(chains.layers, before.layers)), "not the state after these sweeps"
+machine.sweep(program, before, 0)
+print("valid", flush=True)
+"""
+
+
+def interrupt(isa: str | None, after: float, **sizes: int) -> tuple[float, int]:
+    """Seconds from SIGINT to KeyboardInterrupt, and the sweeps done by then, of a call that would run for hours."""
+    environment = os.environ | {"PYTHONPATH": str(HERE)} | ({} if isa is None else {"BM_FAST_ISA": isa})
+    with subprocess.Popen(
+        [sys.executable, "-c", LONG_CALL.format(**sizes)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "running\n"
+        time.sleep(after)
+        sent = time.time()
+        child.send_signal(signal.SIGINT)
+        stopped, sweeps = child.stdout.readline().split()
+        assert child.stdout.readline() == "valid\n"
+        assert child.wait(timeout=60) == 0
+    return float(stopped) - sent, int(sweeps)
+
+
+@pytest.mark.parametrize("n_chains", [20, 512])
+def test_ctrl_c_ends_a_long_call_within_a_second(n_chains: int) -> None:
+    seconds, sweeps = interrupt(None, 0.7, visible=784, hidden=500, n_chains=n_chains)
+    assert seconds < 1
+    assert sweeps > 0
+
+
+def test_ctrl_c_ends_even_one_long_sweep() -> None:
+    seconds, sweeps = interrupt("base", 0.3, visible=3000, hidden=3000, n_chains=20_000)
+    assert seconds < 1
+    assert sweeps == 0
+
+
+def test_progress_is_told_of_whole_sweeps_up_to_the_last() -> None:
+    machine = make_machine(chain_graph((300, 200)))
+    chains = machine.chains(300, seed=0)
+    told: list[int] = []
+    machine.sweep(gibbs_program(machine.graph), chains, 1500, progress=told.append)
+    assert told[-1] == 1500
+    assert told == sorted(set(told))
+    assert len(told) > 1
+
+
+def test_an_error_in_progress_passes_through_and_leaves_a_valid_state() -> None:
+    machine = make_machine(chain_graph((300, 200)))
+    program = gibbs_program(machine.graph)
+    chains = machine.chains(300, seed=0)
+    expected = chains.clone()
+
+    def fail(done: int) -> None:
+        raise RuntimeError(f"stop at {done}")
+
+    with pytest.raises(RuntimeError, match="stop at"):
+        machine.sweep(program, chains, 10**6, progress=fail)
+    assert 0 < chains.sweep < 10**6
+    machine.sweep(program, expected, chains.sweep)
+    for a, b in zip(chains.layers, expected.layers, strict=True):
+        assert torch.equal(a, b)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_does_not_grow_with_the_number_of_sweeps() -> None:
+    machine = make_machine(chain_graph((100, 80)))
+    program = gibbs_program(machine.graph)
+    chains = machine.chains(1000, seed=0)
+    machine.sweep(program, chains, 20)
+    before = resident_bytes()
+    machine.sweep(program, chains, 2000)
+    # one state of all layers and sweeps would be 360 MB
+    assert resident_bytes() - before < 8e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_one_openmp_runtime_is_shared_with_torch() -> None:
+    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    runtimes = {Path(file).name.split(".so")[0].split("-")[0] for file in files if ".so" in file}
+    assert len([file for file in files if Path(file).name.startswith(("libgomp", "libomp", "libiomp"))]) == 1, runtimes
