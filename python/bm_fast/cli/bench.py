@@ -22,6 +22,8 @@ examples:
   bm-fast bench -- --models 784-500 --chains 1024 --batches 100 --libraries bm_fast torch numpy
   bm-fast bench -- --help                                  arguments of the benchmark"""
 
+_STANDARD_ERROR = 2
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENTS", help="passed on to the benchmark")
@@ -30,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     script = _find()
     arguments = options.arguments
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], stdout=sys.stderr if console.json else None, check=False
-    )
+    tables = _STANDARD_ERROR if console.json else None  # standard output is kept for JSON
+    done = subprocess.run([sys.executable, str(script), *arguments], stdout=tables, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the benchmark {script} failed with exit code {done.returncode}")
     return {"script": str(script), "arguments": arguments}

@@ -13,9 +13,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
-import requests
-
 LEFT_ALONE = "The file was left as it is: move it away to download it again"
 
 
@@ -37,7 +34,11 @@ class File:
 def cache_folder() -> Path:
     """``BM_FAST_DATA`` where it is set, else the operating system's cache folder for bm-fast."""
     chosen = os.environ.get("BM_FAST_DATA")
-    return Path(chosen).expanduser() if chosen else Path(pooch.os_cache("bm-fast"))
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("bm-fast"))
 
 
 def find(file: File) -> Path | None:
@@ -81,6 +82,9 @@ def fetch(file: File) -> Path:
             f"cannot write to {folder} ({error.strerror}); set BM_FAST_DATA to a folder that you can write to, "
             f"or that holds {file.name}"
         ) from error
+    import pooch  # here and not above: with requests, it takes a third of a second
+    import requests
+
     pooch.get_logger().setLevel(logging.WARNING)
     failures = []
     for url in file.urls:
