@@ -1,4 +1,4 @@
-"""The compiled kernels give the bits of the reference: on every instruction set, any threads and any split of the work."""
+"""The compiled kernels give the bits of the reference: on every instruction set and for any split of the work."""
 
 from __future__ import annotations
 

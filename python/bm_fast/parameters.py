@@ -93,7 +93,9 @@ def snapshot(
         if not bool(torch.isfinite(bias).all()):
             raise ValueError(f"biases[{i}] of layer {layer.name!r}: expected finite values, got NaN or infinity")
         if (precision is not None) != (layer.kind is Kind.GAUSSIAN):
-            raise ValueError(f"precisions[{i}]: layer {layer.name!r} is {layer.kind.name}; only Gaussian layers have one")
+            raise ValueError(
+                f"precisions[{i}]: layer {layer.name!r} is {layer.kind.name}; only Gaussian layers have one"
+            )
         if precision is not None:
             _check(f"precisions[{i}]", precision, (layer.units,), device)
             if not bool((torch.isfinite(precision) & (precision > 0)).all()):

@@ -1,0 +1,151 @@
+"""Bad arguments of the operations: an error that names the argument, and nothing is changed. Both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bm_fast import Kind, Machine, chain_graph, ops
+from bm_fast.program import full_update, gibbs_program
+from conftest import HAS_NATIVE
+from engine_cases import make_machine
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, 40_000.0])
+@pytest.mark.parametrize("place", [(0, 0), (130, 66), (77, 3)])
+def test_weights_off_the_grid_are_refused(bad: float, place: tuple[int, int]) -> None:
+    weights = torch.zeros(131, 67)
+    weights[place] = bad
+    with pytest.raises(ValueError, match=r"weights\[0\]: expected"):
+        Machine.build(chain_graph((131, 67)), [weights], [torch.zeros(131), torch.zeros(67)])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_biases_and_precisions_must_be_finite(bad: float) -> None:
+    graph = chain_graph((2, 2), Kind.GAUSSIAN)
+    zeros, ones = torch.zeros(2), torch.ones(2)
+    with pytest.raises(ValueError, match=r"biases\[1\] of layer 'hidden'"):
+        Machine.build(graph, [torch.zeros(2, 2)], [zeros, torch.tensor([0.0, bad])], [ones, None])
+    for value in (bad, 0.0, -1.0):
+        with pytest.raises(ValueError, match=r"precisions\[0\] of layer 'visible'"):
+            Machine.build(graph, [torch.zeros(2, 2)], [zeros, zeros], [torch.tensor([1.0, value]), None])
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@pytest.mark.parametrize("bad", [2, 255])
+@pytest.mark.parametrize("place", [(0, 0), (129, 66)])
+def test_states_above_one_are_refused_and_nothing_is_changed(bad: int, place: tuple[int, int]) -> None:
+    machine = make_machine(chain_graph((35, 67)))
+    chains = machine.chains(130, seed=0)
+    chains.layers[1][place] = bad
+    before = chains.clone()
+    update = full_update(machine.graph, 0)
+    calls: list[Callable[[], object]] = [
+        lambda: machine.sweep(gibbs_program(machine.graph), chains, 20),
+        lambda: machine.layer_means(update, chains.layers),
+        lambda: machine.energy(chains.layers),
+        lambda: machine.free_energy((update,), chains.layers),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"layer 'hidden': expected 0 or 1, got {bad}"):
+            call()
+    with pytest.raises(ValueError, match=f"upper: expected 0 or 1, got {bad}"):
+        ops.statistics(chains.layers[0], chains.layers[1])
+    assert chains.sweep == 0
+    for a, b in zip(chains.layers, before.layers, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_real_values_must_be_finite(bad: float) -> None:
+    machine = make_machine(chain_graph((35, 67), Kind.GAUSSIAN))
+    chains = machine.chains(13, seed=0)
+    chains.layers[0][12, 34] = bad
+    update = full_update(machine.graph, 1)
+    calls: list[Callable[[], object]] = [
+        lambda: machine.sweep(gibbs_program(machine.graph), chains, 2),
+        lambda: machine.layer_means(update, chains.layers),
+        lambda: machine.energy(chains.layers),
+        lambda: machine.free_energy((update,), chains.layers),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="layer 'visible': expected finite numbers"):
+            call()
+    with pytest.raises(ValueError, match="lower: expected finite numbers"):
+        ops.statistics(chains.layers[0], chains.layers[1])
+
+
+@pytest.mark.usefixtures("backend")
+def test_tensors_of_another_dtype_shape_or_layout_are_refused() -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    chains = machine.chains(5, seed=0)
+    program = gibbs_program(machine.graph)
+    visible, hidden = chains.layers
+    wrong = (
+        (visible.int(), "torch.uint8"),
+        (visible.float(), "torch.uint8"),
+        (visible[:, :5], r"\[5, 6\]"),
+        (visible[:4], "expected a contiguous"),
+        (torch.zeros(6, 5, dtype=torch.uint8).T, "non-contiguous"),
+    )
+    for bad, message in wrong:
+        broken = type(chains)((bad, hidden), 0)
+        with pytest.raises(ValueError, match=rf"chains\.layers\[.\] .*{message}"):
+            machine.sweep(program, broken, 1)
+    for name, argument in (("clamp", {1: torch.zeros(5, 3, dtype=torch.uint8)}), ("means", {1: torch.zeros(5, 3)})):
+        with pytest.raises(ValueError, match=rf"{name}\[1\]: expected"):
+            machine.sweep(program, chains, 1, **{name: argument})
+        with pytest.raises(ValueError, match=f"{name}: no layer 2"):
+            machine.sweep(program, chains, 1, **{name: {2: argument[1]}})
+
+
+@pytest.mark.usefixtures("backend")
+def test_temperatures_must_be_finite_and_not_negative() -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    chains = machine.chains(3, seed=0)
+    for bad in (-0.1, NAN, INF):
+        with pytest.raises(ValueError, match="beta: expected finite values of at least 0"):
+            machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.tensor([1.0, bad, 1.0]))
+    with pytest.raises(ValueError, match="base: has a meaning only together with beta"):
+        machine.sweep(gibbs_program(machine.graph), chains, 1, base=[torch.zeros(6), torch.zeros(4)])
+    gaussian = make_machine(chain_graph((6, 4), Kind.GAUSSIAN))
+    with pytest.raises(ValueError, match="no distribution at beta = 0"):
+        gaussian.sweep(gibbs_program(gaussian.graph), gaussian.chains(1, seed=0), 1, beta=torch.zeros(1))
+
+
+@pytest.mark.usefixtures("backend")
+def test_counters_must_fit_their_words() -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    program = gibbs_program(machine.graph)
+    for name, bad in (("seed", -1), ("seed", 2**64), ("first_chain", -1), ("first_chain", 2**31 - 2)):
+        chains = machine.chains(3, seed=0)
+        setattr(chains, name, bad)
+        with pytest.raises(ValueError, match=rf"chains\.{name}: expected 0 to"):
+            machine.sweep(program, chains, 1)
+    chains = machine.chains(3, seed=0)
+    chains.sweep = 2**32 - 1
+    machine.sweep(program, chains, 1)  # the last sweep that can be numbered
+    with pytest.raises(ValueError, match="n_sweeps: expected 0 to 0, got 1"):
+        machine.sweep(program, chains, 1)
+    with pytest.raises(ValueError, match="n_sweeps: expected"):
+        machine.sweep(program, machine.chains(3, seed=0), -1)
+
+
+@pytest.mark.usefixtures("backend")
+def test_free_energy_needs_every_coupling_to_lead_to_a_summed_layer() -> None:
+    machine = make_machine(chain_graph((6, 4, 3)))
+    with pytest.raises(ValueError, match="updates: coupling 1 leads to none"):
+        machine.free_energy((full_update(machine.graph, 0),), machine.chains(2, seed=0).layers)
+
+
+def test_an_unknown_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BM_FAST_BACKEND", "fortran")
+    with pytest.raises(ValueError, match="BM_FAST_BACKEND: expected 'native' or 'reference', got 'fortran'"):
+        ops.statistics(torch.ones(1, 1), torch.ones(1, 1))
