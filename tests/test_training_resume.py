@@ -53,6 +53,11 @@ def milestones(optimizer: Optimizer) -> LRScheduler:
     return MultiStepLR(optimizer, [1, 3], 0.5)
 
 
+def loader(own_generator: bool) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(11) if own_generator else None
+    return DataLoader(TensorDataset(grey()), batch_size=10, shuffle=True, generator=generator)
+
+
 def new(kind: Kind = Kind.BERNOULLI) -> RBM:
     return RBM(8, 5, kind, seed=1, weight_scale=0.1)
 
@@ -128,16 +133,27 @@ def test_gaussian_machines_resume_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("own_generator", [True, False])
 @pytest.mark.parametrize("update", [8, 12])
 def test_loaders_resume_with_the_state_of_their_generator(own_generator: bool, update: int, tmp_path: Path) -> None:
-    def loader() -> DataLoader[Any]:
-        generator = torch.Generator().manual_seed(11) if own_generator else None
-        return DataLoader(TensorDataset(grey()), batch_size=10, shuffle=True, generator=generator)
-
     torch.manual_seed(21)
     unbroken = start(PCD(7), momentum, [SaveAt(update, tmp_path / "run")])
-    unbroken.fit(loader(), EPOCHS)
+    unbroken.fit(loader(own_generator), EPOCHS)
     torch.manual_seed(22)
     resumed = resume(tmp_path / "run", momentum)
-    resumed.fit(loader(), EPOCHS)
+    resumed.fit(loader(own_generator), EPOCHS)
+    assert_same(resumed, unbroken)
+
+
+@pytest.mark.parametrize("source", [grey, lambda: loader(True), lambda: loader(False)], ids=["array", "own", "global"])
+def test_resuming_between_epochs_gives_the_same_bits(source: Callable[[], Any], tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    torch.manual_seed(21)
+    unbroken = start(PCD(7), momentum)
+    unbroken.fit(source(), EPOCHS)
+    torch.manual_seed(21)
+    start(PCD(7), momentum, [Checkpoint(path)]).fit(source(), 2)
+    torch.manual_seed(22)
+    resumed = resume(path, momentum)
+    assert (resumed.epoch, resumed.batch) == (2, 0)
+    resumed.fit(source(), EPOCHS)
     assert_same(resumed, unbroken)
 
 

@@ -33,7 +33,7 @@ from bm_fast.training.gradient import Gradient, Offsets, Rows
 Binarise = Literal["dynamic", "none"]
 
 GAP_ROWS = 1000
-"""Rows of each data set from which the free energy gap is computed: enough for a tenth of a nat, cheap in any epoch."""
+"""Most rows of each data set from which the free energy gap is computed: cheap beside any epoch that has more."""
 
 _ESTIMATORS: dict[str, type[CD] | type[PCD]] = {"CD": CD, "PCD": PCD}
 
@@ -59,6 +59,7 @@ class Trainer:
     callbacks: called in this order.
 
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
+    chains: those of the model phase. last_batch: states of the last data rows; the next update overwrites them.
     """
 
     def __init__(
