@@ -6,6 +6,7 @@ all of it. Nothing is pickled: a checkpoint from a stranger can be wrong, but ca
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -44,7 +45,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot save the checkpoint ({error.strerror})", str(path)) from error
     _sync_folder(path.parent)
 
