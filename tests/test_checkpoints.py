@@ -144,7 +144,7 @@ def test_errors_of_the_system_cost_nothing(call: str, old: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, call, refuse)
-    with pytest.raises(PermissionError, match=r"cannot save the checkpoint \(Permission denied\).*run\.safetensors"):
+    with pytest.raises(PermissionError, match=r"cannot save the checkpoint \(Permission denied\)"):
         checkpoints.save(old, {"new": 1})
     monkeypatch.undo()
     assert_untouched(old)
@@ -157,7 +157,7 @@ def test_a_folder_without_permission(mode: int, old: Path) -> None:
     if user == 0:  # root may write everywhere
         os.seteuid(65534)
     try:
-        with pytest.raises(PermissionError, match=r"cannot save the checkpoint \(Permission denied\).*run\.safetensors"):
+        with pytest.raises(PermissionError, match=r"cannot save the checkpoint \(Permission denied\)"):
             checkpoints.save(old, {"new": 1})
     finally:
         if user == 0:
