@@ -37,11 +37,11 @@ format: $(VENV)/installed
 	$(if $(NATIVE),"$(BIN)/clang-format" -i $(NATIVE))
 
 # Legal and hostile arguments under AddressSanitizer and UBSan, on every instruction set that this processor has.
-# Leaks are not looked for: Python itself does not free everything.
+# Leaks are not looked for: Python itself does not free everything. Reports of sanitizers are not captured.
 sanitize: $(SANITIZE)/installed
 	$(SANITIZED) -c "from bm_fast import _C; assert '$(SANITIZE)' in _C.__file__, _C.__file__"
 	for isa in $$($(SANITIZED) -c "from bm_fast import _C; print(*_C.usable_isas())"); do \
-		BM_FAST_ISA=$$isa $(SANITIZED) -m pytest tests/test_fuzz_binding.py || exit 1; \
+		BM_FAST_ISA=$$isa $(SANITIZED) -m pytest --capture=sys tests/test_fuzz_binding.py || exit 1; \
 	done
 
 # The built wheel must work in an environment that holds nothing else.
