@@ -16,7 +16,7 @@ import torch
 import tqdm.auto
 from torch import Tensor
 
-from bm_fast import RBM, Kind, Machine, chain_graph
+from bm_fast import RBM, Chains, Kind, Machine, chain_graph
 from bm_fast.estimation import AISEstimate, UntrustworthyEstimate, adaptive_betas, ais, base_biases, exact_log_z
 from bm_fast.estimation._path import AnnealingPath
 from bm_fast.estimation.schedule import PUBLISHED, fixed_betas
@@ -157,6 +157,24 @@ def test_adaptive_estimate() -> None:
     assert estimate.n_betas == len(adaptive_betas(built, seed=3))
     assert abs(estimate.log_z - exact_log_z(built)) < 5 * estimate.standard_error
     assert estimate.trustworthy
+
+
+def test_pilots_do_not_share_random_numbers_with_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Betas that depended on the estimate's own runs would bias it."""
+    built = MACHINES["rbm"]()
+    started: list[Tensor] = []
+    start = AnnealingPath.start
+
+    def watched(self: AnnealingPath, *positional: int, **named: int) -> Chains:
+        chains = start(self, *positional, **named)
+        started.append(chains.layers[0].clone())
+        return chains
+
+    monkeypatch.setattr(AnnealingPath, "start", watched)
+    ais(built, 100, betas="adaptive", seed=3)
+    pilots, runs = started
+    assert pilots.shape == runs.shape
+    assert (pilots == runs).float().mean().item() == pytest.approx(0.5, abs=0.15)  # 500 fair coins
 
 
 @pytest.mark.parametrize(

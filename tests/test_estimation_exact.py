@@ -40,6 +40,14 @@ def test_log_z_integrates_gaussian_layers(units: tuple[int, int]) -> None:
     assert exact_log_z(built) == pytest.approx(enumerate_gaussian(built).log_z, abs=1e-12)
 
 
+@pytest.mark.parametrize("coupling", [Coupling(0, 1), Coupling(1, 0)])
+def test_log_z_with_couplings_among_the_enumerated_layers(coupling: Coupling) -> None:
+    """Twelve enumerated units, two more than the low half holds: couplings run within it and between the halves."""
+    layers = (Layer("left", 5), Layer("right", 7), Layer("hidden", 6))
+    built = machine(Graph(layers, (coupling, Coupling(0, 2), Coupling(2, 1))), seed=1, coupling_sd=0.5)
+    assert exact_log_z(built) == pytest.approx(enumerate_machine(built).log_z, abs=1e-11)
+
+
 def test_log_z_of_uncoupled_layers() -> None:
     built = machine(Graph((Layer("a", 3), Layer("b", 2)), ()), seed=2)
     assert exact_log_z(built) == pytest.approx(enumerate_machine(built).log_z, abs=1e-12)
@@ -92,9 +100,9 @@ def test_log_z_refuses_what_is_no_model() -> None:
 def test_softplus_sums() -> None:
     """Ordinary fields, fields that fill a product at once, and fields that no product holds."""
     generator = torch.Generator().manual_seed(0)
-    scale = torch.tensor([1.0, 0.01, 20.0, 150.0, 150.0, 3000.0, 1.0]).double()
-    a = torch.randn(300, 7, generator=generator, dtype=torch.float64) * scale
-    b = torch.randn(130, 7, generator=generator, dtype=torch.float64) * scale
+    scale = torch.tensor([1.0, 0.01, 20.0, 80.0, 80.0, 80.0, 3000.0, 1.0]).double()
+    a = torch.randn(300, 8, generator=generator, dtype=torch.float64) * scale
+    b = torch.randn(130, 8, generator=generator, dtype=torch.float64) * scale
     expected = torch.logaddexp(a[:, None] + b[None], torch.zeros((), dtype=torch.float64)).sum(-1)
     assert torch.allclose(softplus_sums(a, b), expected, rtol=1e-13, atol=1e-13)
 
