@@ -100,9 +100,9 @@ def test_log_z_refuses_what_is_no_model() -> None:
 def test_softplus_sums() -> None:
     """Ordinary fields, fields that fill a product at once, and fields that no product holds."""
     generator = torch.Generator().manual_seed(0)
-    scale = torch.tensor([1.0, 0.01, 20.0, 80.0, 80.0, 80.0, 3000.0, 1.0]).double()
-    a = torch.randn(300, 8, generator=generator, dtype=torch.float64) * scale
-    b = torch.randn(130, 8, generator=generator, dtype=torch.float64) * scale
+    scale = torch.tensor([1.0, 0.01, 20.0, *[70.0] * 12, 3000.0, 1.0]).double()
+    a = torch.randn(300, 17, generator=generator, dtype=torch.float64) * scale
+    b = torch.randn(130, 17, generator=generator, dtype=torch.float64) * scale
     expected = torch.logaddexp(a[:, None] + b[None], torch.zeros((), dtype=torch.float64)).sum(-1)
     assert torch.allclose(softplus_sums(a, b), expected, rtol=1e-13, atol=1e-13)
 
