@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from bm_fast.cli import main
 from bm_fast.cli.common import version
 from bm_fast.rbm import RBM
 
@@ -100,8 +101,8 @@ def test_training_interrupted_and_resumed_ends_at_the_same_bits(tmp_path):
     assert f"go on with: bm-fast train --resume {tmp_path / 'broken'}" in errors
     curve = tmp_path / "broken" / "learning_curve.csv"
     assert len(curve.read_text().splitlines()) < 61
-    run("train", "--resume", tmp_path / "broken", "--threads", 1)
-    run(*settings, "--output", tmp_path / "whole")
+    assert main(["train", "--resume", str(tmp_path / "broken")]) == 0
+    assert main([*settings, "--output", str(tmp_path / "whole")]) == 0
     broken, whole = (RBM.load(tmp_path / name / "checkpoint.safetensors") for name in ("broken", "whole"))
     for name, parameter in whole.named_parameters():
         assert torch.equal(parameter, dict(broken.named_parameters())[name]), name
