@@ -72,5 +72,5 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 $(SANITIZE)/installed: $(VENV)/installed
 	$(PIP) install --no-deps --no-build-isolation --upgrade --target $(SANITIZE)/site \
 		--config-settings build-dir=$(SANITIZE)/build --config-settings install.strip=false \
-		--config-settings cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)" .
+		--config-settings cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)" --config-settings cmake.define.BM_CUDA=OFF .
 	touch $@

@@ -230,4 +230,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("compiled_isas", &bm::compiled_isas, "Instruction sets in the module, from the least to the most demanding.");
   m.def("usable_isas", &bm::usable_isas, "Instruction sets that this processor has.");
   m.def("isa", &bm::isa, "The instruction set in use; ValueError where BM_FAST_ISA names none that can be.");
+  m.def("gpu", &bm::gpu, "The current CUDA device, or \"none: \" and the reason.");
 }

@@ -417,5 +417,5 @@ def info() -> dict[str, Any]:
         "isas_compiled": list(_C.compiled_isas()) if native else [],
         "isas_usable": list(_C.usable_isas()) if native else [],
         "isa": _C.isa() if native else None,
-        "gpu": "none: built without CUDA",
+        "gpu": _C.gpu() if native else "none: plain torch",
     }
