@@ -38,7 +38,7 @@ class Chains:
         return Chains(tuple(layer.clone() for layer in self.layers), self.seed, self.sweep, self.first_chain)
 
     def select(self, start: int, stop: int) -> Chains:
-        """Chains ``start`` to ``stop`` as views: running them changes this object's units too, but not its ``sweep``."""
+        """Chains ``start`` to ``stop`` as views: running them changes these units too, but not this ``sweep``."""
         return Chains(
             tuple(layer[start:stop] for layer in self.layers), self.seed, self.sweep, self.first_chain + start
         )

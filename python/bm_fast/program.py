@@ -84,5 +84,6 @@ def check_program(graph: Graph, program: Program) -> None:
                     )
                 if other in layers:
                     raise ValueError(
-                        f"program block {b}: layers {update.layer} and {other} are coupled and cannot be updated together"
+                        f"program block {b}: layers {update.layer} and {other} are coupled "
+                        "and cannot be updated together"
                     )

@@ -49,7 +49,8 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def philox(counter: Sequence[Tensor | int], seed: int) -> Tensor:
     """Philox4x32-10 (Salmon et al., SC 2011) of broadcastable counter words; int64 ``[..., 4]`` in 0..2^32-1."""
     mask = 0xFFFFFFFF
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    words = (torch.as_tensor(c, dtype=torch.int64) for c in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)  # type: ignore[no-untyped-call]
     key0, key1 = seed & mask, seed >> 32 & mask
     for _ in range(10):
         # int64 products wrap, but their 64 bits are those of the unsigned product
@@ -108,7 +109,7 @@ def logistic(x: Tensor) -> Tensor:
 
 
 def normals(words: Tensor) -> Tensor:
-    """Standard normals by Box and Muller, float32: words 0 and 1 of a group of four give its first two, 2 and 3 the rest."""
+    """Standard normals by Box and Muller, float32: words 0 and 1 of four give the first two, words 2 and 3 the others."""
     chains, units = words.shape
     pairs = torch.nn.functional.pad(words, (0, -units % 4)).view(chains, -1, 2)
     u = uniform(pairs).double()
@@ -269,7 +270,7 @@ def free_energy(
         from_model = state @ parameters.biases[i].double()
         from_base = 0 if base is None else state @ base[i].double()
         precision = parameters.precisions[i]
-        quadratic = 0
+        quadratic: Tensor | int = 0
         if layer.kind is Kind.GAUSSIAN and precision is not None:
             quadratic = state.square() @ precision.double() / 2
         for k, beta in enumerate(betas.double()):
@@ -301,7 +302,7 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:
 def bernoulli(
     probabilities: Tensor, rows: Tensor, out: Tensor, *, seed: int, sweep: int, layer: int, purpose: Purpose
 ) -> None:
-    """Draws uint8 0/1 with the given probabilities, float32 ``[n, units]``: on where u <= p (u is never 0 and may be 1).
+    """Draws uint8 0/1 with the given probabilities, float32 ``[n, units]``: on where u <= p (u is above 0, up to 1).
 
     rows: int64 ``[n]``, the chain part of the counter; a row of data keeps its random numbers in any batch.
     """
