@@ -81,15 +81,19 @@ void energy(double* out, MachineView machine, ProgramView upward, const ValuesVi
 
 // --- free energy -----------------------------------------------------------------------------------------------------
 
+typedef double Doubles __attribute__((vector_size(kVectorBytes)));
+typedef int64_t DoubleBits __attribute__((vector_size(kVectorBytes)));
+typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
+constexpr int kDoubleLanes = kVectorBytes / sizeof(double), kParts = kLanes / kDoubleLanes;
+
 // exp(-x) of x >= 0, relative error 3e-13; 2^-1000 from there on
-BM_UNITS double exp_minus(double x) {
-  constexpr double kMagic = 6755399441055744.;  // 1.5 * 2^52: adding it rounds to an integer
-  double t = x * -1.4426950408889634;
-  t = t < -1000. ? -1000. : t;
-  const double shifted = t + kMagic;
-  const double r = (t - (shifted - kMagic)) * 0.6931471805599453;
-  double p = 1. / 3628800;  // Taylor's series of exp on [-0.35, 0.35]
-  p = p * r + 1. / 362880;
+BM_UNITS Doubles exp_minus(Doubles x) {
+  const Doubles zero = {}, magic = zero + 6755399441055744.;  // 1.5 * 2^52: adding it rounds to an integer
+  Doubles t = x * -1.4426950408889634;
+  t = t < zero - 1000. ? zero - 1000. : t;
+  const Doubles shifted = t + magic;
+  const Doubles r = (t - (shifted - magic)) * 0.6931471805599453;
+  Doubles p = r * (1. / 3628800) + 1. / 362880;  // Taylor's series of exp on [-0.35, 0.35]
   p = p * r + 1. / 40320;
   p = p * r + 1. / 5040;
   p = p * r + 1. / 720;
@@ -99,38 +103,38 @@ BM_UNITS double exp_minus(double x) {
   p = p * r + 0.5;
   p = p * r + 1.;
   p = p * r + 1.;
-  uint64_t bits, exponent;
-  memcpy(&bits, &p, sizeof bits);
-  memcpy(&exponent, &shifted, sizeof exponent);
-  bits += exponent << 52;
-  memcpy(&p, &bits, sizeof p);
-  return p;
+  return reinterpret_cast<Doubles>(reinterpret_cast<DoubleBits>(p) + (reinterpret_cast<DoubleBits>(shifted) << 52));
 }
 
-// Sum of log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)). The factors 1 + exp(-|x|) lie in [1, 2], so hundreds of them
-// are multiplied before one logarithm is taken.
-static double sum_softplus(const float* __restrict x, int32_t n) {
-  constexpr int32_t kFactors = 960;  // their product stays below 2^960
+// Sum of log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)) over the units of a padded field. The factors 1 + exp(-|x|)
+// lie in [1, 2], so hundreds of them are multiplied before one logarithm is taken.
+static double sum_softplus(float* __restrict x, int32_t n) {
+  constexpr int32_t kFactors = 960;                    // their product stays below 2^960
+  for (int32_t u = n; u % kLanes; u++) x[u] = -1e30f;  // adds nothing
   double total = 0;
-  alignas(64) double positive[kLanes] = {};
+  const Doubles zero = {};
+  alignas(64) double lanes[kLanes];
+  Doubles positive[kParts] = {};
   for (int32_t begin = 0; begin < n; begin += kFactors) {
     const int32_t end = n < begin + kFactors ? n : begin + kFactors;
-    alignas(64) double product[kLanes];
-    for (int i = 0; i < kLanes; i++) product[i] = 1;
+    Doubles product[kParts];
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; i++) product[i] = zero + 1;
     for (int32_t u = begin; u < end; u += kLanes) {
-      alignas(64) float tile[kLanes];
-      const bool whole = u + kLanes <= end;
-      for (int i = 0; i < kLanes; i++) tile[i] = whole || u + i < end ? x[u + i] : -1000.f;
-      for (int i = 0; i < kLanes; i++) {
-        const double value = tile[i], size = value < 0 ? -value : value;
-        product[i] *= 1 + exp_minus(size);
-        positive[i] += value > 0 ? value : 0;
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; i++) {
+        const Doubles value = __builtin_convertvector(load<HalfFloats>(x + u + i * kDoubleLanes), Doubles);
+        const Doubles above = value > zero ? value : zero;
+        product[i] *= exp_minus(value > zero ? value : -value) + 1;
+        positive[i] += above;
       }
     }
-    total += __builtin_log(((product[0] * product[4]) * (product[2] * product[6])) *
-                           ((product[1] * product[5]) * (product[3] * product[7])));
+    for (int i = 0; i < kParts; i++) store(lanes + i * kDoubleLanes, product[i]);
+    total += __builtin_log(((lanes[0] * lanes[4]) * (lanes[2] * lanes[6])) *
+                           ((lanes[1] * lanes[5]) * (lanes[3] * lanes[7])));
   }
-  return total + add_lanes(positive);
+  for (int i = 0; i < kParts; i++) store(lanes + i * kDoubleLanes, positive[i]);
+  return total + add_lanes(lanes);
 }
 
 // Sum of x^2 / (2 precision) + log(2 pi / precision) / 2

@@ -87,8 +87,17 @@ static inline void sum_rows(int32_t* sums, const WeightsView& weights, const uin
 }
 
 static inline int32_t list_active(uint32_t* __restrict active, const uint8_t* __restrict state, int32_t units) {
-  int32_t n = 0;
-  for (int32_t u = 0; u < units; u++) {
+  int32_t n = 0, u = 0;
+#if defined(__AVX512BW__)
+  __m512i indices = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (; u + 16 <= units; u += 16, indices = _mm512_add_epi32(indices, _mm512_set1_epi32(16))) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(state + u));
+    const __mmask16 on = _mm_test_epi8_mask(bytes, bytes);
+    _mm512_storeu_si512(active + n, _mm512_maskz_compress_epi32(on, indices));  // n + 16 <= units: inside the list
+    n += __builtin_popcount(on);
+  }
+#endif
+  for (; u < units; u++) {
     active[n] = u;
     n += state[u] != 0;
   }
