@@ -109,7 +109,7 @@ def logistic(x: Tensor) -> Tensor:
 
 
 def normals(words: Tensor) -> Tensor:
-    """Standard normals by Box and Muller, float32: words 0 and 1 of four give the first two, words 2 and 3 the others."""
+    """Standard normals by Box and Muller, float32: words 0 and 1 of four give the first two, 2 and 3 the others."""
     chains, units = words.shape
     pairs = torch.nn.functional.pad(words, (0, -units % 4)).view(chains, -1, 2)
     u = uniform(pairs).double()
