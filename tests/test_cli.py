@@ -344,6 +344,20 @@ def test_evaluate_measures_what_it_says(trained, tmp_path, capsys):
     assert result["standard_error"] == pytest.approx(each.std().item() / math.sqrt(300), rel=1e-9)
 
 
+def test_evaluate_counts_the_base_that_gives_the_higher_log_z(trained, tmp_path, capsys):
+    common = ("evaluate", trained, "--method", "ais", "--runs", 20, "--betas", 50)
+    _, both, _ = call(capsys, *common, "--output", tmp_path / "both")
+    alone = {
+        base: call(capsys, *common, "--base", base, "--output", tmp_path / base)[1] for base in ("uniform", "data")
+    }
+    assert {base: figures["log_z"] for base, figures in both["bases"].items()} == {
+        base: result["log_z"] for base, result in alone.items()
+    }
+    assert both["log_z"] == max(result["log_z"] for result in alone.values())
+    assert both["log_likelihood"] == alone[both["base"]]["log_likelihood"]
+    assert alone["uniform"]["log_z"] != alone["data"]["log_z"]
+
+
 def test_evaluate_warns_of_estimates_that_are_not_to_be_trusted(tmp_path, capsys):
     RBM(64, 100, weight_scale=1.0).save(tmp_path / "model.safetensors")
     code, result, errors = call(

@@ -18,7 +18,7 @@ from bm_fast.cli.common import SEED, Console, Output, Result, binary_split, whol
 from bm_fast.cli.sample import snapshots
 from bm_fast.cli.train import CURVE_PICTURE, FILTERS, draw, optimiser
 from bm_fast.data import Dataset, load
-from bm_fast.estimation import UntrustworthyEstimate, ais, base_biases, exact_log_z, mean_log_likelihood
+from bm_fast.estimation import UntrustworthyEstimate, ais, exact_log_z, mean_log_likelihood
 from bm_fast.rbm import RBM
 from bm_fast.training import PCD, Callback, Evaluate, History, Progress, ProgressBar, Trainer
 
@@ -84,13 +84,12 @@ def run(options: argparse.Namespace, console: Console) -> Result:
 def _trainer(rbm: RBM, digits: Dataset, history: History, options: argparse.Namespace) -> Trainer:
     sgd, schedule = optimiser(rbm, {**_SETTINGS, "epochs": options.epochs})
     valid, _ = binary_split(digits, "valid", options.seed)
-    base = base_biases(rbm, digits.train)
 
     def log_likelihood(rbm: RBM) -> float:
         if rbm.n_hidden <= _FEW_HIDDEN:
-            log_z = exact_log_z(rbm, progress=False)
+            log_z = exact_log_z(rbm)
         else:
-            log_z = ais(rbm, 100, betas=_LIVE_BETAS, base=base, seed=options.seed, progress=False).log_z
+            log_z = ais(rbm, 100, betas=_LIVE_BETAS, seed=options.seed).log_z
         return mean_log_likelihood(rbm, valid, log_z).mean
 
     every = max(1, options.epochs // _LIVE_FIGURES)
@@ -122,7 +121,7 @@ def _measure(rbm: RBM, digits: Dataset, seed: int, console: Console) -> Result:
     console.say(f"\nLog-likelihood of {len(test)} test digits, in nats per digit (protocol: {protocol}):")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is printed
-        estimate = ais(rbm, 100, betas=_TEST_BETAS, base=base_biases(rbm, digits.train), seed=seed)
+        estimate = ais(rbm, 100, betas=_TEST_BETAS, seed=seed, progress=True)
     best = by_ais = mean_log_likelihood(rbm, test, estimate)
     if rbm.n_hidden <= _FEW_HIDDEN:
         log_z = exact_log_z(rbm)

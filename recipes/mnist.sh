@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Trains and measures an RBM on MNIST; docs/results.md says what each recipe reaches.
+#
+#     recipes/mnist.sh short       500 hidden units, minutes
+#     recipes/mnist.sh long        500 hidden units, longer
+#     recipes/mnist.sh hidden20    20 hidden units, whose likelihood is exact
+#
+# Runs go to runs/NAME, their results to recipes/results/NAME.*.json. Every other argument goes to bm-fast train.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+recipe="${1:?which recipe: short, long or hidden20}"
+shift
+case "$recipe" in
+    short) settings=(--hidden 500 --epochs 20) ;;
+    long) settings=(--hidden 500 --epochs 200) ;;
+    hidden20) settings=(--hidden 20 --epochs 60) ;;
+    *) echo "unknown recipe $recipe: short, long or hidden20" >&2 && exit 2 ;;
+esac
+
+run="runs/mnist-$recipe"
+results="recipes/results/mnist-$recipe"
+mkdir -p recipes/results
+bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 --output "$run" --json "$@" >"$results.train.json"
+bm-fast evaluate "$run" --output "$run/evaluation" --json >"$results.evaluate.json"
+bm-fast sample "$run" --output "$run/samples"
