@@ -25,7 +25,7 @@ def main() -> None:
     rbm = RBM(digits.n_units, 16)
     rbm.initialise_biases(digits.train)
     before = float(pseudo_log_likelihood(rbm, digits.train).mean())
-    Trainer(rbm, torch.optim.SGD(rbm.parameters(), lr=0.1), PCD(), seed=0).fit(digits.train, epochs=5)
+    Trainer(rbm, torch.optim.SGD(rbm.parameters(), lr=0.1), PCD(), seed=0).fit(digits.train, epochs=40)
     assert float(pseudo_log_likelihood(rbm, digits.train).mean()) > before + 1
     chains = rbm.sample(rbm.chains(8, seed=0), sweeps=10)
     assert chains.sweep == 10
