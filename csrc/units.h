@@ -40,11 +40,11 @@ BM_UNITS float emulated_fma(float a, float b, float c) {
   const double total = product + addend;
   const double high = total - product;
   const double error = (product - (total - high)) + (addend - high);
-  int64_t bits, error_bits;
+  uint64_t bits, error_bits;
   memcpy(&bits, &total, sizeof bits);
   memcpy(&error_bits, &error, sizeof error_bits);
   // truncate: one step towards zero if the total was rounded away from it; then set the last bit
-  const int64_t odd = (bits + ((error_bits ^ bits) >> 63)) | 1;
+  const uint64_t odd = (bits - ((error_bits ^ bits) >> 63)) | 1;
   bits = (error < 0) | (error > 0) ? odd : bits;
   double rounded;
   memcpy(&rounded, &bits, sizeof rounded);

@@ -91,6 +91,7 @@ const LookupTables& tables_of(const Machine& machine, int threads) {
       for (const bool transposed : {false, true})
         tables->directions.push_back(build_direction(machine.weights(c, !transposed), threads));
     machine.lookup_tables = std::move(tables);
+    machine.has_lookup_tables = true;
   });
   return *machine.lookup_tables;
 }

@@ -1,6 +1,7 @@
 // The owner of what the CPU kernels see of a machine. Not for units that are compiled for one instruction set.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -52,6 +53,7 @@ class Machine {
 
   // Tables of the lookup kernel: built on first use by whoever comes first, then shared.
   mutable std::once_flag lookup_once;
+  mutable std::atomic<bool> has_lookup_tables{false};
   mutable std::shared_ptr<const cpu::LookupTables> lookup_tables;
 
  private:

@@ -78,7 +78,7 @@ double multiply_adds(const ProgramView& program, int64_t n_chains) {
 bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps) {
   if (!lookup_suits(machine, program)) return false;
   constexpr int64_t kFewestChains = 64, kFewestUpdates = 1024;  // chains times sweeps
-  return n_chains >= kFewestChains && (machine.lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
+  return n_chains >= kFewestChains && (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
 }
 
 }  // namespace
