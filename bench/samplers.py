@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -270,18 +269,20 @@ SAMPLERS: dict[str, Callable[[Problem], Sampler]] = {
 
 
 def disagreement(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Root mean square z of the differences of unit means and of second moments with layer 0: 1 where the laws agree.
+    """How many standard errors the unit means, and the second moments with layer 0, differ: about 1 where laws agree.
 
-    a, b: layers of independent chains, float32 0/1 ``[n_chains, units]``;
-        layers that only one of them has are left out.
+    The largest of the root mean squares over all means and over the second moments of each layer. Of these, the ones
+    with a layer that is coupled to layer 0 see what a sampler does that draws coupled layers at the same time.
+
+    a, b: layers of independent chains, float32 0/1 ``[n_chains, units]``; those that only one has are left out.
     """
-    squares, count = 0.0, 0
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        pairs = [(x.mean(0), y.mean(0)), (a[0].T @ x / len(x), b[0].T @ y / len(y))]
-        for p, q in pairs:
-            mean = (p + q) / 2
-            variance = mean * (1 - mean) * (1 / len(x) + 1 / len(y))
-            inside = torch.triu(variance > 0, 1) if i == 0 and p.dim() == 2 else variance > 0
-            squares += float(((p - q).square()[inside] / variance[inside]).sum())
-            count += int(inside.sum())
-    return math.sqrt(squares / count)
+    layers = list(zip(a, b, strict=False))
+    groups = [(torch.cat([x.mean(0) for x, _ in layers]), torch.cat([y.mean(0) for _, y in layers]))]
+    groups += [(a[0].T @ x / len(x), b[0].T @ y / len(y)) for x, y in layers]
+    largest = 0.0
+    for p, q in groups:
+        mean = (p + q) / 2
+        variance = mean * (1 - mean) * (1 / len(a[0]) + 1 / len(b[0]))
+        seen = variance > 0
+        largest = max(largest, float(((p - q).square()[seen] / variance[seen]).mean().sqrt()))
+    return largest

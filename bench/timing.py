@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bm_fast import ops
+
 PACKAGES = ("bm_fast", "torch", "numpy", "scikit-learn", "rbms", "thrml", "jax")
 MAX_REPETITIONS = 1000
 
@@ -61,7 +63,7 @@ def elapsed(run: Callable[[int], None], n: int) -> float:
 
 
 def environment() -> dict[str, object]:
-    """Machine, versions, commit, date and command of this run."""
+    """Processor, instruction set, versions, commit, date and command of this run."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -82,6 +84,7 @@ def environment() -> dict[str, object]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
+        "instruction_set": ops.info()["isa"],
         "python": platform.python_version(),
         "versions": versions,
     }

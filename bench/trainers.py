@@ -6,6 +6,7 @@ as a batch has rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 N_ROWS, LEARNING_RATE = 60_000, 0.01
 
 
+@functools.cache
 def random_rows(n_visible: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return (torch.rand(N_ROWS, n_visible, generator=generator) < 0.15).float()

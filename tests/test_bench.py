@@ -1,0 +1,58 @@
+"""The benchmark runs, finds the same moments in every library, and saves what it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+RUN = Path(__file__).parents[1] / "bench" / "run.py"
+
+
+def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
+    small = "--models 6-4 5-4-3 --chains 8 --batches 50 --threads 1 --calls 2 --seconds 0.001"
+    libraries = ["bm_fast", "torch", "torch-bf16", "numpy", "scikit-learn"]
+    command = [sys.executable, str(RUN), *small.split(), "--libraries", *libraries, "--name", str(tmp_path / "small")]
+    subprocess.run(command, check=True, capture_output=True)
+    saved = json.loads((tmp_path / "small.json").read_text())
+    cases = [(row["workload"], row["model"], row["library"]) for row in saved["results"]]
+    assert cases == [
+        *(("gibbs", "6-4", library) for library in libraries),
+        *(("gibbs", "5-4-3", library) for library in libraries[:-1]),
+        *(("pcd", "784-500", library) for library in ("bm_fast", "torch", "scikit-learn")),
+    ]
+    assert all(0 < row["least"] <= row["ms"] <= row["most"] for row in saved["results"])
+    assert "scikit-learn: not run, samples machines of two layers only" in saved["notes"]
+    table = (tmp_path / "small.md").read_text()
+    assert table.count("| bm_fast |") == 3
+    assert saved["environment"]["processor"] in table
+
+
+def test_the_moment_check_sees_a_wrong_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    from samplers import Problem, Torch, disagreement
+
+    class AllAtOnce(Torch):
+        """Draws all layers from the old state: their means come out nearly right, their correlations do not."""
+
+        def sweep(self, states: list[Tensor]) -> list[Tensor]:
+            drawn = []
+            for i in range(len(states)):
+                self.order = [i]
+                drawn.append(super().sweep(states)[i])
+            return drawn
+
+    weak = Problem.random((30, 20, 10), 16_000)
+    problem = replace(weak, weights=tuple(3 * weight for weight in weak.weights))
+    torch.manual_seed(0)
+    right, again, wrong = Torch(problem), Torch(problem), AllAtOnce(problem)
+    for sampler in (right, again, wrong):
+        sampler.run(20)
+    assert disagreement(right.layers(), again.layers()) < 2
+    assert disagreement(right.layers(), wrong.layers()) > 2
