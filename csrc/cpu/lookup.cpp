@@ -77,8 +77,8 @@ Direction build_direction(const WeightsView& by_output, int threads) {
   for (int g = 0; g < groups; g++) {
     const int64_t first = static_cast<int64_t>(g) * kUnits;
     fit[g] = kernels().lookup->build_tables(d.high.data() + d.offset(g, 0), d.low.data() + d.offset(g, 0),
-                          by_output.rows + first * by_output.stride, by_output.stride, n_in,
-                          static_cast<int>(std::min<int64_t>(kUnits, n_out - first)), d.words);
+                                            by_output.rows + first * by_output.stride, by_output.stride, n_in,
+                                            static_cast<int>(std::min<int64_t>(kUnits, n_out - first)), d.words);
   }
   for (const int words : fit) d.chunk_words = std::min(d.chunk_words, words);
   return d;
@@ -122,8 +122,7 @@ class Part {
     for (int i = 0; i < program.n_updates; i++) {
       const int layer = program.updates[i].layer;
       const int64_t units = machine_.layer(layer).units;
-      for (int64_t b = 0; b < blocks_; b++)
-        run_.unpack(bytes(layer, b), states(layer, b), units, chains_in(b));
+      for (int64_t b = 0; b < blocks_; b++) run_.unpack(bytes(layer, b), states(layer, b), units, chains_in(b));
     }
   }
 
@@ -194,8 +193,8 @@ class Part {
       const int64_t here = d.offset(unit_group, word);
       const int64_t ahead = d.offset(unit_group + 1, word) + tile * lines * words * kEntries;
       run_.accumulate(sums_[i], word > 0, states(input.layer, block) + static_cast<int64_t>(word) * kBlock,
-                 stride(input.layer), d.high.data() + here, d.low.data() + here, words, blocks, d.high.data() + ahead,
-                 d.low.data() + ahead, static_cast<int>(lines));
+                      stride(input.layer), d.high.data() + here, d.low.data() + here, words, blocks,
+                      d.high.data() + ahead, d.low.data() + ahead, static_cast<int>(lines));
     }
   }
 
@@ -206,7 +205,7 @@ class Part {
       if (held_[layer].size())
         for (int b = 0; b < blocks; b++) held[b] = held_[layer][(block + b) * units + u];
       run_.place(states(layer, block) + u / kWordUnits * kBlock, stride(layer), static_cast<int>(u % kWordUnits),
-            drawn[u - unit], held, blocks);
+                 drawn[u - unit], held, blocks);
     }
   }
 

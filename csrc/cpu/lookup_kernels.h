@@ -10,16 +10,16 @@
 
 namespace bm::cpu::lookup {
 
-constexpr int kGroup = 5;                          // input units that form one table index
-constexpr int kEntries = 1 << kGroup;              // entries per table
-constexpr int kWordGroups = 3;                     // groups per state word
-constexpr int kWordUnits = kGroup * kWordGroups;   // units per state word
-constexpr int kBlock = 64;                         // chains per block
-constexpr int kMaxBlocks = 3;                      // blocks per tile
-constexpr int kTile = kBlock * kMaxBlocks;         // chains per tile
-constexpr int kUnits = 4;                          // output units per tile
+constexpr int kGroup = 5;                                    // input units that form one table index
+constexpr int kEntries = 1 << kGroup;                        // entries per table
+constexpr int kWordGroups = 3;                               // groups per state word
+constexpr int kWordUnits = kGroup * kWordGroups;             // units per state word
+constexpr int kBlock = 64;                                   // chains per block
+constexpr int kMaxBlocks = 3;                                // blocks per tile
+constexpr int kTile = kBlock * kMaxBlocks;                   // chains per tile
+constexpr int kUnits = 4;                                    // output units per tile
 constexpr int kWordTable = kWordGroups * kUnits * kEntries;  // int16 table entries per state word, four units, one limb
-constexpr int kMaxInputs = 16;                     // couplings that may lead to one layer
+constexpr int kMaxInputs = 16;                               // couplings that may lead to one layer
 
 struct Decision {
   int inputs;
@@ -50,8 +50,7 @@ struct Kernels {
   void (*decide)(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& what, int blocks);
 
   // Writes one unit's bits into its state words (64 words a block); `held` chains keep their bit.
-  void (*place)(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held,
-                int blocks);
+  void (*place)(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held, int blocks);
 
   // uint8 0/1 states [n_chains <= 64][units] to one block of state words, and back.
   void (*pack)(int16_t* words, const uint8_t* states, int64_t units, int n_chains);

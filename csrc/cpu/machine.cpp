@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/work.h"
+
 namespace bm {
 namespace {
 
@@ -67,15 +69,16 @@ Machine::Machine(const std::vector<LayerParameters>& layers, const std::vector<C
   }
   for (CouplingParameters& coupling : couplings_) {
     const cpu::LayerView &lower = layers_[coupling.lower], &upper = layers_[coupling.upper];
+    const int helpers = cpu::useful_threads(4. * lower.units * upper.units, threads);  // copied and transposed
     integers_.emplace_back(static_cast<size_t>(lower.units) * upper.padded);
     int16_t* upward = integers_.back().data();
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(helpers) schedule(static)
     for (int64_t i = 0; i < lower.units; i++)
       copy_padded(upward + i * upper.padded, coupling.weights + i * upper.units, upper.units, upper.padded, int16_t{0});
     weights_.push_back({lower.units, upper.units, upper.padded, upward});
     integers_.emplace_back(static_cast<size_t>(upper.units) * lower.padded);
     int16_t* downward = integers_.back().data();
-    transpose(downward, lower.padded, coupling.weights, lower.units, upper.units, threads);
+    transpose(downward, lower.padded, coupling.weights, lower.units, upper.units, helpers);
     weights_.push_back({upper.units, lower.units, lower.padded, downward});
     coupling.weights = nullptr;
   }

@@ -46,6 +46,7 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
                  int64_t n_chains, const float* beta, const std::vector<const float*>& base, int threads) {
   const auto inputs = cpu::views(values);
   const cpu::ProgramPlan plan(machine, {{update}});
+  threads = cpu::useful_threads(cpu::multiply_adds(plan.view(), n_chains), threads);
   std::vector<bool> is_read(machine.n_layers());
   for (int i = 0; i < plan.view().updates[0].n_inputs; i++) is_read[plan.view().updates[0].inputs[i].layer] = true;
   cpu::check_values(machine, inputs.data(), is_read, n_chains, threads);
@@ -61,10 +62,11 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
 
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains, int threads) {
   const auto states = cpu::views(values);
-  cpu::check_values(machine, states.data(), std::vector<bool>(machine.n_layers(), true), n_chains, threads);
   Block upward;
   for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
   const cpu::ProgramPlan plan(machine, {upward});
+  threads = cpu::useful_threads(cpu::multiply_adds(plan.view(), n_chains), threads);
+  cpu::check_values(machine, states.data(), std::vector<bool>(machine.n_layers(), true), n_chains, threads);
   const cpu::ThreadScratch scratch(machine, threads);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
@@ -83,8 +85,9 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
     is_summed[update.layer] = true;
     is_read[update.layer] = false;
   }
-  cpu::check_values(machine, states.data(), is_read, n_chains, threads);
   const cpu::ProgramPlan plan(machine, {updates});
+  threads = cpu::useful_threads(cpu::multiply_adds(plan.view(), n_chains), threads);
+  cpu::check_values(machine, states.data(), is_read, n_chains, threads);
   const cpu::ThreadScratch scratch(machine, threads);
   const cpu::PaddedBase padded(machine, base);
 #pragma omp parallel for num_threads(threads)
@@ -98,6 +101,7 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
 void statistics(float* out, Values lower, int64_t n_lower, Values upper, int64_t n_upper, int64_t n_chains,
                 int threads) {
   const cpu::Kernels& k = cpu::kernels();
+  threads = cpu::useful_threads(static_cast<double>(n_lower) * n_upper * n_chains, threads);
   const struct {
     const char* name;
     const Values& values;
@@ -131,6 +135,8 @@ void statistics(float* out, Values lower, int64_t n_lower, Values upper, int64_t
 void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, int64_t n, int64_t units, uint64_t seed,
                uint32_t sweep, uint32_t layer_and_purpose, int threads) {
   const cpu::Kernels& k = cpu::kernels();
+  constexpr double kPerDraw = 50;
+  threads = cpu::useful_threads(kPerDraw * n * units, threads);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n, t, threads);
@@ -141,6 +147,7 @@ void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, in
 float largest_weight(const float* weights, int64_t n, int threads) {
   const cpu::Kernels& k = cpu::kernels();
   uint32_t largest = 0;
+  threads = cpu::useful_threads(static_cast<double>(n), threads);
 #pragma omp parallel for num_threads(threads) reduction(max : largest)
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n, t, threads);
@@ -154,6 +161,7 @@ float largest_weight(const float* weights, int64_t n, int threads) {
 void quantise(int16_t* out, const float* weights, int64_t n, int fraction_bits, int threads) {
   const cpu::Kernels& k = cpu::kernels();
   const float scale = std::ldexp(1.f, fraction_bits);
+  threads = cpu::useful_threads(static_cast<double>(n), threads);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n, t, threads);

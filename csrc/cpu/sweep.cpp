@@ -64,21 +64,11 @@ class StateCopies {
   std::vector<ValuesView> values_;
 };
 
-double multiply_adds(const ProgramView& program, int64_t n_chains) {
-  double total = 0;
-  for (int i = 0; i < program.n_updates; i++)
-    for (int j = 0; j < program.updates[i].n_inputs; j++) {
-      const WeightsView& weights = program.updates[i].inputs[j].weights;
-      total += static_cast<double>(weights.inputs) * weights.outputs * static_cast<double>(n_chains);
-    }
-  return total;
-}
-
 // Building the tables takes as long as the rows kernel needs for some hundred chains, and a block holds 64 of them.
-bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps) {
+bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps, int threads) {
   if (!lookup_suits(machine, program)) return false;
-  constexpr int64_t kFewestChains = 64, kFewestUpdates = 1024;  // chains times sweeps
-  return n_chains >= kFewestChains && (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
+  constexpr int64_t kFewestChains = 64, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
+  return n_chains >= kFewestChains * threads && (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
 }
 
 }  // namespace
@@ -88,6 +78,8 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
               int threads, const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted) {
   using namespace cpu;
   const ProgramPlan plan(machine, program);
+  const double work = multiply_adds(plan.view(), what.n_chains);  // of one sweep
+  threads = useful_threads(work * static_cast<double>(what.n_sweeps), threads);
   const StateCopies copies(machine, states, what.n_chains);
   check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
   const ThreadScratch scratch(machine, threads);
@@ -97,14 +89,14 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
                  what.beta,       base.data(), what.clamp.data(), no_means.data()};
 
   const Kernels& k = kernels();
-  const bool by_lookup = lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps);
+  const bool by_lookup = lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps, threads);
   if (by_lookup) lookup_prepare(machine, threads);
   std::atomic<bool> stop{false};
   std::vector<StopState> stops(threads, {&stop, nullptr, Clock::now()});
   stops[0].interrupted = &interrupted;
   const int64_t grain = what.n_chains >= kGrain * threads ? kGrain : 1;
 
-  double seconds_per_sweep = multiply_adds(plan.view(), what.n_chains) / kSlowestRate / threads;
+  double seconds_per_sweep = work / kSlowestRate / threads;
   int64_t done = 0;
   while (done < what.n_sweeps) {
     const double fit = std::max(1., kRoundSeconds / std::max(seconds_per_sweep, 1e-9));

@@ -49,6 +49,13 @@ class PaddedBase {
   std::vector<const float*> pointers_;
 };
 
+// Threads worth waking for this many operations of vectors' lanes, multiply-adds or the like. Waking and joining them
+// takes microseconds, and far more where other processes hold the cores.
+inline int useful_threads(double operations, int threads) {
+  constexpr double kOperationsPerThread = 2e6;
+  return static_cast<int>(std::clamp(operations / kOperationsPerThread, 1., static_cast<double>(threads)));
+}
+
 struct Part {
   int64_t first, n;
 };
@@ -58,6 +65,17 @@ inline Part part(int64_t n, int i, int parts, int64_t grain = 1) {
   const int64_t grains = (n + grain - 1) / grain;
   const int64_t begin = std::min(n, grains * i / parts * grain), end = std::min(n, grains * (i + 1) / parts * grain);
   return {begin, end - begin};
+}
+
+// For all updates of a program.
+inline double multiply_adds(const ProgramView& program, int64_t n_chains) {
+  double total = 0;
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++) {
+      const WeightsView& weights = program.updates[i].inputs[j].weights;
+      total += static_cast<double>(weights.inputs) * weights.outputs * static_cast<double>(n_chains);
+    }
+  return total;
 }
 
 // Throws std::invalid_argument, naming the layer, where a layer that is read has a binary value above 1 or a real one

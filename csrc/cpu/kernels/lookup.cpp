@@ -89,9 +89,9 @@ BM_INLINE void accumulate_limb(__m512i (&sums)[kUnits][kRegs], const int16_t* st
 #pragma GCC unroll 6
         for (int r = 0; r < kRegs; r++)
           asm volatile("vpermw %2,%1,%%zmm31\n\tvpaddw %%zmm31,%0,%0"
-              : "+v"(sums[u][r])
-              : "v"(index[r]), "v"(entries)
-              : "zmm31");
+                       : "+v"(sums[u][r])
+                       : "v"(index[r]), "v"(entries)
+                       : "zmm31");
       }
       if (g + 1 < kWordGroups) {  // the next five bits; vpermw ignores the bits above
 #pragma GCC unroll 6
@@ -102,9 +102,10 @@ BM_INLINE void accumulate_limb(__m512i (&sums)[kUnits][kRegs], const int16_t* st
 }
 
 template <int kRegs>
-__attribute__((noinline)) static void accumulate_tile(int32_t* out, bool add, const int16_t* states, int64_t block_stride,
-                                               const int16_t* high_table, const int16_t* low_table, int words,
-                                               const int16_t* high_ahead, const int16_t* low_ahead, int lines_ahead) {
+__attribute__((noinline)) static void accumulate_tile(int32_t* out, bool add, const int16_t* states,
+                                                      int64_t block_stride, const int16_t* high_table,
+                                                      const int16_t* low_table, int words, const int16_t* high_ahead,
+                                                      const int16_t* low_ahead, int lines_ahead) {
   alignas(64) int16_t high[kUnits][kRegs * kLanes];
   __m512i sums[kUnits][kRegs];
   accumulate_limb<kRegs>(sums, states, block_stride, high_table, words, high_ahead, lines_ahead);
@@ -271,8 +272,8 @@ static int build_tables(int16_t* high, int16_t* low, const int16_t* weights, int
 }
 
 static void accumulate(int32_t* sums, bool add, const int16_t* states, int64_t block_stride, const int16_t* high,
-                const int16_t* low, int words, int blocks, const int16_t* high_ahead, const int16_t* low_ahead,
-                int lines_ahead) {
+                       const int16_t* low, int words, int blocks, const int16_t* high_ahead, const int16_t* low_ahead,
+                       int lines_ahead) {
   const auto tile = blocks == 1 ? accumulate_tile<2> : blocks == 2 ? accumulate_tile<4> : accumulate_tile<6>;
   tile(sums, add, states, block_stride, high, low, words, high_ahead, low_ahead, lines_ahead);
 }
@@ -288,8 +289,7 @@ static void decide(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& 
 #pragma GCC unroll 2
       for (int s = 0; s < kStreams; s++) {
         random[0][s] = _mm512_set1_epi32(static_cast<int>(what.unit_group));
-        random[1][s] =
-            _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(what.first_chain) + first + 16 * s));
+        random[1][s] = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(what.first_chain) + first + 16 * s));
         random[2][s] = _mm512_set1_epi32(static_cast<int>(what.sweep));
         random[3][s] = _mm512_set1_epi32(static_cast<int>(what.layer));
       }
@@ -311,7 +311,8 @@ static void decide(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& 
   }
 }
 
-static void place(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held, int blocks) {
+static void place(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held,
+                  int blocks) {
   for (int b = 0; b < blocks; b++) place_block(words + b * block_stride, bit, drawn[b], held ? held[b] : 0);
 }
 
@@ -340,8 +341,7 @@ static void unpack(uint8_t* states, const int16_t* words, int64_t units, int n_c
     }
     transpose(masks);
     for (int c = 0; c < n_chains; c++)
-      _mm512_mask_storeu_epi8(states + c * units + first, tail(units - first),
-                              _mm512_maskz_set1_epi8(masks[c], 1));
+      _mm512_mask_storeu_epi8(states + c * units + first, tail(units - first), _mm512_maskz_set1_epi8(masks[c], 1));
   }
 }
 
