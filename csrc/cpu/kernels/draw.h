@@ -2,12 +2,27 @@
 #pragma once
 
 #include "cpu/kernels/fields.h"
+#if defined(__AVX512BW__)
+#include "cpu/kernels/avx512.h"
+#endif
 
 namespace bm::cpu::BM_ISA {
 
 // words[64]: one random number for each unit of a tile; unit u takes word u % 4 of counter u / 4.
 static inline void tile_words(uint32_t* __restrict words, int32_t first_unit, uint32_t chain, uint32_t sweep,
                               uint32_t layer_and_purpose, uint64_t seed) {
+#if defined(__AVX512BW__)
+  static_assert(kPad == 64);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512i c0[1] = {_mm512_add_epi32(lanes, _mm512_set1_epi32(first_unit / 4))};
+  __m512i c1[1] = {_mm512_set1_epi32(static_cast<int>(chain))}, c2[1] = {_mm512_set1_epi32(static_cast<int>(sweep))};
+  __m512i c3[1] = {_mm512_set1_epi32(static_cast<int>(layer_and_purpose))};
+  philox<1>(c0, c1, c2, c3, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  __m512i of_units[4] = {c0[0], c1[0], c2[0], c3[0]};
+  to_unit_order(of_units);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) _mm512_store_si512(words + 16 * i, of_units[i]);
+#else
 #pragma omp simd
   for (int g = 0; g < kPad / 4; g++) {
     uint32_t c0 = static_cast<uint32_t>(first_unit / 4 + g), c1 = chain, c2 = sweep, c3 = layer_and_purpose;
@@ -17,6 +32,7 @@ static inline void tile_words(uint32_t* __restrict words, int32_t first_unit, ui
     words[4 * g + 2] = c2;
     words[4 * g + 3] = c3;
   }
+#endif
 }
 
 // The field at inverse temperature beta on the path from biases `base` to the model, in place; n is a multiple of
@@ -50,7 +66,17 @@ static inline void tile_means(float* __restrict to, const float* __restrict x, c
 }
 
 static inline void tile_decisions(uint8_t* __restrict to, const float* __restrict x, const uint32_t* __restrict words) {
+#if defined(__AVX512BW__)
+  uint64_t on = 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < kPad; i += 16) {
+    const __mmask16 bits = turns_on(exp_minus(_mm512_loadu_ps(x + i)), _mm512_load_si512(words + i));
+    on |= static_cast<uint64_t>(bits) << i;
+  }
+  _mm512_storeu_si512(to, _mm512_maskz_set1_epi8(on, 1));
+#else
   for (int u = 0; u < kPad; u++) to[u] = units::decide(x[u], words[u]);
+#endif
 }
 
 static inline void tile_normals(float* __restrict to, const uint32_t* __restrict words) {

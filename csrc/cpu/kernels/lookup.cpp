@@ -1,21 +1,16 @@
 // Lookup kernels for AVX-512 BW: one vpermw returns the sum of five weights for 32 chains.
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns about undefined registers in its own intrinsics
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-
+#include "cpu/kernels/avx512.h"
 #include "cpu/lookup_kernels.h"
 
 namespace bm::cpu::BM_ISA {
 
 using namespace lookup;
 
-#define BM_INLINE static inline __attribute__((always_inline))
-
 constexpr int kLanes = 32;  // chains per register of int16
 
 // --- tables ----------------------------------------------------------------------------------------------------------
 
-BM_INLINE void store_limbs(int16_t* high, int16_t* low, __m512i sums) {
+BM_UNITS void store_limbs(int16_t* high, int16_t* low, __m512i sums) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(high), _mm512_cvtepi32_epi16(_mm512_srai_epi32(sums, 8)));
   _mm256_store_si256(reinterpret_cast<__m256i*>(low),
                      _mm512_cvtepi32_epi16(_mm512_and_si512(sums, _mm512_set1_epi32(255))));
@@ -27,7 +22,7 @@ struct Extremes {  // of the sums over subsets of some weights
   int64_t positive, negative;
 };
 
-BM_INLINE Extremes extremes(const int16_t* weights, int begin, int end) {
+BM_UNITS Extremes extremes(const int16_t* weights, int begin, int end) {
   int64_t positive = 0, negative = 0;
   for (int i = begin; i < end; i++) {
     positive += weights[i] > 0 ? weights[i] : 0;
@@ -36,13 +31,13 @@ BM_INLINE Extremes extremes(const int16_t* weights, int begin, int end) {
   return {positive, negative};
 }
 
-BM_INLINE Extremes word_extremes(const int16_t* weights, int n_in, int word) {
+BM_UNITS Extremes word_extremes(const int16_t* weights, int n_in, int word) {
   return extremes(weights, word * kWordUnits, (word + 1) * kWordUnits < n_in ? (word + 1) * kWordUnits : n_in);
 }
 
 // Whether high sums over `words` words with these extremes fit 16 bits; the floors of the high limbs take up to one
 // from each group's negative sum.
-BM_INLINE bool fits(const Extremes& e, int words) {
+BM_UNITS bool fits(const Extremes& e, int words) {
   constexpr int64_t kLimit = int64_t{32767} * 256;
   return e.positive < kLimit && e.negative - 256 * kWordGroups * words > -kLimit;
 }
@@ -70,8 +65,8 @@ static int words_that_fit(const int16_t* weights, int n_in, int fit) {
 // The accumulators stay in registers. vpermw and vpaddw are one asm pair because GCC otherwise reorders the additions
 // and spills, which costs a factor of two.
 template <int kRegs>
-BM_INLINE void accumulate_limb(__m512i (&sums)[kUnits][kRegs], const int16_t* states, int64_t block_stride,
-                               const int16_t* table, int words, const int16_t* ahead, int lines_ahead) {
+BM_UNITS void accumulate_limb(__m512i (&sums)[kUnits][kRegs], const int16_t* states, int64_t block_stride,
+                              const int16_t* table, int words, const int16_t* ahead, int lines_ahead) {
 #pragma GCC unroll 4
   for (int u = 0; u < kUnits; u++)
 #pragma GCC unroll 6
@@ -132,53 +127,9 @@ __attribute__((noinline)) static void accumulate_tile(int32_t* out, bool add, co
   }
 }
 
-// --- random numbers and decisions ------------------------------------------------------------------------------------
+// --- decisions -------------------------------------------------------------------------------------------------------
 
-// Philox4x32-10 on 16 lanes and kStreams independent counters, interleaved to hide the latency of the multiplications.
-template <int kStreams>
-BM_INLINE void philox(__m512i (&c0)[kStreams], __m512i (&c1)[kStreams], __m512i (&c2)[kStreams],
-                      __m512i (&c3)[kStreams], uint32_t key0, uint32_t key1) {
-  const __m512i m0 = _mm512_set1_epi64(0xD2511F53u), m1 = _mm512_set1_epi64(0xCD9E8D57u);
-  constexpr auto kDupEven = static_cast<_MM_PERM_ENUM>(0xA0), kDupOdd = static_cast<_MM_PERM_ENUM>(0xF5);
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; round++, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
-    const __m512i k0 = _mm512_set1_epi32(static_cast<int>(key0)), k1 = _mm512_set1_epi32(static_cast<int>(key1));
-#pragma GCC unroll 4
-    for (int s = 0; s < kStreams; s++) {
-      // vpmuludq multiplies even lanes only: multiply even and odd ones, then merge the halves of the products
-      const __m512i even0 = _mm512_mul_epu32(c0[s], m0), even1 = _mm512_mul_epu32(c2[s], m1);
-      const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(c0[s], 32), m0);
-      const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(c2[s], 32), m1);
-      const __m512i low0 = _mm512_mask_shuffle_epi32(even0, 0xAAAA, odd0, kDupEven);
-      const __m512i high0 = _mm512_mask_shuffle_epi32(odd0, 0x5555, even0, kDupOdd);
-      const __m512i low1 = _mm512_mask_shuffle_epi32(even1, 0xAAAA, odd1, kDupEven);
-      const __m512i high1 = _mm512_mask_shuffle_epi32(odd1, 0x5555, even1, kDupOdd);
-      c0[s] = _mm512_ternarylogic_epi32(high1, c1[s], k0, 0x96);  // three-way xor
-      c2[s] = _mm512_ternarylogic_epi32(high0, c3[s], k1, 0x96);
-      c1[s] = low1;
-      c3[s] = low0;
-    }
-  }
-}
-
-// exp(-x): the polynomial of units.h, 16 lanes
-BM_INLINE __m512 exp_minus(__m512 x) {
-  const __m512 magic = _mm512_set1_ps(12582912.f);
-  __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
-  t = _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(-64.f)), _mm512_set1_ps(64.f));
-  const __m512 shifted = _mm512_add_ps(t, magic);
-  const __m512 r = _mm512_sub_ps(t, _mm512_sub_ps(shifted, magic));
-  __m512 p = _mm512_set1_ps(0.00132647f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.00967151f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.05550734f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24022242f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69314698f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.f));
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
-}
-
-BM_INLINE __m512 field(const Decision& what, int unit, int chain) {
+BM_UNITS __m512 field(const Decision& what, int unit, int chain) {
   __m512 x = _mm512_set1_ps(what.bias[unit]);
   for (int i = 0; i < what.inputs; i++) {
     const __m512i sum = _mm512_load_si512(what.sums[i] + unit * kTile + chain);
@@ -196,12 +147,6 @@ BM_INLINE __m512 field(const Decision& what, int unit, int chain) {
   return x;
 }
 
-BM_INLINE __mmask16 turns_on(__m512 e, __m512i random) {
-  const __m512 u = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(random, 8)), _mm512_set1_ps(0x1p-24f),
-                                   _mm512_set1_ps(0x1p-25f));
-  return _mm512_cmp_ps_mask(_mm512_fmadd_ps(u, e, u), _mm512_set1_ps(1.f), _CMP_LT_OQ);
-}
-
 // --- bits ------------------------------------------------------------------------------------------------------------
 
 // Transposes a 64 x 64 bit matrix in place: bit j of row i becomes bit i of row j.
@@ -216,10 +161,10 @@ static void transpose(uint64_t (&rows)[64]) {
   }
 }
 
-BM_INLINE __mmask64 tail(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
+BM_UNITS __mmask64 tail(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
 
 // masks[unit] for 64 units: bit c set where the byte of chain c is not 0.
-BM_INLINE void gather_bits(uint64_t (&masks)[64], const uint8_t* bytes, int64_t pitch, int64_t units, int n_chains) {
+BM_UNITS void gather_bits(uint64_t (&masks)[64], const uint8_t* bytes, int64_t pitch, int64_t units, int n_chains) {
   for (int c = 0; c < 64; c++) {
     const __m512i x = c < n_chains ? _mm512_maskz_loadu_epi8(tail(units), bytes + c * pitch) : _mm512_setzero_si512();
     masks[c] = _mm512_test_epi8_mask(x, x);
@@ -227,7 +172,7 @@ BM_INLINE void gather_bits(uint64_t (&masks)[64], const uint8_t* bytes, int64_t 
   transpose(masks);
 }
 
-BM_INLINE void place_block(int16_t* words, int bit, uint64_t drawn, uint64_t held) {
+BM_UNITS void place_block(int16_t* words, int bit, uint64_t drawn, uint64_t held) {
   const __m512i one = _mm512_set1_epi16(static_cast<int16_t>(1 << bit));
 #pragma GCC unroll 2
   for (int half = 0; half < 2; half++) {
@@ -240,7 +185,7 @@ BM_INLINE void place_block(int16_t* words, int bit, uint64_t drawn, uint64_t hel
 }
 
 // The 32 subset sums of five weights: of the first four in 16 lanes, then the same plus the fifth.
-BM_INLINE void build_entries(int16_t* high, int16_t* low, const int16_t* w) {
+BM_UNITS void build_entries(int16_t* high, int16_t* low, const int16_t* w) {
   __m512i sums = _mm512_maskz_set1_epi32(0xAAAA, w[0]);
   sums = _mm512_mask_add_epi32(sums, 0xCCCC, sums, _mm512_set1_epi32(w[1]));
   sums = _mm512_mask_add_epi32(sums, 0xF0F0, sums, _mm512_set1_epi32(w[2]));
