@@ -10,7 +10,7 @@ PIP := $(RUN) pip --disable-pip-version-check --quiet
 PINNED := --constraint constraints.txt
 SOURCES := pyproject.toml README.md $(wildcard CMakeLists.txt) \
 	$(shell find csrc python -type f ! -name '*.pyc' ! -name '*.so')
-NATIVE := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
+NATIVE := $(shell find csrc tests -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 SANITIZE := build/sanitize
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
 PRELOADED := $(shell for name in libasan.so libubsan.so libstdc++.so.6; do $(CXX) -print-file-name=$$name; done)

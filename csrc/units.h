@@ -1,14 +1,21 @@
 // The arithmetic of one unit, shared by all backends: random numbers, exp, decisions, means, normals.
 //
 // Plain functions of scalars with explicit fma and no libm, so that they vectorise and give the same bits everywhere.
-// Callers compile with -ffp-contract=off. Everything is static: each unit that includes this has its own copy, compiled
-// for its own instruction set. docs/numbers.md states the contract, python/bm_fast/reference.py is its plain form.
+// Callers compile with -ffp-contract=off, CUDA sources with -fmad=false. Everything is static: each unit that includes
+// this has its own copy, compiled for its own instruction set. docs/numbers.md states the contract,
+// python/bm_fast/reference.py is its plain form.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__CUDACC__)
+#define BM_UNITS static __host__ __device__ __forceinline__
+#define BM_UNROLL_ROUNDS  // nvcc unrolls them of itself
+#else
 #define BM_UNITS static inline __attribute__((always_inline))
+#define BM_UNROLL_ROUNDS _Pragma("GCC unroll 10")
+#endif
 
 namespace bm {
 
@@ -52,7 +59,9 @@ BM_UNITS float emulated_fma(float a, float b, float c) {
 }
 
 BM_UNITS float fma(float a, float b, float c) {
-#if defined(__x86_64__) && !defined(__FMA__)
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#elif defined(__x86_64__) && !defined(__FMA__)
   return emulated_fma(a, b, c);
 #else
   return __builtin_fmaf(a, b, c);
@@ -64,7 +73,7 @@ BM_UNITS float fma(float a, float b, float c) {
 // Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 BM_UNITS void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-#pragma GCC unroll 10
+  BM_UNROLL_ROUNDS
   for (int round = 0; round < 10; round++) {
     const uint64_t product0 = static_cast<uint64_t>(c0) * 0xD2511F53u,
                    product1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;

@@ -1,0 +1,344 @@
+// The scheduler of the emulated lanes. This unit is never compiled with -fsanitize=thread: ThreadSanitizer must not
+// take order from how lanes are switched. With SIMT_THREAD_SANITIZER it is told about fibers and barriers by hand. No
+// loop in here may become a call of memcpy or memset, which ThreadSanitizer sees in any unit
+// (-fno-tree-loop-distribute-patterns).
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "simt/simt.h"
+
+#if defined(SIMT_THREAD_SANITIZER)
+#include <sanitizer/tsan_interface.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace simt {
+namespace emulation {
+namespace {
+
+constexpr unsigned kWarp = 32, kMaxCopies = 256;
+constexpr size_t kStackBytes = 64 * 1024, kMaxSharedBytes = 227 * 1024;  // the largest block of any GPU so far
+
+struct Group;
+
+struct Lane {
+  unsigned thread = 0;
+  Group* warp = nullptr;
+  uint32_t published[2][6] = {};  // operands of collectives; two sets in turn, so that one meeting is enough
+  unsigned turn = 0;
+  Copy copies[kMaxCopies];                           // a ring
+  unsigned first_copy = 0, end_copy = 0, group = 0;  // `group` is the one being filled
+  const char* place = "the start of the kernel";     // where it met others last
+  int line = 0;
+
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  void* sanitizer_fiber = nullptr;
+};
+
+// Lanes that meet at a barrier or a collective.
+struct Group {
+  Lane** lanes = nullptr;
+  unsigned n = 0, arrived = 0, phase = 0;
+  char order[2] = {};  // addresses that carry order for ThreadSanitizer: two in turn, so that a lane that is early for
+                       // the next barrier does not come before lanes that still leave this one
+};
+
+enum class Order { kFair, kAhead, kRandom };
+
+struct Device {
+  Size size;
+  unsigned block_x = 0, block_y = 0;
+  unsigned char* shared = nullptr;
+  void (*lane)(const void*) = nullptr;
+  const void* context = nullptr;
+
+  Lane* lanes = nullptr;
+  Group* block = nullptr;
+  Lane* running = nullptr;  // null: the caller of `run`
+  Lane* ready[kMaxThreads];
+  unsigned n_ready = 0, n_alive = 0;
+  Order order = Order::kFair;
+  uint32_t random = 1;
+
+  ucontext_t caller;
+  void* caller_fiber = nullptr;
+  const void* caller_stack = nullptr;
+  size_t caller_stack_bytes = 0;
+  char end = 0;  // carries the order from the ends of all lanes to the caller
+};
+Device* device = nullptr;
+
+void release([[maybe_unused]] char* order) {
+#if defined(SIMT_THREAD_SANITIZER)
+  __tsan_release(order);
+#endif
+}
+
+void acquire([[maybe_unused]] char* order) {
+#if defined(SIMT_THREAD_SANITIZER)
+  __tsan_acquire(order);
+#endif
+}
+
+void switch_to(Lane* next, [[maybe_unused]] bool for_good) {
+  Lane* from = device->running;
+  device->running = next;
+#if defined(SIMT_THREAD_SANITIZER)
+  __tsan_switch_to_fiber(next ? next->sanitizer_fiber : device->caller_fiber, __tsan_switch_to_fiber_no_sync);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  void* saved = nullptr;
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &saved, next ? next->stack.get() : device->caller_stack,
+                                 next ? kStackBytes : device->caller_stack_bytes);
+#endif
+  swapcontext(from ? &from->context : &device->caller, next ? &next->context : &device->caller);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(saved, nullptr, nullptr);
+#endif
+}
+
+Lane* pick() {
+  unsigned at = 0;
+  if (device->order == Order::kAhead) at = device->n_ready - 1;
+  if (device->order == Order::kRandom) {
+    device->random = device->random * 1664525u + 1013904223u;
+    at = static_cast<unsigned>(uint64_t{device->random} * device->n_ready >> 32);
+  }
+  Lane* next = device->ready[at];
+  for (unsigned i = at + 1; i < device->n_ready; i++) device->ready[i - 1] = device->ready[i];
+  device->n_ready--;
+  return next;
+}
+
+// Runs another lane; comes back when it is this one's turn again.
+void yield(bool for_good) {
+  if (device->n_ready == 0 && device->n_alive > 0) {
+    std::fprintf(stderr, "simt: no lane of block (%u, %u) can go on; they wait at\n", device->block_x, device->block_y);
+    for (unsigned i = 0; i < device->size.threads; i += 16)
+      std::fprintf(stderr, "  thread %u: %s, line %d\n", i, device->lanes[i].place, device->lanes[i].line);
+    std::abort();
+  }
+  Lane* next = device->n_ready == 0 ? nullptr : pick();
+  if (next != device->running) switch_to(next, for_good);
+}
+
+void meet(Group& group, const char* place, int line, bool ordered) {
+  Lane& self = *device->running;
+  self.place = place;
+  self.line = line;
+  char* order = &group.order[group.phase % 2];
+  if (ordered) release(order);
+  if (++group.arrived == group.n) {
+    for (unsigned i = 1; i < group.n; i++) {
+      const Lane &a = *group.lanes[0], &b = *group.lanes[i];
+      if (a.line == b.line && std::strcmp(a.place, b.place) == 0) continue;
+      std::fprintf(stderr, "simt: threads %u and %u meet at different places: %s, line %d and %s, line %d\n", a.thread,
+                   b.thread, a.place, a.line, b.place, b.line);
+      std::abort();
+    }
+    group.arrived = 0;
+    group.phase++;
+    for (unsigned i = 0; i < group.n; i++) device->ready[device->n_ready++] = group.lanes[i];
+  }
+  yield(false);
+  if (ordered) acquire(order);
+}
+
+void lane_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  const void* stack;
+  size_t bytes;
+  __sanitizer_finish_switch_fiber(nullptr, &stack, &bytes);
+  if (!device->caller_stack) device->caller_stack = stack, device->caller_stack_bytes = bytes;
+#endif
+  device->lane(device->context);
+  Lane& self = *device->running;
+  if (self.first_copy != self.end_copy) fail("the kernel ended with copies that nothing waited for");
+  meet(*device->block, "the end of the kernel", 0, false);
+  release(&device->end);
+  device->n_alive--;
+  yield(true);
+}
+
+void start(Lane& lane) {
+  lane.stack.reset(new char[kStackBytes]);
+  getcontext(&lane.context);
+  lane.context.uc_stack.ss_sp = lane.stack.get();
+  lane.context.uc_stack.ss_size = kStackBytes;
+  lane.context.uc_link = nullptr;
+  makecontext(&lane.context, lane_main, 0);
+#if defined(SIMT_THREAD_SANITIZER)
+  lane.sanitizer_fiber = __tsan_create_fiber(0);
+#endif
+  device->ready[device->n_ready++] = &lane;
+}
+
+// Lanes of a block with their groups and shared memory. They outlive the launch's last block: ThreadSanitizer would
+// take memory or fibers that are used again for the same lane.
+struct Block {
+  struct Free {
+    void operator()(unsigned char* bytes) const { ::operator delete[](bytes, std::align_val_t{16}); }
+  };
+  explicit Block(const Size& size) : lanes(size.threads), pointers(size.threads), warps(size.threads / kWarp) {
+    shared.reset(static_cast<unsigned char*>(::operator new[](size.shared_bytes, std::align_val_t{16})));
+    std::memset(shared.get(), 0xcd, size.shared_bytes);
+    all.lanes = pointers.data();
+    all.n = size.threads;
+    for (unsigned i = 0; i < size.threads; i++) {
+      pointers[i] = &lanes[i];
+      lanes[i].thread = i;
+      lanes[i].warp = &warps[i / kWarp];
+      warps[i / kWarp].lanes = &pointers[i / kWarp * kWarp];
+      warps[i / kWarp].n = kWarp;
+    }
+  }
+  std::vector<Lane> lanes;
+  std::vector<Lane*> pointers;
+  std::vector<Group> warps;
+  Group all;
+  std::unique_ptr<unsigned char[], Free> shared;
+};
+
+void choose_order(Device& d) {
+  const char* order = std::getenv("SIMT_ORDER");
+  if (!order || std::strcmp(order, "fair") == 0) {
+    d.order = Order::kFair;
+  } else if (std::strcmp(order, "ahead") == 0) {
+    d.order = Order::kAhead;
+  } else if (std::strncmp(order, "random:", 7) == 0) {
+    d.order = Order::kRandom;
+    d.random = static_cast<uint32_t>(std::strtoul(order + 7, nullptr, 10));
+  } else {
+    throw std::runtime_error(std::string("SIMT_ORDER: expected fair, ahead or random:<seed>, got ") + order);
+  }
+}
+
+// Publishes a lane's operands and waits for those of its warp; they can be read until the lane's next collective but
+// one.
+unsigned publish(const uint32_t* words, unsigned n, const char* place, int line) {
+  Lane& self = *device->running;
+  const unsigned turn = self.turn;
+  self.turn ^= 1;
+  for (unsigned i = 0; i < n; i++) self.published[turn][i] = words[i];
+  meet(*self.warp, place, line, false);
+  return turn;
+}
+
+}  // namespace
+
+void push_copy(const Copy& copy) {
+  Lane& self = *device->running;
+  if (self.end_copy - self.first_copy == kMaxCopies) fail("copy_async16: too many copies in flight");
+  Copy& slot = self.copies[self.end_copy++ % kMaxCopies];
+  slot = copy;
+  slot.group = self.group;
+}
+
+bool pop_copy(unsigned open, Copy& copy) {
+  Lane& self = *device->running;
+  if (self.first_copy == self.end_copy || self.copies[self.first_copy % kMaxCopies].group + open >= self.group)
+    return false;
+  copy = self.copies[self.first_copy++ % kMaxCopies];
+  return true;
+}
+
+void fail(const char* what) {
+  std::fprintf(stderr, "simt: thread %u of block (%u, %u): %s\n", device->running->thread, device->block_x,
+               device->block_y, what);
+  std::abort();
+}
+
+void run(void (*lane)(const void*), const void* context, const Size& size) {
+  if (size.shared_bytes > kMaxSharedBytes)
+    throw std::runtime_error("launch: expected at most 227 KiB of shared memory, got " +
+                             std::to_string(size.shared_bytes) + " bytes");
+  Device here{};
+  here.size = size;
+  here.lane = lane;
+  here.context = context;
+  choose_order(here);
+  device = &here;
+#if defined(SIMT_THREAD_SANITIZER)
+  here.caller_fiber = __tsan_get_current_fiber();
+#endif
+  std::vector<std::unique_ptr<Block>> blocks;
+  const unsigned n_blocks = size.blocks_x * size.blocks_y;
+  for (unsigned i = 0; i < n_blocks; i++) {
+    const unsigned index = here.order == Order::kAhead ? n_blocks - 1 - i : i;
+#if !defined(SIMT_THREAD_SANITIZER)
+    blocks.clear();
+#endif
+    blocks.push_back(std::make_unique<Block>(size));
+    Block& block = *blocks.back();
+    here.block_x = index % size.blocks_x;
+    here.block_y = index / size.blocks_x;
+    here.shared = block.shared.get();
+    here.lanes = block.lanes.data();
+    here.block = &block.all;
+    here.n_alive = size.threads;
+    for (Lane& l : block.lanes) start(l);
+    yield(false);
+  }
+  acquire(&here.end);
+#if defined(SIMT_THREAD_SANITIZER)
+  for (const auto& block : blocks)
+    for (Lane& l : block->lanes) __tsan_destroy_fiber(l.sanitizer_fiber);
+#endif
+  device = nullptr;
+}
+
+}  // namespace emulation
+
+using emulation::device;
+
+unsigned block_x() { return device->block_x; }
+unsigned block_y() { return device->block_y; }
+unsigned thread_x() { return device->running->thread; }
+unsigned char* dynamic_shared() { return device->shared; }
+void copy_commit() { device->running->group++; }
+
+void sync_block(int line) { emulation::meet(*device->block, "sync_block", line, true); }
+void sync_warp(int line) { emulation::meet(*device->running->warp, "sync_warp", line, true); }
+
+uint32_t shuffle_xor(uint32_t value, unsigned mask, int line) {
+  const unsigned turn = emulation::publish(&value, 1, "shuffle_xor", line);
+  const emulation::Lane& self = *device->running;
+  return self.warp->lanes[self.thread % emulation::kWarp ^ mask]->published[turn][0];
+}
+
+uint32_t ballot(bool flag, int line) {
+  const uint32_t value = flag;
+  const unsigned turn = emulation::publish(&value, 1, "ballot", line);
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < emulation::kWarp; i++) bits |= device->running->warp->lanes[i]->published[turn][0] << i;
+  return bits;
+}
+
+void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const unsigned turn = emulation::publish(words, 6, "mma_m16n8k32", line);
+  const emulation::Lane& self = *device->running;
+  const unsigned g = self.thread % 32 / 4, t = self.thread % 4;
+  for (unsigned i = 0; i < 4; i++) {
+    const unsigned lower = i / 2, column = 2 * t + i % 2;
+    uint32_t sum = static_cast<uint32_t>(acc[i]);
+    for (unsigned k = 0; k < 32; k++) {
+      const unsigned from = k % 16 / 4, upper = k / 16, shift = k % 4 * 8;
+      const uint32_t left = self.warp->lanes[g * 4 + from]->published[turn][upper * 2 + lower] >> shift & 0xff;
+      const auto right = static_cast<int8_t>(self.warp->lanes[column * 4 + from]->published[turn][4 + upper] >> shift);
+      sum += static_cast<uint32_t>(static_cast<int32_t>(left) * right);
+    }
+    acc[i] = static_cast<int32_t>(sum);
+  }
+}
+
+}  // namespace simt

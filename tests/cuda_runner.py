@@ -1,0 +1,204 @@
+"""Builds the program tests/cuda/runner.cpp with the kernels of csrc/cuda and runs sweeps of a machine with it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bm_fast import Machine
+from bm_fast.program import Program
+
+ROOT = Path(__file__).parents[1]
+KERNELS = ("gibbs.cu", "pack.cu")
+
+SANITIZERS = {
+    "plain": (),
+    "thread": ("-fsanitize=thread",),
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+}
+SANITIZER_EXIT = 66
+TIME_LIMIT = 120  # seconds
+
+NVCC_FLAGS = (
+    *("-std=c++20", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings"),
+    *("-Xcompiler", "-Wall,-Wextra,-ffp-contract=off"),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A deliberate mistake: this text of a kernel source, which must be there once, becomes another."""
+
+    source: str
+    old: str
+    new: str
+
+
+def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = None) -> list[str]:
+    """Command of the runner with the kernels emulated on the host."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    flags = ("-std=c++20", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", f"-I{ROOT / 'csrc'}")
+    watched = SANITIZERS[sanitizer]
+    # the scheduler stays out of ThreadSanitizer's sight, see there
+    scheduler = ("-fno-tree-loop-distribute-patterns",)
+    scheduler += ("-DSIMT_THREAD_SANITIZER",) if sanitizer == "thread" else watched
+    objects = [_object(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
+    objects.append(_object(compiler, (*flags, *watched), ROOT / "tests/cuda/runner.cpp"))
+    for name in KERNELS:
+        source = ROOT / "csrc/cuda" / name
+        if change is not None and change.source == name:
+            text = source.read_text()
+            assert text.count(change.old) == 1, f"{name}: expected once: {change.old}"
+            source = folder / name
+            source.write_text(text.replace(change.old, change.new))
+        objects.append(_object(compiler, (*flags, *watched), source))
+    program = folder / "runner"
+    subprocess.run([compiler, *watched, *objects, "-o", program], check=True)
+    return [str(program)]
+
+
+@functools.cache
+def _objects() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bm-fast-objects-")
+
+
+@functools.cache
+def _object(compiler: str, flags: tuple[str, ...], source: Path) -> Path:
+    """Each source is compiled once for each set of flags."""
+    folder = Path(_objects().name)
+    target = folder / f"{len(list(folder.iterdir()))}.o"
+    subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+    return target
+
+
+def on_gpu(folder: Path) -> list[str]:
+    """Command of the runner for the GPU of this machine."""
+    sources = [ROOT / "tests/cuda/runner.cpp", *(ROOT / "csrc/cuda" / name for name in KERNELS)]
+    program = folder / "runner"
+    subprocess.run(["nvcc", *NVCC_FLAGS, "-arch=native", "-x", "cu", *sources, "-o", program], check=True)
+    return [str(program)]
+
+
+@dataclass
+class Case:
+    """Sweeps of a machine from a given state."""
+
+    machine: Machine
+    program: Program
+    states: Sequence[Tensor]
+    n_sweeps: int = 1
+    seed: int = 2**63 + 12345
+    first_chain: int = 77
+    first_sweep: int = 5
+    beta: Tensor | None = None
+    base: Sequence[Tensor] | None = None
+    clamp: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_chains(self) -> int:
+        return self.states[0].shape[0]
+
+    @property
+    def updated(self) -> list[int]:
+        """Layers whose means are asked for."""
+        return sorted(update.layer for block in self.program for update in block)
+
+    def by_engine(self) -> list[Tensor]:
+        """States of all layers and means of the updated ones after the sweeps, from the processor."""
+        chains = self.machine.chains(self.n_chains, self.seed, self.first_chain)
+        chains.sweep = self.first_sweep
+        for mine, given in zip(chains.layers, self.states, strict=True):
+            mine.copy_(given)
+        means = {i: torch.zeros(self.states[i].shape) for i in self.updated}
+        self.machine.sweep(
+            self.program, chains, self.n_sweeps, beta=self.beta, base=self.base, clamp=self.clamp, means=means
+        )
+        return [*chains.layers, *(means[i] for i in self.updated)]
+
+    def to_bytes(self) -> bytes:
+        """What the runner reads."""
+        parameters, parts = self.machine.parameters, list[bytes]()
+
+        def numbers(*values: int) -> None:
+            parts.append(np.array([v & 2**64 - 1 for v in values], np.uint64).tobytes())
+
+        def array(value: Tensor | None, *, optional: bool = False) -> None:
+            if optional:
+                numbers(value is not None)
+            if value is not None:
+                parts.append(value.contiguous().numpy().tobytes())
+
+        numbers(self.n_chains, self.seed, self.first_chain, self.first_sweep, self.n_sweeps)
+        array(self.beta, optional=True)
+        numbers(len(self.states))
+        for i, state in enumerate(self.states):
+            numbers(state.shape[1])
+            array(parameters.biases[i])
+            array(None if self.base is None else self.base[i], optional=True)
+            array(self.clamp.get(i), optional=True)
+            numbers(i in self.updated)
+            array(state)
+        numbers(len(parameters.weights))
+        for coupling, weights, bits in zip(
+            parameters.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
+        ):
+            numbers(coupling.lower, coupling.upper, bits)
+            array(weights)
+        updates = [update for block in self.program for update in block]
+        numbers(len(updates))
+        for update in updates:
+            numbers(update.layer, len(update.inputs))
+            for source in update.inputs:
+                numbers(source.coupling, source.transposed)
+                parts.append(np.float64(source.scale).tobytes())
+        return b"".join(parts)
+
+    def by_runner(self, program: list[str], folder: Path, order: str = "fair") -> list[Tensor]:
+        """The same as ``by_engine``, from the kernels."""
+        result = self.run(program, folder, order)
+        assert result.returncode == 0, result.stderr
+        return self.results(folder)
+
+    def results(self, folder: Path) -> list[Tensor]:
+        """What the runner left in a folder: states of all layers, then means of the updated ones."""
+        data, at = bytearray((folder / "out").read_bytes()), 0
+        states, means = list[Tensor](), list[Tensor]()
+        for i, state in enumerate(self.states):
+            for out, dtype in ((states, torch.uint8), (means, torch.float32))[: 1 + (i in self.updated)]:
+                out.append(torch.frombuffer(data, dtype=dtype, count=state.numel(), offset=at).view(state.shape))
+                at += state.numel() * dtype.itemsize
+        assert at == len(data)
+        return states + means
+
+    def run(self, program: list[str], folder: Path, order: str = "fair") -> subprocess.CompletedProcess[str]:
+        """The finished runner; its output is in folder / "out"."""
+        (folder / "case").write_bytes(self.to_bytes())
+        (folder / "out").unlink(missing_ok=True)
+        return run([*program, "sweep", str(folder / "case"), str(folder / "out")], order)
+
+
+def run(command: list[str], order: str = "fair") -> subprocess.CompletedProcess[str]:
+    """A finished command whose lanes run in this order."""
+    environment = {
+        **os.environ,
+        "SIMT_ORDER": order,
+        "TSAN_OPTIONS": f"halt_on_error=1 exitcode={SANITIZER_EXIT}",
+        "ASAN_OPTIONS": f"detect_leaks=0 exitcode={SANITIZER_EXIT}",
+        "UBSAN_OPTIONS": f"exitcode={SANITIZER_EXIT}",
+    }
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT
+    )
