@@ -149,3 +149,23 @@ def test_an_unknown_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("BM_FAST_BACKEND", "fortran")
     with pytest.raises(ValueError, match="BM_FAST_BACKEND: expected 'native' or 'reference', got 'fortran'"):
         ops.statistics(torch.ones(1, 1), torch.ones(1, 1))
+
+
+@pytest.mark.usefixtures("backend")
+def test_tensors_on_another_device_are_refused() -> None:
+    """A kernel would follow their addresses. The meta device stands for any that is not the CPU."""
+    elsewhere = torch.zeros(4, 3, device="meta")
+    for call in (
+        lambda: ops.quantise(elsewhere),
+        lambda: ops.statistics(elsewhere, elsewhere),
+        lambda: ops.bernoulli(elsewhere, torch.zeros(4, dtype=torch.int64, device="meta"), seed=0),
+        lambda: Machine.build(chain_graph((4, 3)), [elsewhere], [elsewhere[:, 0], elsewhere[0]]),
+    ):
+        with pytest.raises(ValueError, match="run on the CPU, got a tensor on meta"):
+            call()
+    with pytest.raises(ValueError, match="upper: expected .* on cpu, got .* on meta"):
+        ops.statistics(torch.zeros(4, 3), elsewhere)
+    machine = make_machine(chain_graph((4, 3)))
+    chains = machine.chains(4, seed=0)
+    with pytest.raises(ValueError, match="beta: expected .* on cpu, got .* on meta"):
+        machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.ones(4, device="meta"))

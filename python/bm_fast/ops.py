@@ -38,6 +38,11 @@ def _native() -> bool:
     return choice == "native"
 
 
+def _require_cpu(name: str, tensor: Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name}: the kernels of this build run on the CPU, got a tensor on {tensor.device}")
+
+
 def check(
     name: str,
     tensor: Tensor,
@@ -82,6 +87,7 @@ class Machine:
         self.parameters = parameters
         self.graph: Graph = parameters.graph
         self.device = parameters.biases[0].device
+        _require_cpu("biases[0]", parameters.biases[0])
         self._impl: Any = None
         if _native():
             self._impl = _C.Machine(
@@ -341,6 +347,7 @@ def quantise(weight: Tensor, name: str = "weight") -> tuple[Tensor, int]:
 
     ValueError for non-finite or too large weights.
     """
+    _require_cpu(name, weight)
     check(name, weight, torch.float32, tuple(weight.shape), weight.device)
     if not _native():
         return reference.quantise(weight, name)
@@ -359,6 +366,7 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tenso
     both = (torch.uint8, torch.float32)
     _check_matrix("lower", lower)
     _check_matrix("upper", upper)
+    _require_cpu("lower", lower)
     check("lower", lower, both, tuple(lower.shape), lower.device)
     check("upper", upper, both, (lower.shape[0], upper.shape[1]), lower.device)
     shape = (lower.shape[1], upper.shape[1])
@@ -387,6 +395,7 @@ def bernoulli(
     rows: int64 ``[n]``, the chain part of the random counter: a row of data keeps its numbers in any batch.
     """
     _check_matrix("probabilities", probabilities)
+    _require_cpu("probabilities", probabilities)
     shape, device = tuple(probabilities.shape), probabilities.device
     check("probabilities", probabilities, torch.float32, shape, device)
     check("rows", rows, torch.int64, (shape[0],), device)
