@@ -163,9 +163,9 @@ def test_tensors_on_another_device_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="run on the CPU, got a tensor on meta"):
             call()
-    with pytest.raises(ValueError, match="upper: expected .* on cpu, got .* on meta"):
+    with pytest.raises(ValueError, match=r"upper: expected .* on cpu, got .* on meta"):
         ops.statistics(torch.zeros(4, 3), elsewhere)
     machine = make_machine(chain_graph((4, 3)))
     chains = machine.chains(4, seed=0)
-    with pytest.raises(ValueError, match="beta: expected .* on cpu, got .* on meta"):
+    with pytest.raises(ValueError, match=r"beta: expected .* on cpu, got .* on meta"):
         machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.ones(4, device="meta"))
