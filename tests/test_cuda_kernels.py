@@ -268,3 +268,13 @@ def test_collectives_on_a_gpu(gpu: list[str]) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_bits_on_a_gpu(gpu: list[str], tmp_path: Path, name: str) -> None:
     assert_equal(case(name).by_runner(gpu, tmp_path), expected(name))
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(gpu: list[str], tmp_path: Path, tool: str) -> None:
+    path = shutil.which("compute-sanitizer")
+    if path is None:
+        pytest.skip("no compute-sanitizer")
+    command = [path, "--tool", tool, "--error-exitcode", str(SANITIZER_EXIT), *gpu]
+    for name in ("ragged", "tree", "deep"):
+        assert_equal(case(name).by_runner(command, tmp_path), expected(name))
