@@ -116,10 +116,3 @@ def test_memory_does_not_grow_with_the_number_of_sweeps() -> None:
     machine.sweep(program, chains, 2000)
     # one state of all layers and sweeps would be 360 MB
     assert resident_bytes() - before < 8e6
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
-def test_one_openmp_runtime_is_shared_with_torch() -> None:
-    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
-    runtimes = {Path(file).name.split(".so")[0].split("-")[0] for file in files if ".so" in file}
-    assert len([file for file in files if Path(file).name.startswith(("libgomp", "libomp", "libiomp"))]) == 1, runtimes
