@@ -24,7 +24,7 @@ def output(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
 
 
-# numpy and scipy come with OpenBLAS, which has threads of its own; OpenMP is libgomp, libomp or libiomp5
+# In fresh processes: scikit-learn's wheel brings an OpenMP library of its own into a process that imports it
 @pytest.mark.parametrize("program", ["import bm_fast", "import torch, bm_fast", "import bm_fast, torch"])
 def test_one_openmp_library_is_mapped(program: str) -> None:
     maps = output(f"{program}; bm_fast.RBM(8, 8).machine().chains(64, seed=0); print(open('/proc/self/maps').read())")
