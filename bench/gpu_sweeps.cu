@@ -1,6 +1,7 @@
 // The kernels' launchers for Python's ctypes: sweeps of an RBM on arrays that the caller keeps on the device.
 #include <cstdio>
 #include <exception>
+#include <initializer_list>
 
 #include "cuda/gibbs.h"
 #include "cuda/pack.h"
