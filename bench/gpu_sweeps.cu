@@ -3,7 +3,7 @@
 #include <exception>
 #include <initializer_list>
 
-#include "cuda/gibbs.h"
+#include "cuda/binary.h"
 #include "cuda/pack.h"
 
 namespace {
@@ -53,11 +53,11 @@ int sweep(const Rbm* rbm, uint32_t first_sweep, int32_t n_sweeps, void* stream) 
     for (int32_t s = 0; s < n_sweeps; s++)
       for (const int layer : {1, 0}) {
         bm::cuda::BinaryUpdate update{};
-        update.n_chains = rbm->n_chains;
-        update.units = rbm->units[layer];
-        update.n_inputs = 1;
-        update.inputs[0] = {rbm->bits[1 - layer], rbm->weights[layer], rbm->units[1 - layer], rbm->scale};
-        update.biases = rbm->biases[layer];
+        update.product.n_chains = rbm->n_chains;
+        update.product.units = rbm->units[layer];
+        update.product.n_inputs = 1;
+        update.product.inputs[0] = {rbm->bits[1 - layer], rbm->weights[layer], rbm->units[1 - layer], rbm->scale};
+        update.product.biases = rbm->biases[layer];
         update.states = rbm->bits[layer];
         update.seed = rbm->seed;
         update.sweep = first_sweep + static_cast<uint32_t>(s);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -20,7 +21,8 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("gibbs.cu", "pack.cu")
+KERNELS = ("energies.cu", "gibbs.cu", "pack.cu")
+BETAS = (0.0, 0.3, 1.0)  # of free energies
 
 SANITIZERS = {
     "plain": (),
@@ -38,9 +40,9 @@ NVCC_FLAGS = (
 
 @dataclass(frozen=True)
 class Change:
-    """A deliberate mistake: this text of a kernel source, which must be there once, becomes another."""
+    """A deliberate mistake in what gibbs.cu is made of: this text of a file, there once, becomes another."""
 
-    source: str
+    file: str
     old: str
     new: str
 
@@ -58,13 +60,15 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
     objects = [_object(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
     objects.append(_object(compiler, (*flags, *watched), ROOT / "tests/cuda/runner.cpp"))
     for name in KERNELS:
-        source = ROOT / "csrc/cuda" / name
-        if change is not None and change.source == name:
-            text = source.read_text()
-            assert text.count(change.old) == 1, f"{name}: expected once: {change.old}"
-            source = folder / name
-            source.write_text(text.replace(change.old, change.new))
-        objects.append(_object(compiler, (*flags, *watched), source))
+        source, changed = ROOT / "csrc/cuda" / name, ()
+        if change is not None and name == "gibbs.cu":
+            text = (ROOT / "csrc/cuda" / change.file).read_text()
+            assert text.count(change.old) == 1, f"{change.file}: expected once: {change.old}"
+            (folder / "cuda").mkdir()
+            (folder / "cuda" / change.file).write_text(text.replace(change.old, change.new))
+            source = folder / "cuda" / name if change.file == name else source
+            changed = (f"-I{folder}",)  # comes first
+        objects.append(_object(compiler, (*changed, *flags, *watched), source))
     program = folder / "runner"
     subprocess.run([compiler, *watched, *objects, "-o", program], check=True)
     return [str(program)]
@@ -116,8 +120,15 @@ class Case:
         """Layers whose means are asked for."""
         return sorted(update.layer for block in self.program for update in block)
 
+    @property
+    def summed(self) -> int:
+        """Layers of the last block, where every coupling leads to one of them: those that free energies sum out."""
+        last = {update.layer for update in self.program[-1]}
+        couplings = self.machine.graph.couplings
+        return len(last) if all(c.lower in last or c.upper in last for c in couplings) else 0
+
     def by_engine(self) -> list[Tensor]:
-        """States of all layers and means of the updated ones after the sweeps, from the processor."""
+        """From the processor: states of all layers, means of the updated ones, energies and free energies."""
         chains = self.machine.chains(self.n_chains, self.seed, self.first_chain)
         chains.sweep = self.first_sweep
         for mine, given in zip(chains.layers, self.states, strict=True):
@@ -126,7 +137,18 @@ class Case:
         self.machine.sweep(
             self.program, chains, self.n_sweeps, beta=self.beta, base=self.base, clamp=self.clamp, means=means
         )
-        return [*chains.layers, *(means[i] for i in self.updated)]
+        energies = self.machine.energy(chains.layers)
+        free_energies = torch.zeros(len(BETAS), self.n_chains, dtype=torch.float64)
+        if self.summed:
+            free_energies = self.machine.free_energy(
+                self.program[-1], chains.layers, betas=torch.tensor(BETAS), base=self.base
+            )
+        else:
+            base = [torch.zeros_like(b) for b in self.machine.parameters.biases] if self.base is None else self.base
+            for beta, out in zip(torch.tensor(BETAS).double(), free_energies, strict=True):
+                for state, bias, at_zero in zip(chains.layers, self.machine.parameters.biases, base, strict=True):
+                    out -= state.double() @ (beta * bias.double() + (1 - beta) * at_zero.double())
+        return [*chains.layers, *(means[i] for i in self.updated), energies, free_energies]
 
     def to_bytes(self) -> bytes:
         """What the runner reads."""
@@ -164,6 +186,9 @@ class Case:
             for source in update.inputs:
                 numbers(source.coupling, source.transposed)
                 parts.append(np.float64(source.scale).tobytes())
+        numbers(len(BETAS))
+        array(torch.tensor(BETAS))
+        numbers(self.summed)
         return b"".join(parts)
 
     def by_runner(self, program: list[str], folder: Path, order: str = "fair") -> list[Tensor]:
@@ -173,15 +198,23 @@ class Case:
         return self.results(folder)
 
     def results(self, folder: Path) -> list[Tensor]:
-        """What the runner left in a folder: states of all layers, then means of the updated ones."""
+        """What the runner left in a folder, in the order of ``by_engine``."""
         data, at = bytearray((folder / "out").read_bytes()), 0
+
+        def take(dtype: torch.dtype, *shape: int) -> Tensor:
+            nonlocal at
+            n = math.prod(shape)
+            at += n * dtype.itemsize
+            return torch.frombuffer(data, dtype=dtype, count=n, offset=at - n * dtype.itemsize).view(shape)
+
         states, means = list[Tensor](), list[Tensor]()
         for i, state in enumerate(self.states):
-            for out, dtype in ((states, torch.uint8), (means, torch.float32))[: 1 + (i in self.updated)]:
-                out.append(torch.frombuffer(data, dtype=dtype, count=state.numel(), offset=at).view(state.shape))
-                at += state.numel() * dtype.itemsize
+            states.append(take(torch.uint8, *state.shape))
+            if i in self.updated:
+                means.append(take(torch.float32, *state.shape))
+        energies = [take(torch.float64, self.n_chains), take(torch.float64, len(BETAS), self.n_chains)]
         assert at == len(data)
-        return states + means
+        return states + means + energies
 
     def run(self, program: list[str], folder: Path, order: str = "fair") -> subprocess.CompletedProcess[str]:
         """The finished runner; its output is in folder / "out"."""

@@ -69,14 +69,16 @@ SIMT_DEVICE simt::Words4 limbs_at(const Arranged& p, int64_t index) {
   const int64_t first_input = stage_of_tile % stages(inputs) * kStageInputs + step * 32 + lane % 4 * 4;
   simt::Words4 limbs{};
   SIMT_UNROLL
-  for (int half = 0; half < 2; half++) SIMT_UNROLL
-  for (int i = 0; i < 4; i++) {
-    const int64_t input = first_input + half * 16 + i;
-    if (input >= inputs || output >= outputs) continue;
-    const int32_t weight = p.weights[p.transposed ? output * p.upper + input : input * p.upper + output];
-    const int32_t low = ((weight + 128) & 255) - 128, high = (weight - low) / 256;
-    limbs.word[half] |= static_cast<uint32_t>(high & 255) << i * 8;
-    limbs.word[2 + half] |= static_cast<uint32_t>(low & 255) << i * 8;
+  for (int half = 0; half < 2; half++) {
+    SIMT_UNROLL
+    for (int i = 0; i < 4; i++) {
+      const int64_t input = first_input + half * 16 + i;
+      if (input >= inputs || output >= outputs) continue;
+      const int32_t weight = p.weights[p.transposed ? output * p.upper + input : input * p.upper + output];
+      const int32_t low = ((weight + 128) & 255) - 128, high = (weight - low) / 256;
+      limbs.word[half] |= static_cast<uint32_t>(high & 255) << i * 8;
+      limbs.word[2 + half] |= static_cast<uint32_t>(low & 255) << i * 8;
+    }
   }
   return limbs;
 }

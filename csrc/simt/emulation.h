@@ -18,6 +18,8 @@
 
 #define SIMT_KERNEL static
 #define SIMT_DEVICE static inline
+#define SIMT_DEVICE_MEMBER
+#define SIMT_BOUNDS(threads, blocks)
 #define SIMT_PARAMETER const
 #define SIMT_UNROLL
 
@@ -26,6 +28,7 @@ namespace simt {
 namespace emulation {
 
 // Aligned accesses that may alias: ThreadSanitizer does not see a memset of constant size.
+using Word32 __attribute__((may_alias)) = uint32_t;
 using Word64 __attribute__((may_alias)) = uint64_t;
 
 struct Copy {
@@ -74,6 +77,11 @@ SIMT_DEVICE void copy_wait() {
     words[0] = bytes[0];
     words[1] = bytes[1];
   }
+}
+
+SIMT_DEVICE uint32_t load4(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 4 != 0) emulation::fail("load4: the address is no multiple of 4");
+  return *static_cast<const emulation::Word32*>(from);
 }
 
 SIMT_DEVICE Words4 load16(const void* from) {

@@ -13,7 +13,7 @@
 //   copy_async16(to, from, bytes)       16 bytes from global to shared memory; those beyond `bytes` become 0
 //   copy_commit()  copy_wait<N>()       closes a group of copies; waits until at most N groups are open, which concerns
 //                                       the calling thread's own copies only
-//   load16(from)                        16 bytes at once
+//   load4(from)  load16(from)           4 and 16 aligned bytes at once
 //   launch(kernel, size, stream, arguments)
 //                                       one structure is the kernel's only parameter; throws std::runtime_error
 //
@@ -62,6 +62,8 @@ inline void check_size(const Size& size) {
 
 #define SIMT_KERNEL static __global__
 #define SIMT_DEVICE static __device__ __forceinline__
+#define SIMT_DEVICE_MEMBER __device__ __forceinline__
+#define SIMT_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)  // and blocks that a multiprocessor shall hold
 #define SIMT_PARAMETER const __grid_constant__
 #define SIMT_UNROLL _Pragma("unroll")  // before loops whose counter indexes registers
 
@@ -100,6 +102,8 @@ template <int kOpen>
 SIMT_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
+
+SIMT_DEVICE uint32_t load4(const void* from) { return *static_cast<const uint32_t*>(from); }
 
 SIMT_DEVICE Words4 load16(const void* from) {
   const uint4 loaded = *static_cast<const uint4*>(from);

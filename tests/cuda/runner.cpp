@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/gibbs.h"
+#include "cuda/binary.h"
 #include "cuda/pack.h"
 #include "simt/simt.h"
 
@@ -148,19 +148,20 @@ int sweep(const char* from, const char* to) {
     const auto index = static_cast<int>(in.one());
     Layer& layer = layers[index];
     bm::cuda::BinaryUpdate update{};
-    update.n_chains = n_chains;
-    update.units = layer.units;
-    update.n_inputs = static_cast<int32_t>(in.one());
-    for (int32_t j = 0; j < update.n_inputs; j++) {
+    update.product.n_chains = n_chains;
+    update.product.units = layer.units;
+    update.product.n_inputs = static_cast<int32_t>(in.one());
+    for (int32_t j = 0; j < update.product.n_inputs; j++) {
       Coupling& coupling = couplings[in.one()];
       const bool transposed = in.one() != 0;
       const auto scale = in.one<double>();
       Layer& source = layers[transposed ? coupling.upper : coupling.lower];
       if (j < bm::cuda::kMaxInputs)
-        update.inputs[j] = {source.bits.data(), transposed ? coupling.down.data() : coupling.up.data(), source.units,
-                            static_cast<float>(scale * std::ldexp(1., -static_cast<int>(coupling.fraction_bits)))};
+        update.product.inputs[j] = {
+            source.bits.data(), transposed ? coupling.down.data() : coupling.up.data(), source.units,
+            static_cast<float>(scale * std::ldexp(1., -static_cast<int>(coupling.fraction_bits)))};
     }
-    update.biases = layer.biases.data();
+    update.product.biases = layer.biases.data();
     update.beta = address(beta);
     update.base = address(layer.base);
     update.clamp = address(layer.clamp);
@@ -179,6 +180,40 @@ int sweep(const char* from, const char* to) {
       bm::cuda::update_binary(update, nullptr);
     }
 
+  const auto words_of = [&](int64_t n) { return static_cast<size_t>(n) * n_chains; };
+  Buffer<double> energy(words_of(1));
+  for (Layer& layer : layers)
+    bm::cuda::add_bias_energy(energy.data(), {layer.bits.data(), layer.biases.data(), nullptr, layer.units}, n_chains,
+                              nullptr, 1, nullptr);
+  for (Coupling& coupling : couplings) {
+    Layer &below = layers[coupling.lower], &above = layers[coupling.upper];
+    bm::cuda::BinaryProduct product{n_chains, above.units, 1, {}, above.biases.data()};
+    product.inputs[0] = {below.bits.data(), coupling.up.data(), below.units,
+                         static_cast<float>(std::ldexp(1., -static_cast<int>(coupling.fraction_bits)))};
+    Buffer<int64_t> partials(words_of(2 * bm::cuda::unit_tiles(above.units)));
+    bm::cuda::add_coupling_energy(energy.data(), partials.data(), product, above.bits.data(), nullptr);
+  }
+
+  // free energy: the layers of the last block are summed out, the others add their biases
+  const auto n_betas = static_cast<int32_t>(in.one());
+  Buffer<float> betas(in.many<float>(n_betas));
+  Buffer<double> free_energy(words_of(n_betas));
+  const int64_t n_summed = in.one();
+  std::vector<bool> is_summed(layers.size());
+  for (int64_t i = 0; i < n_summed; i++) {
+    auto& [index, update] = program[program.size() - 1 - i];
+    is_summed[index] = true;
+    Buffer<double> partials(words_of(n_betas * 2 * bm::cuda::unit_tiles(update.product.units)));
+    bm::cuda::add_free_energy(free_energy.data(), partials.data(), update.product, betas.data(), n_betas, update.base,
+                              nullptr);
+  }
+  for (size_t i = 0; i < layers.size(); i++)
+    if (!is_summed[i])
+      bm::cuda::add_bias_energy(
+          free_energy.data(),
+          {layers[i].bits.data(), layers[i].biases.data(), address(layers[i].base), layers[i].units}, n_chains,
+          betas.data(), n_betas, nullptr);
+
   std::ofstream out(to, std::ios::binary);
   const auto write = [&](const auto& values) {
     out.write(reinterpret_cast<const char*>(values.data()),
@@ -196,6 +231,8 @@ int sweep(const char* from, const char* to) {
       for (int64_t b = 0; b < 32; b++)
         if (i % words * 32 + b >= layer.units && bits[i] >> b & 1) throw std::runtime_error("a bit beyond the layer");
   }
+  write(energy.read());
+  write(free_energy.read());
   return 0;
 }
 
