@@ -13,7 +13,7 @@ recipe="${1:?which recipe: short, long or hidden20}"
 shift
 case "$recipe" in
     short) settings=(--hidden 500 --epochs 20) ;;
-    long) settings=(--hidden 500 --epochs 200) ;;
+    long) settings=(--hidden 500 --epochs 120) ;;
     hidden20) settings=(--hidden 20 --epochs 60) ;;
     *) echo "unknown recipe $recipe: short, long or hidden20" >&2 && exit 2 ;;
 esac
