@@ -70,22 +70,33 @@ def extreme_fan_in() -> list[Tensor]:
     # the biases cancel the sums but for a field that leaves the decision open
     biases = [torch.zeros(n), torch.tensor([-1.0, 1.0, 0.0]) * MAX_WEIGHT * n]
     machine = Machine.build(graph, [weights], biases)
-    states = (torch.ones(3, n, dtype=torch.uint8), torch.zeros(3, 3, dtype=torch.uint8))
+    many = 25  # chains: dense inputs
+    states = (torch.ones(many, n, dtype=torch.uint8), torch.zeros(many, 3, dtype=torch.uint8))
     states[0][1, 5::7] = 0
     states[0][2, : n // 2] = 0
     up = full_update(graph, 1)
+    dense_means = machine.layer_means(up, states)
+    states = (states[0][:3], states[1][:3])
     means = machine.layer_means(up, states)
     unbiased = Machine.build(graph, [weights / 2**20], [torch.zeros(n), torch.zeros(3)])
     chains = machine.chains(3, seed=5)
     for layer, state in zip(chains.layers, states, strict=True):
         layer.copy_(state)
     machine.sweep(((up,),), chains, 1)
-    return [means, *chains.layers, unbiased.layer_means(up, states), machine.energy(states), unbiased.energy(states)]
+    return [
+        dense_means,
+        means,
+        *chains.layers,
+        unbiased.layer_means(up, states),
+        machine.energy(states),
+        unbiased.energy(states),
+    ]
 
 
 def results() -> Iterator[tuple[str, list[Tensor]]]:
     for sizes in SIZES:
         yield f"rbm {sizes}", run(make_machine(chain_graph(sizes)), 9, 3)
+        yield f"dense rbm {sizes}", run(make_machine(chain_graph(sizes)), 31, 3, options="base clamp")
     rbm = make_machine(chain_graph((131, 67)))
     yield "chain of three layers", run(make_machine(chain_graph((40, 33, 17))), 11, 3)
     yield "tree", run(make_machine(tree()), 11, 3)
@@ -96,6 +107,7 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
     yield "scaled inputs", run(rbm, 9, 3, program=doubled)
     yield "clamped layer", run(rbm, 9, 2, program=gibbs_program(rbm.graph, clamped=(0,)))
     yield "no couplings", run(make_machine(Graph((Layer("alone", 70),), ())), 9, 2)
+    yield "dense inputs, blocks of chains", run(rbm, 300, 2)
     yield "many chains", run(make_machine(chain_graph((70, 33))), 150, 8, options="base clamp")
     yield "many chains of a tree", run(make_machine(tree()), 130, 8)
     yield "extreme fan-in", extreme_fan_in()

@@ -13,7 +13,7 @@ from bm_fast.program import Input, Program, Update, gibbs_program
 
 pytestmark = pytest.mark.skipif(ops.info()["isa"] != "avx512", reason="the lookup kernel needs AVX-512")
 
-FEW = 40  # chains per call that the rows kernel gets
+FEW = 20  # chains per call that the rows kernel gets
 
 
 def machine_of(graph: Graph, scale: float = 0.3, seed: int = 0) -> Machine:

@@ -9,13 +9,15 @@
 
 namespace bm::cpu {
 
-constexpr int32_t kBlockChains = 8;  // chains whose fields are computed together
+constexpr int32_t kBlockChains = 8;    // chains whose fields are computed together
+constexpr int32_t kDenseChains = 128;  // the same where an input is dense
 
 // Working memory of one thread, sized for the largest layer.
 struct Scratch {
-  uint32_t* active;  // [padded]
-  int32_t* sums;     // [padded]
-  float* fields;     // [kBlockChains, padded]
+  uint32_t* active;   // [padded]
+  int32_t* sums;      // [padded]
+  float* fields;      // [kDenseChains, padded]
+  uint16_t* indices;  // [kDenseChains, padded / 2]
 };
 
 // Inverse temperatures and the biases at beta = 0.

@@ -65,8 +65,10 @@ int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min
 int words_of(int64_t units) { return static_cast<int>((units + kWordUnits - 1) / kWordUnits); }
 
 // Weights are needed output by output here, which is how the opposite direction's rows lie.
-Direction build_direction(const WeightsView& by_output, int threads) {
+Direction build_direction(const CouplingWeights& weights, bool transposed, int threads) {
   Direction d;
+  const WeightsView by_output = weights.shape(!transposed);
+  const int16_t* rows = weights.rows(!transposed, threads);
   const int n_in = by_output.outputs, n_out = by_output.inputs, groups = (n_out + kUnits - 1) / kUnits;
   d.words = d.chunk_words = words_of(n_in);
   d.unit_groups = groups;
@@ -77,7 +79,7 @@ Direction build_direction(const WeightsView& by_output, int threads) {
   for (int g = 0; g < groups; g++) {
     const int64_t first = static_cast<int64_t>(g) * kUnits;
     fit[g] = kernels().lookup->build_tables(d.high.data() + d.offset(g, 0), d.low.data() + d.offset(g, 0),
-                                            by_output.rows + first * by_output.stride, by_output.stride, n_in,
+                                            rows + first * by_output.stride, by_output.stride, n_in,
                                             static_cast<int>(std::min<int64_t>(kUnits, n_out - first)), d.words);
   }
   for (const int words : fit) d.chunk_words = std::min(d.chunk_words, words);
@@ -89,7 +91,7 @@ const LookupTables& tables_of(const Machine& machine, int threads) {
     auto tables = std::make_shared<LookupTables>();
     for (int c = 0; c < machine.n_couplings(); c++)
       for (const bool transposed : {false, true})
-        tables->directions.push_back(build_direction(machine.weights(c, !transposed), threads));
+        tables->directions.push_back(build_direction(machine.weights(c), transposed, threads));
     machine.lookup_tables = std::move(tables);
     machine.has_lookup_tables = true;
   });

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/work.h"
-
 namespace bm {
 namespace {
 
@@ -13,39 +11,6 @@ template <class T>
 void copy_padded(T* to, const T* from, int64_t n, int64_t size, T rest) {
   std::memcpy(to, from, n * sizeof(T));
   for (int64_t i = n; i < size; i++) to[i] = rest;
-}
-
-typedef int16_t Eight __attribute__((vector_size(16)));
-
-// Transposes 8 x 8 values in registers: three rounds of interleaving rows that are half the rest apart.
-void transpose_tile(int16_t* to, int64_t to_stride, const int16_t* from, int64_t from_stride) {
-  Eight a[8], b[8];
-  for (int i = 0; i < 8; i++) std::memcpy(&a[i], from + i * from_stride, sizeof a[i]);
-  for (int round = 0; round < 3; round++) {
-    for (int i = 0; i < 4; i++) {
-      b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-      b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i++) a[i] = b[i];
-  }
-  for (int i = 0; i < 8; i++) std::memcpy(to + i * to_stride, &a[i], sizeof a[i]);
-}
-
-// rows[upper, stride] from weights[lower, upper], padded with zeros
-void transpose(int16_t* rows, int64_t stride, const int16_t* weights, int64_t lower, int64_t upper, int threads) {
-  const int64_t n_tiles = (upper + 7) / 8;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t tile = 0; tile < n_tiles; tile++) {
-    const int64_t j = 8 * tile;
-    for (int64_t i = 0; i < stride; i += 8) {
-      if (i + 8 <= lower && j + 8 <= upper) {
-        transpose_tile(rows + j * stride + i, stride, weights + i * upper + j, upper);
-        continue;
-      }
-      for (int64_t y = j; y < j + 8 && y < upper; y++)
-        for (int64_t x = i; x < i + 8; x++) rows[y * stride + x] = x < lower ? weights[x * upper + y] : int16_t{0};
-    }
-  }
 }
 
 }  // namespace
@@ -68,18 +33,8 @@ Machine::Machine(const std::vector<LayerParameters>& layers, const std::vector<C
     names_.push_back(layer.name);
   }
   for (CouplingParameters& coupling : couplings_) {
-    const cpu::LayerView &lower = layers_[coupling.lower], &upper = layers_[coupling.upper];
-    const int helpers = cpu::useful_threads(4. * lower.units * upper.units, threads);  // copied and transposed
-    integers_.emplace_back(static_cast<size_t>(lower.units) * upper.padded);
-    int16_t* upward = integers_.back().data();
-#pragma omp parallel for num_threads(helpers) schedule(static)
-    for (int64_t i = 0; i < lower.units; i++)
-      copy_padded(upward + i * upper.padded, coupling.weights + i * upper.units, upper.units, upper.padded, int16_t{0});
-    weights_.push_back({lower.units, upper.units, upper.padded, upward});
-    integers_.emplace_back(static_cast<size_t>(upper.units) * lower.padded);
-    int16_t* downward = integers_.back().data();
-    transpose(downward, lower.padded, coupling.weights, lower.units, upper.units, helpers);
-    weights_.push_back({upper.units, lower.units, lower.padded, downward});
+    weights_.push_back(std::make_unique<const cpu::CouplingWeights>(coupling.weights, layers_[coupling.lower].units,
+                                                                    layers_[coupling.upper].units, threads));
     coupling.weights = nullptr;
   }
 }
@@ -91,7 +46,7 @@ std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>&
 
 namespace cpu {
 
-ProgramPlan::ProgramPlan(const Machine& machine, const Program& program) {
+ProgramPlan::ProgramPlan(const Machine& machine, const Program& program) : machine_(machine) {
   size_t n_inputs = 0;
   for (const Block& block : program)
     for (const Update& update : block) n_inputs += update.inputs.size();
@@ -102,10 +57,17 @@ ProgramPlan::ProgramPlan(const Machine& machine, const Program& program) {
       for (const Input& input : update.inputs) {
         const CouplingParameters& coupling = machine.coupling(input.coupling);
         inputs_.push_back({input.coupling, input.transposed, input.transposed ? coupling.upper : coupling.lower,
-                           static_cast<float>(input.scale * std::ldexp(1., -coupling.fraction_bits)),
-                           machine.weights(input.coupling, input.transposed)});
+                           static_cast<float>(input.scale * std::ldexp(1., -coupling.fraction_bits)), false,
+                           machine.weights(input.coupling).shape(input.transposed)});
       }
     }
+  }
+}
+
+void ProgramPlan::lay_out(const std::vector<bool>& is_dense, int threads) {
+  for (InputView& input : inputs_) {
+    input.weights.rows = machine_.weights(input.coupling).rows(input.transposed, threads);
+    input.dense = is_dense[input.layer];
   }
 }
 

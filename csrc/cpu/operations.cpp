@@ -1,6 +1,7 @@
 // The operations other than sweeps: check the numbers, cut the work into one part per thread, call the kernels.
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -31,6 +32,21 @@ void check_values(const Machine& machine, const ValuesView* values, const std::v
   }
 }
 
+std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads) {
+  // measured: docs/kernels.md
+  constexpr double kFewestOnes = 0.3;
+  constexpr int64_t kFewestChains = 24, kSample = 64;
+  std::vector<bool> is_dense(machine.n_layers());
+  if (n_chains < kFewestChains * threads) return is_dense;
+  for (int i = 0; i < machine.n_layers(); i++) {
+    if (values[i].real) continue;
+    const auto* states = static_cast<const uint8_t*>(values[i].data);
+    const int64_t n = std::min(n_chains, kSample) * machine.layer(i).units;
+    is_dense[i] = static_cast<double>(std::count(states, states + n, 1)) > kFewestOnes * static_cast<double>(n);
+  }
+  return is_dense;
+}
+
 namespace {
 
 std::vector<ValuesView> views(const std::vector<Values>& values) {
@@ -45,11 +61,12 @@ std::vector<ValuesView> views(const std::vector<Values>& values) {
 void layer_means(float* out, const Machine& machine, const Update& update, const std::vector<Values>& values,
                  int64_t n_chains, const float* beta, const std::vector<const float*>& base, int threads) {
   const auto inputs = cpu::views(values);
-  const cpu::ProgramPlan plan(machine, {{update}});
+  cpu::ProgramPlan plan(machine, {{update}});
   threads = cpu::useful_threads(cpu::multiply_adds(plan.view(), n_chains), threads);
   std::vector<bool> is_read(machine.n_layers());
   for (int i = 0; i < plan.view().updates[0].n_inputs; i++) is_read[plan.view().updates[0].inputs[i].layer] = true;
   cpu::check_values(machine, inputs.data(), is_read, n_chains, threads);
+  plan.lay_out(cpu::dense_layers(machine, inputs.data(), n_chains, threads), threads);
   const cpu::ThreadScratch scratch(machine, threads);
   const cpu::PaddedBase padded(machine, base);
 #pragma omp parallel for num_threads(threads)
@@ -64,9 +81,10 @@ void energy(double* out, const Machine& machine, const std::vector<Values>& valu
   const auto states = cpu::views(values);
   Block upward;
   for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
-  const cpu::ProgramPlan plan(machine, {upward});
+  cpu::ProgramPlan plan(machine, {upward});
   threads = cpu::useful_threads(cpu::multiply_adds(plan.view(), n_chains), threads);
   cpu::check_values(machine, states.data(), std::vector<bool>(machine.n_layers(), true), n_chains, threads);
+  plan.lay_out(std::vector<bool>(machine.n_layers()), threads);
   const cpu::ThreadScratch scratch(machine, threads);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
@@ -85,9 +103,10 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
     is_summed[update.layer] = true;
     is_read[update.layer] = false;
   }
-  const cpu::ProgramPlan plan(machine, {updates});
+  cpu::ProgramPlan plan(machine, {updates});
   threads = cpu::useful_threads(cpu::multiply_adds(plan.view(), n_chains), threads);
   cpu::check_values(machine, states.data(), is_read, n_chains, threads);
+  plan.lay_out(std::vector<bool>(machine.n_layers()), threads);
   const cpu::ThreadScratch scratch(machine, threads);
   const cpu::PaddedBase padded(machine, base);
 #pragma omp parallel for num_threads(threads)

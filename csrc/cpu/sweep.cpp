@@ -77,7 +77,7 @@ bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_c
 int64_t sweep(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
               int threads, const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted) {
   using namespace cpu;
-  const ProgramPlan plan(machine, program);
+  ProgramPlan plan(machine, program);
   const double work = multiply_adds(plan.view(), what.n_chains);  // of one sweep
   threads = useful_threads(work * static_cast<double>(what.n_sweeps), threads);
   const StateCopies copies(machine, states, what.n_chains);
@@ -90,7 +90,11 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
 
   const Kernels& k = kernels();
   const bool by_lookup = lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps, threads);
-  if (by_lookup) lookup_prepare(machine, threads);
+  if (by_lookup) {
+    lookup_prepare(machine, threads);
+  } else {
+    plan.lay_out(dense_layers(machine, copies.values(), what.n_chains, threads), threads);
+  }
   std::atomic<bool> stop{false};
   std::vector<StopState> stops(threads, {&stop, nullptr, Clock::now()});
   stops[0].interrupted = &interrupted;

@@ -22,7 +22,7 @@ struct LayerView {
   const float* precisions;  // [padded], 1 beyond the last unit, or null
 };
 
-// W_q of a coupling as seen from its inputs; held once for each direction.
+// W_q of a coupling as seen from its inputs; rows are null until they are wanted.
 struct WeightsView {
   int32_t inputs;
   int32_t outputs;
@@ -35,6 +35,7 @@ struct InputView {
   bool transposed;
   int layer;    // the source
   float scale;  // of the integer sum: the input's own scale times 2^-f
+  bool dense;   // so many of its states are 1 that the dense kernel is faster
   WeightsView weights;
 };
 

@@ -18,17 +18,19 @@ class ThreadScratch {
     for (int t = 0; t < threads; t++) {
       active_.emplace_back(size);
       sums_.emplace_back(size);
-      fields_.emplace_back(static_cast<size_t>(kBlockChains) * size);
+      fields_.emplace_back(static_cast<size_t>(kDenseChains) * size);
+      indices_.emplace_back(static_cast<size_t>(kDenseChains) * size / 2);
     }
   }
   Scratch operator[](int thread) const {
-    return {active_[thread].data(), sums_[thread].data(), fields_[thread].data()};
+    return {active_[thread].data(), sums_[thread].data(), fields_[thread].data(), indices_[thread].data()};
   }
 
  private:
   std::vector<Array<uint32_t>> active_;
   std::vector<Array<int32_t>> sums_;
   std::vector<Array<float>> fields_;
+  std::vector<Array<uint16_t>> indices_;
 };
 
 // Base biases copied to padded arrays; null where there is no base.
@@ -77,6 +79,9 @@ inline double multiply_adds(const ProgramView& program, int64_t n_chains) {
     }
   return total;
 }
+
+// Per layer: whether so many of its binary values are 1, in enough chains for each thread, that the dense kernel pays.
+std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads);
 
 // Throws std::invalid_argument, naming the layer, where a layer that is read has a binary value above 1 or a real one
 // that is not finite.

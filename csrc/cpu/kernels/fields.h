@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/dense.h"
 #include "cpu/kernels/vector.h"
 
 namespace bm::cpu::BM_ISA {
@@ -142,7 +143,7 @@ static inline void add_scaled(float* __restrict fields, const int32_t* __restric
   for (int32_t u = 0; u < n; u++) fields[u] = units::fma(static_cast<float>(sums[u]), scale, fields[u]);
 }
 
-// fields[n, stride of the weights] += scale * products, for n <= kBlockChains chains from `values` on
+// fields[n, stride of the weights] += scale * products, for n chains from `values` on
 static inline bool add_real_input(float* fields, const InputView& input, const float* values, int32_t n,
                                   StopView stop) {
   const WeightsView& weights = input.weights;
@@ -165,8 +166,8 @@ static inline bool add_real_input(float* fields, const InputView& input, const f
   return true;
 }
 
-// scratch.fields[n, padded units of the updated layer] for chains first .. first + n, n <= kBlockChains; false if asked
-// to stop.
+// scratch.fields[n, padded units of the updated layer] for chains first .. first + n, at most
+// kDenseChains; false if asked to stop.
 static inline bool block_fields(MachineView machine, const UpdateView& update, const ValuesView* values, int64_t first,
                                 int32_t n, Scratch scratch, StopView stop) {
   const LayerView& layer = machine.layers[update.layer];
@@ -183,6 +184,10 @@ static inline bool block_fields(MachineView machine, const UpdateView& update, c
       continue;
     }
     const uint8_t* states = static_cast<const uint8_t*>(source.data) + start;
+    if (input.dense) {
+      if (!add_dense_input(scratch.fields, input, states, n, scratch.indices, stop)) return false;
+      continue;
+    }
     const bool slow = static_cast<int64_t>(weights.inputs) * weights.stride > 1 << 22;  // milliseconds for each chain
     for (int32_t c = 0; c < n; c++) {
       if (slow && stop.requested()) return false;

@@ -4,6 +4,18 @@
 
 namespace bm::cpu::BM_ISA {
 
+static int32_t block_chains(const UpdateView& update) {
+  for (int i = 0; i < update.n_inputs; i++)
+    if (update.inputs[i].dense) return kDenseChains;
+  return kBlockChains;
+}
+
+static int32_t block_chains(const ProgramView& program) {
+  int32_t n = kBlockChains;
+  for (int i = 0; i < program.n_updates; i++) n = block_chains(program.updates[i]) > n ? kDenseChains : n;
+  return n;
+}
+
 // Replaces what a tile holds where `held` is not 0.
 template <class T>
 static void keep_held(T* __restrict drawn, const T* __restrict old, const uint8_t* __restrict held, int32_t n) {
@@ -47,8 +59,9 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
 
 bool sweep(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values, int64_t first,
            int64_t n, Scratch scratch, StopView stop) {
-  for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
-    const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
+  const int32_t most = block_chains(program);
+  for (int64_t chain = first; chain < first + n; chain += most) {
+    const int32_t block = static_cast<int32_t>(first + n - chain < most ? first + n - chain : most);
     for (int64_t s = 0; s < what.n_sweeps; s++) {
       for (int i = 0; i < program.n_updates; i++) {
         const UpdateView& update = program.updates[i];
@@ -65,8 +78,9 @@ bool sweep(MachineView machine, ProgramView program, const SweepView& what, cons
 void layer_means(float* out, MachineView machine, UpdateView update, const ValuesView* values, TemperView how,
                  int64_t first, int64_t n, Scratch scratch) {
   const LayerView& layer = machine.layers[update.layer];
-  for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
-    const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
+  const int32_t most = block_chains(update);
+  for (int64_t chain = first; chain < first + n; chain += most) {
+    const int32_t block = static_cast<int32_t>(first + n - chain < most ? first + n - chain : most);
     block_fields(machine, update, values, chain, block, scratch, {never, nullptr});
     for (int32_t c = 0; c < block; c++) {
       float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);

@@ -1,0 +1,123 @@
+// Sums of rows of W_q for binary inputs of which many are on: by tables of subset sums.
+//
+// Lanes are output units. For each four inputs, the sums of all 16 subsets of their rows are laid down once for many
+// chains; a chain then adds one entry for four inputs, where adding rows takes two on average at fair coins. Entries
+// are split like the accumulators of fields.h into sums modulo 2^16 and sums of high bytes, exact for up to 255 inputs.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/vector.h"
+
+namespace bm::cpu::BM_ISA {
+
+constexpr int kSubsetInputs = 4, kSubsets = 1 << kSubsetInputs;
+constexpr int kTableGroups = 10;                // of four inputs, whose tables share the first-level cache
+constexpr int kExactGroups = 6 * kTableGroups;  // of which sums are exact
+static_assert(kExactGroups * kSubsetInputs <= 255);
+
+struct SubsetSum {
+  Words low;    // modulo 2^16
+  Shorts high;  // of the high bytes
+};
+
+// Subset sums of up to four rows.
+static inline void build_subsets(SubsetSum* __restrict table, const int16_t* __restrict rows, int64_t stride,
+                                 int32_t n_rows) {
+  Shorts row[kSubsetInputs], high[kSubsets];
+  Words low[kSubsets];
+#pragma GCC unroll 4
+  for (int i = 0; i < kSubsetInputs; i++) row[i] = i < n_rows ? load<Shorts>(rows + i * stride) : Shorts{};
+  low[0] = Words{};
+#pragma GCC unroll 16
+  for (int s = 1; s < kSubsets; s++) low[s] = low[s & (s - 1)] + reinterpret_cast<Words>(row[__builtin_ctz(s)]);
+#pragma GCC unroll 16
+  for (int s = 0; s < kSubsets; s++) table[s].low = low[s];
+#pragma GCC unroll 4
+  for (int i = 0; i < kSubsetInputs; i++) row[i] >>= 8;
+  high[0] = Shorts{};
+#pragma GCC unroll 16
+  for (int s = 1; s < kSubsets; s++) high[s] = high[s & (s - 1)] + row[__builtin_ctz(s)];
+#pragma GCC unroll 16
+  for (int s = 0; s < kSubsets; s++) table[s].high = high[s];
+}
+
+static inline int32_t subset_groups(int32_t inputs) {
+  constexpr int32_t kInputs = kTableGroups * kSubsetInputs;
+  return (inputs + kInputs - 1) / kInputs * kTableGroups;
+}
+
+// indices[n_groups]: for each four inputs the place of their subset in a table, in bytes; groups are padded by empty
+// subsets.
+static inline void index_subsets(uint16_t* __restrict indices, int32_t n_groups, const uint8_t* __restrict states,
+                                 int32_t units) {
+  const int32_t whole = units / kSubsetInputs;
+  for (int32_t g = 0; g < whole; g++) {
+    uint32_t four;  // bytes of 0 or 1
+    memcpy(&four, states + g * kSubsetInputs, sizeof four);
+    indices[g] = static_cast<uint16_t>(((four | four >> 7 | four >> 14 | four >> 21) & 15) * sizeof(SubsetSum));
+  }
+  for (int32_t g = whole; g < n_groups; g++) indices[g] = 0;
+  for (int32_t u = whole * kSubsetInputs; u < units; u++)
+    indices[whole] += static_cast<uint16_t>((states[u] << u % kSubsetInputs) * sizeof(SubsetSum));
+}
+
+// sums[n] += the entries that each of n chains takes from the tables
+static inline void add_subsets(SubsetSum* __restrict sums, const SubsetSum* __restrict tables,
+                               const uint16_t* __restrict indices, int64_t n_groups, int32_t n) {
+  for (int32_t c = 0; c < n; c++, indices += n_groups) {
+    SubsetSum sum = sums[c];
+#pragma GCC unroll 16
+    for (int g = 0; g < kTableGroups; g++) {
+      const auto* entry =
+          reinterpret_cast<const SubsetSum*>(reinterpret_cast<const char*>(tables + g * kSubsets) + indices[g]);
+      sum.low += entry->low;
+      sum.high += entry->high;
+    }
+    sums[c] = sum;
+  }
+}
+
+// fields[n, stride of the weights] += scale * sums, for n <= kDenseChains chains from `states` on; false if asked to
+// stop.
+static inline bool add_dense_input(float* fields, const InputView& input, const uint8_t* states, int32_t n,
+                                   uint16_t* indices, StopView stop) {
+  const WeightsView& weights = input.weights;
+  const int32_t n_groups = subset_groups(weights.inputs);
+  for (int32_t c = 0; c < n; c++)
+    index_subsets(indices + static_cast<int64_t>(c) * n_groups, n_groups,
+                  states + c * static_cast<int64_t>(weights.inputs), weights.inputs);
+  SubsetSum tables[kTableGroups * kSubsets], sums[kDenseChains];
+  alignas(64) int32_t totals[kDenseChains][kShortLanes];
+  for (int32_t unit = 0; unit < weights.outputs; unit += kShortLanes) {
+    if (stop.requested()) return false;
+    for (int32_t first = 0; first < n_groups; first += kExactGroups) {
+      for (int32_t c = 0; c < n; c++) sums[c] = SubsetSum{};
+      for (int32_t g = first; g < n_groups && g < first + kExactGroups; g += kTableGroups) {
+        for (int32_t i = 0; i < kTableGroups; i++) {
+          const int32_t row = (g + i) * kSubsetInputs, left = weights.inputs - row;
+          build_subsets(tables + i * kSubsets, weights.rows + row * static_cast<int64_t>(weights.stride) + unit,
+                        weights.stride, left < kSubsetInputs ? left : kSubsetInputs);
+        }
+        add_subsets(sums, tables, indices + g, n_groups, n);
+      }
+      for (int32_t c = 0; c < n; c++) {  // sum = 256 high + (sum of low bytes), and the latter is below 2^16
+        alignas(64) uint16_t low[kShortLanes];
+        alignas(64) int16_t high[kShortLanes];
+        store(low, sums[c].low);
+        store(high, sums[c].high);
+        for (int u = 0; u < kShortLanes; u++) {
+          const int32_t upper = static_cast<int32_t>(high[u]) * 256;
+          const int32_t sum = upper + static_cast<uint16_t>(low[u] - static_cast<uint16_t>(upper));
+          totals[c][u] = first ? totals[c][u] + sum : sum;
+        }
+      }
+    }
+    for (int32_t c = 0; c < n; c++) {
+      float* __restrict to = fields + c * static_cast<int64_t>(weights.stride) + unit;
+      for (int u = 0; u < kShortLanes; u++) to[u] = units::fma(static_cast<float>(totals[c][u]), input.scale, to[u]);
+    }
+  }
+  return true;
+}
+
+}  // namespace bm::cpu::BM_ISA

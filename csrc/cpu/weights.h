@@ -1,0 +1,48 @@
+// Memory for the kernels, and W_q of a coupling as seen from either end.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "cpu/views.h"
+
+namespace bm::cpu {
+
+// Aligned to cache lines, so that rows of whole tiles never straddle one; not initialised.
+template <class T>
+class Array {
+ public:
+  Array() = default;
+  explicit Array(size_t size) : data_(new (std::align_val_t{64}) T[size]), size_(size) {}
+  T* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+  T& operator[](size_t i) const { return data_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { ::operator delete[](data, std::align_val_t{64}); }
+  };
+  std::unique_ptr<T[], Free> data_;
+  size_t size_ = 0;
+};
+
+// Rows of W_q belong to units of the lower layer, or of the upper one if transposed. The transposed ones are made when
+// they are first wanted: a machine in training lives for one update.
+class CouplingWeights {
+ public:
+  // weights: [lower, upper], copied
+  CouplingWeights(const int16_t* weights, int32_t lower, int32_t upper, int threads);
+
+  WeightsView shape(bool transposed) const;  // without rows
+  const int16_t* rows(bool transposed, int threads) const;
+
+ private:
+  int32_t lower_, upper_;
+  Array<int16_t> rows_;
+  mutable std::once_flag once_;
+  mutable Array<int16_t> transposed_;
+};
+
+}  // namespace bm::cpu
