@@ -70,7 +70,7 @@ def extreme_fan_in() -> list[Tensor]:
     # the biases cancel the sums but for a field that leaves the decision open
     biases = [torch.zeros(n), torch.tensor([-1.0, 1.0, 0.0]) * MAX_WEIGHT * n]
     machine = Machine.build(graph, [weights], biases)
-    many = 25  # chains: dense inputs
+    many = 41  # chains: dense inputs
     states = (torch.ones(many, n, dtype=torch.uint8), torch.zeros(many, 3, dtype=torch.uint8))
     states[0][1, 5::7] = 0
     states[0][2, : n // 2] = 0
@@ -96,7 +96,7 @@ def extreme_fan_in() -> list[Tensor]:
 def results() -> Iterator[tuple[str, list[Tensor]]]:
     for sizes in SIZES:
         yield f"rbm {sizes}", run(make_machine(chain_graph(sizes)), 9, 3)
-        yield f"dense rbm {sizes}", run(make_machine(chain_graph(sizes)), 31, 3, options="base clamp")
+        yield f"dense rbm {sizes}", run(make_machine(chain_graph(sizes)), 45, 3, options="base clamp")
     rbm = make_machine(chain_graph((131, 67)))
     yield "chain of three layers", run(make_machine(chain_graph((40, 33, 17))), 11, 3)
     yield "tree", run(make_machine(tree()), 11, 3)

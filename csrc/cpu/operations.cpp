@@ -34,8 +34,8 @@ void check_values(const Machine& machine, const ValuesView* values, const std::v
 
 std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads) {
   // measured: docs/kernels.md
-  constexpr double kFewestOnes = 0.3;
-  constexpr int64_t kFewestChains = 24, kSample = 64;
+  constexpr double kFewestOnes = 0.4;
+  constexpr int64_t kFewestChains = 40, kSample = 64;
   std::vector<bool> is_dense(machine.n_layers());
   if (n_chains < kFewestChains * threads) return is_dense;
   for (int i = 0; i < machine.n_layers(); i++) {

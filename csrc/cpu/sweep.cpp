@@ -64,10 +64,11 @@ class StateCopies {
   std::vector<ValuesView> values_;
 };
 
-// Building the tables takes as long as the rows kernel needs for some hundred chains, and a block holds 64 of them.
+// Building the tables takes as long as the other kernels need for some hundred chains, and fetching them in each sweep
+// as long as the dense kernel needs for about 72.
 bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps, int threads) {
   if (!lookup_suits(machine, program)) return false;
-  constexpr int64_t kFewestChains = 64, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
+  constexpr int64_t kFewestChains = 72, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
   return n_chains >= kFewestChains * threads && (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
 }
 
