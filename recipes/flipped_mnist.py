@@ -2,8 +2,8 @@
 
     python recipes/flipped_mnist.py [--epochs 50]
 
-A model of flipped pixels is as hard to learn as one of the pixels themselves, and the centred gradient does not see the
-difference; the ordinary gradient does. 16 hidden units, PCD-1, learning rate 0.01, batches of 100, as in the experiment
+A model of flipped pixels is as hard to learn as one of the pixels themselves. The centred gradient is meant not to see
+the difference; the ordinary gradient does. 16 hidden units, PCD-1, learning rate 0.01, batches of 100, as in the experiment
 that docs/results.md names. Prints a table and writes recipes/results/flipped-mnist.json.
 """
 
