@@ -5,6 +5,7 @@
 #     recipes/mnist.sh long        500 hidden units, longer
 #     recipes/mnist.sh hidden20    20 hidden units, whose likelihood is exact
 #
+# Needs bm-fast on the path (. .venv/bin/activate after make) and MNIST (BM_FAST_DATA or the network).
 # Runs go to runs/NAME, their results to recipes/results/NAME.*.json. Every other argument goes to bm-fast train.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
