@@ -75,6 +75,13 @@ def test_views_of_one_memory_are_stored_apart(tmp_path: Path) -> None:
     assert torch.equal(back["columns"], memory[:, 1])
 
 
+def test_keys_with_dots_do_not_collide(tmp_path: Path) -> None:
+    one, two, three = torch.ones(2), torch.zeros(3), torch.arange(4)
+    state = {"a.b": one, "a": {"b": two}, "": {"a": {"b": three}}, 1: one, "1": two}
+    checkpoints.save(tmp_path / "a", state)
+    assert same(checkpoints.load(tmp_path / "a"), state)
+
+
 def test_a_new_file_replaces_the_old_one(old: Path) -> None:
     checkpoints.save(old, {"new": 1})
     assert checkpoints.load(old) == {"new": 1}
@@ -148,6 +155,29 @@ def test_errors_of_the_system_cost_nothing(call: str, old: Path, monkeypatch: py
         checkpoints.save(old, {"new": 1})
     monkeypatch.undo()
     assert_untouched(old)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_ctrl_c_while_saving_costs_nothing(call: str, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(old, {"new": 1})
+    monkeypatch.undo()
+    assert_untouched(old)
+
+
+def test_a_file_in_place_is_saved_even_if_its_folder_cannot_be_synchronised(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoints, "_sync_folder", refuse)
+    checkpoints.save(old, {"new": 1})
+    assert checkpoints.load(old) == {"new": 1}
 
 
 @pytest.mark.parametrize("mode", [0o500, 0o000])

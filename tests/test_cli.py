@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,11 @@ import pytest
 import torch
 
 from bm_fast import data
-from bm_fast.cli import bench, common, main
+from bm_fast.cli import bench, common, evaluate, main
 from bm_fast.cli.sample import moments_until
+from bm_fast.estimation import AISEstimate
 from bm_fast.rbm import RBM
+from bm_fast.training import Trainer
 
 TINY = ["--hidden", "8", "--epochs", "2", "--batch-size", "400", "--chains", "10"]
 
@@ -161,6 +166,93 @@ def test_resume_from_a_damaged_checkpoint_changes_nothing(tmp_path, capsys):
     assert code == 1
     assert "checkpoint.safetensors" in result["error"]
     assert snapshot(run) == before
+
+
+@contextmanager
+def largest_file(n_bytes):
+    """Makes the system refuse longer files, as a full disk refuses them."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--resume", "RUN", "--epochs", 3], ["digits", "--output", "RUN", "--overwrite"]]
+)
+def test_a_full_disk_costs_no_older_run(arguments, tmp_path, capsys):
+    run = tmp_path / "run"
+    call(capsys, "train", "digits", *TINY, "--output", run)
+    before = snapshot(run)
+    with largest_file(200):
+        code, result, _ = call(capsys, "train", *[run if a == "RUN" else a for a in arguments])
+    assert code == 1
+    assert "cannot save configuration.json" in result["error"]
+    assert snapshot(run) == before
+    assert call(capsys, "train", "--resume", run, "--epochs", 3)[1]["updates"] == 9
+
+
+def test_resume_writes_no_configuration_that_is_there_already(tmp_path, capsys):
+    call(capsys, "train", "digits", *TINY, "--output", tmp_path)
+    file = tmp_path / "configuration.json"
+    before = file.stat()
+    code, result, _ = call(capsys, "train", "--resume", tmp_path)
+    assert code == 0
+    assert str(file) not in result["files"]
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("name", ["learning_curve.csv", "filters.png"])
+def test_a_curve_or_picture_that_cannot_be_written_costs_no_checkpoint(name, tmp_path, capsys, monkeypatch):
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == name:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    code, result, _ = call(capsys, "train", "digits", *TINY, "--output", tmp_path / "run")
+    assert code == 1
+    assert f"cannot save {name} (No space left on device)" in result["error"]
+    assert RBM.load(tmp_path / "run" / "checkpoint.safetensors").n_hidden == 8
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+class Killed(BaseException):
+    """Stands for the death of the process."""
+
+
+@pytest.mark.parametrize("moment", ["before the configuration", "after the configuration", "in training"])
+def test_an_overwriting_run_that_dies_mixes_nothing(moment, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    call(capsys, "train", "digits", *TINY, "--seed", 1, "--output", run)
+    replace = os.replace
+
+    def die(*_, **__):
+        raise Killed
+
+    def die_at_the_configuration(source, target):
+        if moment.startswith("after"):
+            replace(source, target)
+        raise Killed
+
+    if moment == "in training":
+        monkeypatch.setattr(Trainer, "fit", die)
+    else:
+        monkeypatch.setattr(os, "replace", die_at_the_configuration)
+    with pytest.raises(Killed):
+        main(["train", "digits", *TINY, "--seed", "2", "--output", str(run), "--overwrite"])
+    monkeypatch.undo()
+    capsys.readouterr()
+    seed = json.loads((run / "configuration.json").read_text())["settings"]["seed"]
+    assert seed == (1 if moment.startswith("before") else 2)
+    assert [path.name for path in run.iterdir()] == ["configuration.json"]
+    code, result, _ = call(capsys, "train", "--resume", run)
+    assert code == 1
+    assert "no checkpoint file" in result["error"]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +445,7 @@ def test_evaluate_counts_the_base_that_gives_the_higher_log_z(trained, tmp_path,
     assert {base: figures["log_z"] for base, figures in both["bases"].items()} == {
         base: result["log_z"] for base, result in alone.items()
     }
+    assert all(result["trustworthy"] for result in alone.values())
     assert both["log_z"] == max(result["log_z"] for result in alone.values())
     assert both["log_likelihood"] == alone[both["base"]]["log_likelihood"]
     assert alone["uniform"]["log_z"] != alone["data"]["log_z"]
@@ -370,6 +463,35 @@ def test_evaluate_warns_of_estimates_that_are_not_to_be_trusted(tmp_path, capsys
     assert result["reason"]
     assert "WARNING: do not trust this figure" in errors
     assert result["log_z_interval"][0] is None or math.isfinite(result["log_z_interval"][0])  # JSON has no infinity
+
+
+@pytest.mark.parametrize(
+    ("uniform", "rates", "best", "reasons"),
+    [
+        ((10.0, 0.3, ""), (11.9, 0.4, ""), "data", []),
+        ((10.0, 0.3, ""), (12.1, 0.4, ""), "data", ["the bases disagree"]),
+        ((12.1, 0.3, ""), (10.0, 0.4, ""), "uniform", ["the bases disagree"]),
+        ((10.0, 0.3, ""), (11.0, 0.4, "collapsed"), "uniform", []),
+        ((10.0, 0.3, ""), (15.0, 0.4, "collapsed"), "uniform", ["the bases disagree"]),
+        ((10.0, 0.3, "collapsed"), (15.0, 0.4, "collapsed"), "data", ["collapsed; the bases disagree"]),
+    ],
+)
+def test_evaluate_compares_the_bases(uniform, rates, best, reasons, trained, tmp_path, capsys, monkeypatch):
+    def estimate(rbm, dataset, base, *_):
+        log_z, error, reason = {"uniform": uniform, "data": rates}[base]
+        interval = (log_z - 3 * error, log_z + 3 * error)
+        return AISEstimate(log_z, error, interval, 50.0, torch.full((20,), log_z).double(), 50, not reason, reason)
+
+    monkeypatch.setattr(evaluate, "_estimate", estimate)
+    code, result, errors = call(capsys, "evaluate", trained, "--method", "ais", "--output", tmp_path / "out")
+    assert code == 0
+    assert result["base"] == best
+    assert result["trustworthy"] is not bool(reasons)
+    assert all(reason in result["reason"] for reason in reasons)
+    assert ("do not trust" in errors) is bool(reasons)
+    difference = (uniform[0] - rates[0]) * (1 if best == "uniform" else -1)
+    assert result["bases_difference"] == pytest.approx({"log_z": difference, "standard_error": 0.5})
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["reason"] == result["reason"]
 
 
 @pytest.mark.parametrize(

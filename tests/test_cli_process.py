@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,20 @@ def test_the_installed_script_is_the_same_command():
         pytest.skip("bm_fast is not installed: no script bm-fast beside the interpreter")
     done = subprocess.run([script, "info", "--json"], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert result_of(done)["version"] == version()
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]])
+def test_a_reader_that_goes_away_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert "Broken" not in done.stderr
 
 
 def test_training_interrupted_and_resumed_ends_at_the_same_bits(tmp_path):

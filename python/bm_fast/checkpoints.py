@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,36 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     The file appears under ``path`` complete or not at all; on any error (full disk, no permission) an older file of
     that name stays as it was. OSError says what the system refused, TypeError which entry cannot be stored.
     """
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     settings = json.dumps(_pack(state, "", tensors))
     metadata = {"bm_fast": str(FORMAT), "state": settings, "sha256": _digest(settings, tensors)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path, "the checkpoint") as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata))
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
+    """Gives the path of a temporary file, which takes the place of ``path`` once the block has written it.
+
+    Whatever ends the block early, Ctrl-C included, removes the temporary file and leaves the old one as it was. An
+    OSError is raised again with ``what`` and ``path`` in its message.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # writers may choose by the suffix
     try:
-        with open(temporary, "wb") as file:
-            file.write(to_bytes(tensors, metadata))
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot save the checkpoint ({error.strerror})", str(path)) from error
-    _sync_folder(path.parent)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, f"cannot save {what} ({reason})", str(path)) from error
+        raise
+    with contextlib.suppress(OSError):  # the file is in place; only its surviving a power cut is less certain
+        _sync_folder(path.parent)
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -88,6 +102,8 @@ def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
+        while where in tensors:  # {"a.b": ...} beside {"a": {"b": ...}}: the path is a name for readers, not an address
+            where += "'"
         tensors[where] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": where}
     if isinstance(value, (list, tuple)):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from bm_fast.cli import bench, demo, evaluate, info, sample, train
-from bm_fast.cli.common import Console, UsageError, plain, version, whole
+from bm_fast.cli.common import Console, UsageError, emit, plain, version, whole
 
 COMMANDS = (train, sample, evaluate, info, bench, demo)
 
@@ -58,7 +58,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = parser().parse_args(arguments)
+    try:
+        options = parser().parse_args(arguments)
+    except SystemExit:
+        emit("", sys.stdout, end="")  # a reader of --help may have gone
+        raise
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console(options.json)
@@ -71,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         result, code = {"error": _one_line(error)}, 2 if isinstance(error, UsageError) else 1
     if "error" in result:
-        print(f"bm-fast: {result['error']}", file=sys.stderr)
+        emit(f"bm-fast: {result['error']}", sys.stderr)
     if options.json:
-        print(json.dumps(plain({**result, "exit_code": code})))
+        emit(json.dumps(plain({**result, "exit_code": code})), sys.stdout)
     return code
 
 

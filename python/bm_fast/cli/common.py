@@ -9,16 +9,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
 import bm_fast
 from bm_fast import data
+from bm_fast.checkpoints import replacing
 from bm_fast.data import Dataset
 from bm_fast.rbm import RBM
 
@@ -40,7 +42,17 @@ class Console:
     json: bool
 
     def say(self, text: str = "") -> None:
-        print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+        emit(text, sys.stderr if self.json else sys.stdout)
+
+
+def emit(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Prints a line; once the reader has gone (``| head``), text goes nowhere and the work goes on."""
+    try:
+        print(text, file=stream, end=end, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what the stream still holds is flushed at the end of the process
+        os.close(nowhere)
 
 
 class Output:
@@ -65,8 +77,23 @@ class Output:
             self.written.append(name)
         return self.folder / name
 
-    def write_json(self, name: str, content: Result) -> None:
-        self.path(name).write_text(json.dumps(plain(content), indent=2) + "\n")
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """A temporary path to write to; the file gets its name when it is complete, and errors leave the old one."""
+        return replacing(self.path(name), name)
+
+    def write_json(self, name: str, content: Result, stale: Sequence[str] = ()) -> None:
+        """Writes a file, and removes the ``stale`` ones, which belong to what it replaces.
+
+        They go when the new content is on the disk and before it gets its name: at no moment does the new file lie
+        beside a stale one, and a full disk costs neither.
+        """
+        with self.writing(name) as temporary:
+            with temporary.open("w") as file:
+                file.write(json.dumps(plain(content), indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            for other in stale:
+                (self.folder / other).unlink(missing_ok=True)
 
     def announce(self, console: Console) -> None:
         console.say(f"\nWritten to {self.folder}{os.sep}: {', '.join(self.written)}")

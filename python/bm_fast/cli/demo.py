@@ -146,6 +146,8 @@ def _pictures(rbm: RBM, digits: Dataset, history: History, seed: int, output: Ou
     assert digits.shape is not None
     shown, states = snapshots(rbm, rbm.chains(16, seed), _SWEEPS)
     title = "Samples over sweeps: 16 chains from noise to digits"
-    plots.save(plots.samples_over_sweeps(states, shown, digits.shape, title=title), output.path(SAMPLES))
+    with output.writing(SAMPLES) as path:
+        plots.save(plots.samples_over_sweeps(states, shown, digits.shape, title=title), path)
     draw(output, history, rbm, digits.shape)
-    plots.save(plots.image_grid(digits.split("test")[:100], digits.shape, title="Test digits"), output.path(DIGITS))
+    with output.writing(DIGITS) as path:
+        plots.save(plots.image_grid(digits.split("test")[:100], digits.shape, title="Test digits"), path)

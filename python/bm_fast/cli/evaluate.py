@@ -9,6 +9,7 @@ likelihoods compare only within one protocol.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 
@@ -42,6 +43,8 @@ RESULT, WEIGHTS, WEIGHTS_PICTURE = "evaluation.json", "log_weights.npy", "log_we
 _FEW_ENUMERATED_UNITS = 20
 _BASES = ("uniform", "data")
 _PSEUDO_ROWS = 1000
+_AGREEMENT = 4
+"""Joint standard errors by which two estimates may differ; honest ones do by chance once in 15,000 times."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("both", *_BASES),
         default="both",
         help="AIS starts at independent units with the rates of the training data (data) or at fair coins (uniform); "
-        "both: the higher log Z counts, for either is too low on average (default: both)",
+        "both: the higher log Z counts, for either is too low on average, and bases that disagree are not trusted "
+        "(default: both)",
     )
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of AIS and of the binarisation (default: 0)")
     parser.add_argument(
@@ -110,12 +114,15 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     else:
         bases = _BASES if options.base == "both" else (options.base,)
         estimates = {name: _estimate(rbm, dataset, name, betas, options, console) for name in bases}
-        best = max(bases, key=lambda name: estimates[name].log_z)
+        best = max(bases, key=lambda name: (estimates[name].trustworthy, estimates[name].log_z))
         log_z = estimates[best]
         result |= {"method": "ais", "runs": options.runs, "base": best, **_figures(log_z)}
         result["bases"] = {name: _figures(estimate) for name, estimate in estimates.items()}
-        np.save(output.path(WEIGHTS), log_z.log_weights.numpy())
-        plots.save(plots.ais_weights(log_z), output.path(WEIGHTS_PICTURE))
+        result |= _verdict(estimates, best)
+        with output.writing(WEIGHTS) as path:
+            np.save(path, log_z.log_weights.numpy())
+        with output.writing(WEIGHTS_PICTURE) as path:
+            plots.save(plots.ais_weights(log_z), path)
     likelihood = mean_log_likelihood(rbm, images, log_z)
     result |= {
         "log_likelihood": likelihood.mean,
@@ -159,6 +166,24 @@ def _figures(estimate: AISEstimate) -> Result:
         "trustworthy": estimate.trustworthy,
         "reason": estimate.reason,
     }
+
+
+def _verdict(estimates: dict[str, AISEstimate], best: str) -> Result:
+    """How far the bases are apart, and what that says of the estimate: well-behaved weights may have missed a mode."""
+    if len(estimates) == 1:
+        return {}
+    (other,) = (name for name in estimates if name != best)
+    high, low = estimates[best], estimates[other]
+    difference = high.log_z - low.log_z
+    joint = math.hypot(high.standard_error, low.standard_error)
+    verdict: Result = {"bases_difference": {"log_z": difference, "standard_error": joint}}
+    if abs(difference) > _AGREEMENT * joint:
+        apart = (
+            f"the bases disagree: log Z is {high.log_z:.2f} from {best} and {low.log_z:.2f} from {other}, more than "
+            f"{_AGREEMENT} joint standard errors ({joint:.2g} each) apart"
+        )
+        verdict |= {"trustworthy": False, "reason": "; ".join(filter(None, (high.reason, apart)))}
+    return verdict
 
 
 def _betas(text: str) -> str | int:

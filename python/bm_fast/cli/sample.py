@@ -82,16 +82,17 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     try:
         shown, states = snapshots(rbm, chains, options.sweeps, beta=options.beta, clamp=mask)
     except KeyboardInterrupt:
-        np.save(output.path(SAMPLES), chains.layers[VISIBLE].numpy())
+        _save_states(output, chains)
         raise KeyboardInterrupt(
             f"interrupted after {chains.sweep:,} sweeps; the states at that moment are in {output.path(SAMPLES)}"
         ) from None
     seconds = time.monotonic() - started
-    np.save(output.path(SAMPLES), chains.layers[VISIBLE].numpy())
+    _save_states(output, chains)
     console.say(f"{options.chains} chains, {options.sweeps:,} sweeps at beta {options.beta:g} in {seconds:.1f} s")
     if shape:
         picture = plots.samples_over_sweeps(states, shown, shape, title="Probabilities of the units over sweeps")
-        plots.save(picture, output.path(PICTURE))
+        with output.writing(PICTURE) as path:
+            plots.save(picture, path)
     else:
         console.say("No picture: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
     output.announce(console)
@@ -104,6 +105,11 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         "seconds": seconds,
         "files": output.files,
     }
+
+
+def _save_states(output: Output, chains: Chains) -> None:
+    with output.writing(SAMPLES) as path:
+        np.save(path, chains.layers[VISIBLE].numpy())
 
 
 def snapshots(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bm_fast.cli.common import (
     binary_split,
     commit,
     load_data,
+    plain,
     read_configuration,
     real,
     version,
@@ -117,7 +119,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         f"RBM with {dataset.n_units} visible and {settings['hidden']} hidden units on {len(dataset.train):,} rows of "
         f"{settings['data']} ({dataset.protocol}); {settings['epochs']} epochs, results in {output.folder}"
     )
-    _write_configuration(output, settings, dataset)
+    stale = () if options.resume else [name for name in names if name != CONFIGURATION]
+    _write_configuration(output, settings, dataset, stale)
     started = time.monotonic()
     try:
         trainer.fit(dataset.train, epochs=settings["epochs"], validation=dataset.valid)
@@ -150,21 +153,23 @@ def draw(output: Output, history: History, rbm: RBM, shape: tuple[int, int] | No
         if points:
             panels.setdefault(quantity, {})[series] = ([x for x, _ in points], [y for _, y in points])
     if panels:
-        plots.save(plots.learning_curve(panels), output.path(CURVE_PICTURE))
+        with output.writing(CURVE_PICTURE) as path:
+            plots.save(plots.learning_curve(panels), path)
     if shape is not None:
-        plots.save(plots.filters(rbm.weight, shape), output.path(FILTERS))
+        with output.writing(FILTERS) as path:
+            plots.save(plots.filters(rbm.weight, shape), path)
 
 
 class CurveFile(Callback):
     """Keeps the learning curve on disk while training goes on."""
 
-    def __init__(self, path: Path, history: History) -> None:
-        self._path, self._history = path, history
+    def __init__(self, output: Output, history: History) -> None:
+        self._output, self._history = output, history
 
     def on_epoch(self, progress: Progress) -> None:
         rows = self._history.rows
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with self._path.open("w", newline="") as file:
+        with self._output.writing(CURVE) as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
@@ -191,9 +196,9 @@ def _trainer(dataset: Dataset, settings: Result, output: Output, history: Histor
     callbacks = [
         Evaluate(_quality(dataset, settings["hidden"], settings["seed"])),
         history,
-        CurveFile(output.path(CURVE), history),
         ProgressBar(),
         Checkpoint(output.path(CHECKPOINT)),
+        CurveFile(output, history),  # after the checkpoint, which a failure here must not cost
     ]
     if resume:
         trainer = Trainer.resume(output.path(CHECKPOINT), rbm, sgd, schedule, callbacks)
@@ -264,7 +269,8 @@ def _run_folder(resume: str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _write_configuration(output: Output, settings: Result, dataset: Dataset) -> None:
+def _write_configuration(output: Output, settings: Result, dataset: Dataset, stale: Sequence[str]) -> None:
+    """Writes what is not there already; the ``stale`` files of another run go before its configuration does."""
     sizes = {split: len(getattr(dataset, split)) for split in SPLITS if getattr(dataset, split) is not None}
     configuration = {
         "version": version(),
@@ -275,4 +281,6 @@ def _write_configuration(output: Output, settings: Result, dataset: Dataset) -> 
         "settings": settings,
         "data": {"name": dataset.name, "protocol": dataset.protocol, "shape": dataset.shape, "rows": sizes},
     }
-    output.write_json(CONFIGURATION, configuration)
+    same = json.loads(json.dumps(plain(configuration))) == read_configuration(output.folder)
+    if stale or not same:
+        output.write_json(CONFIGURATION, configuration, stale)
