@@ -118,6 +118,20 @@ def test_successive_gibbs_calls_differ_and_runs_with_one_seed_agree() -> None:
     assert (other.gibbs(X) != runs[0][0]).any()
 
 
+@pytest.mark.parametrize("random_layer", ["visible", "hidden"])
+def test_rows_of_different_chunks_draw_different_numbers(random_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer is drawn evenly and the other decides nothing, so the numbers of each show by themselves."""
+    monkeypatch.setattr("bm_fast.sklearn.CHUNK", 32)
+    model = BernoulliRBM(8, random_state=0, n_iter=1).fit(binary(10, 8))
+    copies = random_layer == "hidden"  # the visible units are then the hidden ones again
+    model.components_ = (100 * copies * np.eye(8)).astype(np.float32)
+    model.intercept_hidden_ = np.zeros(8, np.float32)
+    model.intercept_visible_ = np.full(8, -50 * copies, np.float32)
+    drawn = model.gibbs(np.zeros((64, 8)))
+    agreement = (drawn[:32] == drawn[32:]).mean()
+    assert abs(agreement - 0.5) < 5 * 0.5 / 16  # 256 fair pairs: false alarm 6e-7
+
+
 def test_fit_starts_anew_and_partial_fit_goes_on() -> None:
     X = binary(40, 12)
     model = BernoulliRBM(5, random_state=0, n_iter=3)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -73,10 +74,24 @@ def test_early_stopping_ends_training_and_brings_the_best_model_back() -> None:
     assert not torch.equal(weights_of(trainer), weights.after[4])
 
 
-def test_the_best_model_comes_back_after_the_last_epoch_too() -> None:
+def test_after_the_last_epoch_the_latest_model_stays_and_the_best_one_is_at_hand() -> None:
     weights, stopping = Weights(), EarlyStopping("figure", patience=5)
     trainer = trainer_of([figures([1, 3, 2]), weights, stopping])
     trainer.fit(data(), 3)
+    assert torch.equal(weights_of(trainer), weights.after[2])
+    trainer.rbm.load_state_dict(stopping.best_parameters)
+    assert torch.equal(weights_of(trainer), weights.after[1])
+
+
+def test_a_stop_by_another_callback_leaves_the_latest_model() -> None:
+    class Stop(Callback):
+        def on_epoch(self, progress: Progress) -> None:
+            if progress.trainer.epoch == 2:
+                progress.stop_reason = "enough"
+
+    weights = Weights()
+    trainer = trainer_of([figures([2, 1]), weights, EarlyStopping("figure"), Stop()])
+    trainer.fit(data(), 5)
     assert torch.equal(weights_of(trainer), weights.after[1])
 
 
@@ -100,10 +115,74 @@ def test_interrupted_training_keeps_the_latest_model() -> None:
     assert torch.equal(weights_of(trainer), weights.after[1])
 
 
-def test_a_metric_that_never_comes_is_an_error() -> None:
-    trainer = trainer_of([figures([1, 2]), EarlyStopping("likelihood")])
-    with pytest.raises(ValueError, match=r"metric: no epoch had a usable 'likelihood'; the last one had \['figure'\]"):
+def test_a_metric_that_nobody_adds_is_an_error_before_training() -> None:
+    trainer = trainer_of([figures([1, 2]), History(), EarlyStopping("likelihood")])
+    message = r"metric: expected one of \['figure', 'free_energy_gap'\].*, got 'likelihood'"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(data(), 2, validation=data(8, seed=2))
+    assert trainer.update == 0
+
+
+def test_a_metric_that_is_added_too_late_is_an_error_before_training() -> None:
+    trainer = trainer_of([EarlyStopping("figure"), figures([1, 2])])
+    with pytest.raises(ValueError, match=r"metric: expected one of \[\] from .* before EarlyStopping, got 'figure'"):
         trainer.fit(data(), 2)
+    assert trainer.update == 0
+
+
+def test_a_metric_that_never_comes_is_an_error_and_the_model_is_saved(tmp_path: Path) -> None:
+    """The names that a callback of the user's adds are not known beforehand."""
+    path = tmp_path / "run"
+    trainer = trainer_of([Weights(), EarlyStopping("likelihood"), Checkpoint(path, every_epochs=100)])
+    with pytest.raises(ValueError, match=r"metric: no epoch had a usable 'likelihood'; the last one had \[\]"):
+        trainer.fit(data(), 2)
+    assert torch.equal(RBM.load(path).weight, weights_of(trainer))
+
+
+def test_a_metric_of_the_users_own_callback_may_come_late() -> None:
+    class Late(Callback):
+        def on_epoch(self, progress: Progress) -> None:
+            if progress.trainer.epoch >= 2:
+                progress.metrics["late"] = -progress.trainer.epoch
+
+    stopping = EarlyStopping("late", patience=2)
+    trainer = trainer_of([Late(), stopping])
+    trainer.fit(data(), 10)
+    assert (trainer.epoch, stopping.best_epoch) == (4, 2)
+
+
+class Fail(Callback):
+    """Fails at the end, or after the first epoch as well."""
+
+    def __init__(self, message: str, early: bool = False) -> None:
+        self.message, self.early, self.ends = message, early, 0
+
+    def on_epoch(self, progress: Progress) -> None:
+        if self.early:
+            raise RuntimeError(f"{self.message} in an epoch")
+
+    def on_end(self, progress: Progress) -> None:
+        self.ends += 1
+        raise RuntimeError(self.message)
+
+
+def test_all_callbacks_end_and_the_first_error_is_raised(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    fails = [Fail("first"), Fail("second")]
+    trainer = trainer_of([*fails, Checkpoint(path, every_epochs=100)])
+    with pytest.raises(RuntimeError, match=r"^first\n") as caught:
+        trainer.fit(data(), 2)
+    assert [fail.ends for fail in fails] == [1, 1]
+    assert caught.value.__notes__ == ["on_end of Fail failed as well: RuntimeError('second')"]
+    assert torch.equal(RBM.load(path).weight, weights_of(trainer))
+
+
+def test_the_error_that_ended_training_comes_before_those_of_the_end() -> None:
+    fail = Fail("first", early=True)
+    with pytest.raises(RuntimeError, match=r"^first in an epoch\n") as caught:
+        trainer_of([fail]).fit(data(), 2)
+    assert fail.ends == 1
+    assert caught.value.__notes__ == ["on_end of Fail failed as well: RuntimeError('first')"]
 
 
 def test_overfitting_stops_at_the_limit() -> None:
@@ -156,6 +235,18 @@ def test_history_is_the_learning_curve() -> None:
     assert history.rows[-1]["bias"] == float(trainer.rbm.hidden_bias.detach().sum())
     assert all("free_energy_gap" in row for row in history.rows)
     assert 0 < history.rows[0]["seconds"] < history.rows[-1]["seconds"]
+
+
+@pytest.mark.parametrize("scalar", [np.float32, torch.tensor])
+def test_figures_may_be_scalars_of_numpy_and_torch(scalar: Callable[[float], Any], tmp_path: Path) -> None:
+    class Add(Callback):
+        def on_epoch(self, progress: Progress) -> None:
+            progress.metrics["figure"] = scalar(1.5)
+
+    history, stopping = History(), EarlyStopping("figure")
+    trainer_of([Add(), history, stopping, Checkpoint(tmp_path / "run")]).fit(data(), 2)
+    assert [row["figure"] for row in history.rows] == [1.5, 1.5]
+    assert all(type(value) is float for value in (stopping.best, history.rows[0]["figure"]))
 
 
 def test_the_progress_bar_shows_live_figures(capfd: pytest.CaptureFixture[str]) -> None:

@@ -181,7 +181,32 @@ def test_the_state_of_callbacks_comes_back(tmp_path: Path) -> None:
     assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5]
     seconds = [row["seconds"] for row in history.rows]
     assert seconds == sorted(seconds)
-    assert all(torch.equal(p, q) for p, q in zip(resumed.rbm.parameters(), trainer.rbm.parameters(), strict=True))
+    assert all(torch.equal(p, best.best_parameters[name]) for name, p in resumed.rbm.named_parameters())
+
+
+def test_early_stopping_that_does_not_stop_leaves_no_trace(tmp_path: Path) -> None:
+    """The figure is best in the second epoch, yet epochs 4 to 8 begin with the parameters of the fourth."""
+    path = tmp_path / "run"
+
+    def callbacks(figures: list[float]) -> tuple[EarlyStopping, list[Callback]]:
+        left, stopping = iter(figures), EarlyStopping("figure", patience=100)
+        return stopping, [Evaluate({"figure": lambda _: next(left)}), stopping, Checkpoint(path)]
+
+    figures = [1.0, 3.0, 2.0, 2.5, 0.0, 0.5, 0.0, 1.0]
+    first, whole = callbacks(figures)
+    unbroken = start(PCD(7), momentum, whole)
+    unbroken.fit(grey(), 8)
+    start(PCD(7), momentum, callbacks(figures[:4])[1]).fit(grey(), 4)
+    second, rest = callbacks(figures[4:])
+    resumed = resume(path, momentum, rest)
+    resumed.fit(grey(), 8)
+    assert_same(resumed, unbroken)
+    assert resumed._offsets is not None
+    assert unbroken._offsets is not None
+    assert torch.equal(resumed._offsets.visible, unbroken._offsets.visible)
+    assert torch.equal(resumed._offsets.hidden, unbroken._offsets.hidden)
+    assert (second.best, second.best_epoch) == (first.best, first.best_epoch) == (3.0, 2)
+    assert all(torch.equal(p, first.best_parameters[name]) for name, p in second.best_parameters.items())
 
 
 # --- kill -9 and Ctrl-C -----------------------------------------------------------------------------------------------
@@ -295,11 +320,22 @@ def wide_optimiser(rbm: RBM) -> tuple[RBM, Optimizer]:
     return rbm, SGD(groups, lr=0.1)
 
 
+def swapped_optimiser(rbm: RBM) -> tuple[RBM, Optimizer]:
+    return rbm, SGD([rbm.weight, rbm.hidden_bias, rbm.visible_bias], lr=0.1)
+
+
 OTHER_PARTS: list[tuple[Callable[[], tuple[RBM, Optimizer]], str]] = [
     (lambda: (r := RBM(8, 6), momentum(r)), "expected model .*'n_hidden': 5.*, got .*'n_hidden': 6"),
     (lambda: (r := RBM(8, 5, Kind.GAUSSIAN), momentum(r)), "expected model .*BERNOULLI.*, got .*GAUSSIAN"),
     (lambda: (r := new(), adam(r)), "expected optimizer .*SGD.*, got .*Adam"),
-    (lambda: wide_optimiser(new()), r"expected optimizer \['SGD', \[3\]\], got \['SGD', \[1, 2\]\]"),
+    (
+        lambda: wide_optimiser(new()),
+        r"expected optimizer .*\[\['weight', .*\]\]\], got .*\[\['weight'\], \['visible_bias', 'hidden_bias'\]\]",
+    ),
+    (
+        lambda: swapped_optimiser(new()),
+        "expected .*'weight', 'visible_bias', 'hidden_bias'.*, got .*'weight', 'hidden_bias', 'visible_bias'",
+    ),
 ]
 
 
@@ -341,10 +377,21 @@ def test_a_training_checkpoint_is_a_model(saved: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), rbm.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("other", [grey(ROWS + 1), DataLoader(TensorDataset(grey()), batch_size=10)])
+def one_value_changed() -> Tensor:
+    values = grey()
+    values[-1, -1] = 1 - values[-1, -1]
+    return values
+
+
+@pytest.mark.parametrize(
+    "other",
+    [grey(ROWS + 1), DataLoader(TensorDataset(grey()), batch_size=10), one_value_changed(), grey().flip(0)],
+    ids=["longer", "loader", "one value", "other order"],
+)
 def test_other_data_are_refused(other: Any, saved: Path) -> None:
     resumed = resume(saved, momentum, [History()])
-    with pytest.raises(ValueError, match=f"train: expected an array of {ROWS} rows, with which this training began"):
+    message = rf"train: expected an array of {ROWS} rows \(CRC-32 \w{{8}}\), with which this training began"
+    with pytest.raises(ValueError, match=message):
         resumed.fit(other, EPOCHS)
     resumed.fit(grey(), EPOCHS)
 

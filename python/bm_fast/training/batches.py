@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -26,6 +27,10 @@ class Batches(Protocol):
     n_batches: int | None
 
     @property
+    def description(self) -> str:
+        """Which data these are, as far as a checkpoint can tell."""
+
+    @property
     def order(self) -> Tensor:
         """State of the random generator that shuffles, uint8."""
 
@@ -45,6 +50,10 @@ class ArrayBatches:
         self._batch_size = batch_size
         self._generator = generator
         self._memory = data.new_empty(min(batch_size, len(data)), data.shape[1])
+
+    @property
+    def description(self) -> str:
+        return f"an array of {len(self.data)} rows (CRC-32 {zlib.crc32(self.data.cpu().numpy().data):08x})"
 
     @property
     def order(self) -> Tensor:
@@ -75,6 +84,10 @@ class LoaderBatches:
             self.n_batches: int | None = len(loader)
         except TypeError:  # an iterable data set without a length
             self.n_batches = None
+
+    @property
+    def description(self) -> str:
+        return "a DataLoader"
 
     @property
     def order(self) -> Tensor:

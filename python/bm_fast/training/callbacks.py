@@ -66,7 +66,7 @@ class Callback:
         """An epoch is done, the scheduler has stepped, and ``progress.metrics`` are those of this epoch."""
 
     def on_end(self, progress: Progress) -> None:
-        """``fit`` ends; ``progress.outcome`` says how. Called after errors too."""
+        """``fit`` ends; ``progress.outcome`` says how. Called after errors too, also those of other callbacks."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint is to hold."""
@@ -123,13 +123,13 @@ class Evaluate(Callback):
     """
 
     def __init__(self, metrics: Mapping[str, Metric], every: int = 1) -> None:
-        self._metrics = dict(metrics)
+        self.metrics = dict(metrics)
         self._every = _at_least_one("every", every)
 
     def on_epoch(self, progress: Progress) -> None:
         if progress.trainer.epoch % self._every == 0:
             with torch.no_grad():
-                progress.metrics |= {name: float(f(progress.trainer.rbm)) for name, f in self._metrics.items()}
+                progress.metrics |= {name: float(f(progress.trainer.rbm)) for name, f in self.metrics.items()}
 
 
 class History(Callback):
@@ -146,7 +146,8 @@ class History(Callback):
     def on_epoch(self, progress: Progress) -> None:
         trainer = progress.trainer
         row = {"epoch": trainer.epoch, "update": trainer.update, "seconds": time.monotonic() - self._began}
-        self.rows.append({**row, "learning_rate": progress.learning_rate, **progress.metrics})
+        metrics = {name: float(value) for name, value in progress.metrics.items()}  # numpy and torch scalars too
+        self.rows.append({**row, "learning_rate": progress.learning_rate, **metrics})
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

@@ -133,17 +133,25 @@ class Trainer:
         if self._offsets is not None and isinstance(batches, ArrayBatches):
             self._offsets.start_at(batches.data.mean(0, dtype=torch.float32))
         progress = Progress(self, epochs, batches.n_batches, held_out)
-        outcome: Outcome = "failed"
+        first: BaseException | None = None
         for callback in self.callbacks:
             callback.on_start(progress)
         try:
             with _finish_update_first() as interrupted:
-                outcome = self._run(batches, progress, interrupted)
-        finally:
-            progress.outcome = outcome
-            for callback in self.callbacks:
+                progress.outcome = self._run(batches, progress, interrupted)
+        except BaseException as error:
+            progress.outcome, first = "failed", error
+        for callback in self.callbacks:  # all of them: a checkpoint is saved though an earlier callback fails
+            try:
                 callback.on_end(progress)
-        if outcome == "interrupted":
+            except Exception as error:
+                if first is None:
+                    first = error
+                else:
+                    first.add_note(f"on_end of {type(callback).__name__} failed as well: {error!r}")
+        if first is not None:
+            raise first
+        if progress.outcome == "interrupted":
             raise KeyboardInterrupt
 
     def _run(self, batches: Batches, progress: Progress, interrupted: Callable[[], bool]) -> Outcome:
@@ -233,7 +241,7 @@ class Trainer:
 
     def _take_up_order(self, batches: Batches) -> None:
         """Goes on with the order of the batches where a checkpoint or an interrupted call left it."""
-        data = f"an array of {len(batches.data)} rows" if isinstance(batches, ArrayBatches) else "a DataLoader"
+        data = batches.description
         if self._order is not None and (self._resumed or self.batch > 0):
             if data != self._data:
                 raise ValueError(f"train: expected {self._data}, with which this training began, got {data}")
@@ -281,11 +289,14 @@ class Trainer:
     ) -> Trainer:
         """The trainer that ``save`` wrote, in new objects: ``fit`` with the same data goes on to the same bits.
 
-        rbm, optimizer, scheduler, callbacks: made as for the first run; parameters, hyper-parameters and states are
-            then those of the file, as are estimator, batch size, seed, centring and binarisation.
+        rbm, optimizer, scheduler, callbacks: made as for the first run, the parameters of the optimiser in the same
+            groups and order; parameters, hyper-parameters and states are then those of the file, as are estimator,
+            batch size, seed, centring and binarisation.
 
         CheckpointError if the file is damaged or was written with other parts; nothing is changed in that case.
+        ValueError if optimizer or scheduler do not belong to rbm.
         """
+        _check_optimiser(rbm, optimizer, scheduler)
         state = checkpoints.load(path)
         model, held = (checkpoints.entry(state, name, path) for name in ("rbm", "trainer"))
         for part, given in _parts(rbm, optimizer, scheduler, callbacks).items():
@@ -319,9 +330,12 @@ def _parts(
     rbm: RBM, optimizer: Optimizer, scheduler: LRScheduler | None, callbacks: Sequence[Callback]
 ) -> dict[str, Any]:
     """What must be the same where training resumes."""
+    names = {id(parameter): name for name, parameter in rbm.named_parameters()}
+    # torch keeps momenta by position alone, and would give those of one parameter to another of the same shape
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     return {
         "model": {name: value for name, value in rbm.settings().items() if name != "parameters"},
-        "optimizer": [type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups]],
+        "optimizer": [type(optimizer).__name__, groups],
         "scheduler": None if scheduler is None else type(scheduler).__name__,
         "callbacks with a state": [type(callback).__name__ for callback in _stateful(callbacks)],
     }
