@@ -75,7 +75,7 @@ class Machine {
   }
 
   void sweep(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states, int64_t n_chains,
-             int64_t n_sweeps, uint64_t seed, uint32_t first_chain, uint32_t first_sweep, Address beta,
+             int64_t n_sweeps, uint64_t seed, uint32_t first_chain, int64_t first_sweep, Address beta,
              const std::vector<Address>& base, const std::vector<Address>& clamp, const std::vector<Address>& means,
              int threads, Address sweeps_done, const py::function& progress) const {
     bm::Program program;
@@ -85,7 +85,7 @@ class Machine {
                          n_sweeps,
                          seed,
                          first_chain,
-                         first_sweep,
+                         static_cast<uint32_t>(first_sweep),
                          at<const float>(beta),
                          all_at<const float>(base),
                          all_at<const uint8_t>(clamp),
@@ -96,6 +96,7 @@ class Machine {
     structure_->check_addresses("means", what.means, true);
     structure_->check_tempering(what.beta, what.base);
     bm::check_range("n_chains", n_chains, 1, bm::kMaxChains);
+    bm::check_range("first_sweep", first_sweep, 0, bm::kMaxSweeps);
     bm::check_range("n_sweeps", n_sweeps, 0, bm::kMaxSweeps - first_sweep);
     bm::check_threads(threads);
     bm::check_address("sweeps_done", at<const void>(sweeps_done));
@@ -112,7 +113,13 @@ class Machine {
           },
           [&] {
             const py::gil_scoped_acquire acquire;
-            if (PyErr_CheckSignals() != 0) interruption = std::make_exception_ptr(py::error_already_set());
+            if (PyErr_CheckSignals() != 0) {
+              try {
+                throw py::error_already_set();
+              } catch (...) {  // or std::bad_alloc: none may leave the kernel's threads
+                interruption = std::current_exception();
+              }
+            }
             return interruption != nullptr;
           });
     }

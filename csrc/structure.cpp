@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace bm {
@@ -46,7 +47,7 @@ Structure::Structure(const std::vector<LayerParameters>& layers, const std::vect
     check_range("units above " + name, layers[coupling.upper].units, 1, kMaxFanIn);
     check_address("weights of " + name, coupling.weights);
     check_range("fraction bits of " + name, coupling.fraction_bits, 0, kMaxFractionBits);
-    couplings_.emplace_back(coupling.lower, coupling.upper);
+    couplings_.push_back({coupling.lower, coupling.upper, coupling.fraction_bits});
   }
 }
 
@@ -63,12 +64,16 @@ void Structure::check_program(const Program& program) const {
     for (const Update& update : block) {
       for (const Input& input : update.inputs) {
         check_range("program: coupling", input.coupling, 0, static_cast<int64_t>(couplings_.size()) - 1);
-        const auto& [lower, upper] = couplings_[input.coupling];
+        const auto& [lower, upper, bits] = couplings_[input.coupling];
         require((input.transposed ? lower : upper) == update.layer, "program",
                 "couplings that lead to layer " + std::to_string(update.layer) + ", got coupling " +
                     std::to_string(input.coupling) + (input.transposed ? " transposed" : ""));
         require(!in_block[input.transposed ? upper : lower], "program", "layers of a block that are not coupled");
-        require(std::isfinite(input.scale), "program", "finite scales, got " + std::to_string(input.scale));
+        const double scale = std::ldexp(input.scale, -bits);
+        require(
+            std::abs(scale) <= std::numeric_limits<float>::max(),
+            "program: layer " + std::to_string(update.layer) + ", coupling " + std::to_string(input.coupling),
+            "a scale that times 2^-" + std::to_string(bits) + " is a finite float, got " + std::to_string(input.scale));
       }
     }
   }

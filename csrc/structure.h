@@ -4,7 +4,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "ops.h"
@@ -28,6 +27,7 @@ class Structure {
   Structure(const std::vector<LayerParameters>& layers, const std::vector<CouplingParameters>& couplings);
 
   // Every update names a layer and couplings that lead to it; no layer comes twice, or beside one it is coupled to.
+  // Scales times 2^-f are finite floats.
   void check_program(const Program& program) const;
 
   // One array for each layer.
@@ -48,7 +48,10 @@ class Structure {
   int64_t n_layers() const { return static_cast<int64_t>(kinds_.size()); }
 
   std::vector<Kind> kinds_;
-  std::vector<std::pair<int, int>> couplings_;  // lower, upper
+  struct Ends {
+    int lower, upper, fraction_bits;
+  };
+  std::vector<Ends> couplings_;
 };
 
 }  // namespace bm

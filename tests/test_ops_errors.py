@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from bm_fast import Kind, Machine, chain_graph, ops
-from bm_fast.program import full_update, gibbs_program
+from bm_fast.program import Input, Update, full_update, gibbs_program
 from conftest import HAS_NATIVE
 from engine_cases import make_machine
 
@@ -169,3 +171,135 @@ def test_tensors_on_another_device_are_refused() -> None:
     chains = machine.chains(4, seed=0)
     with pytest.raises(ValueError, match=r"beta: expected .* on cpu, got .* on meta"):
         machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.ones(4, device="meta"))
+
+
+NOT_WHOLE = (1.5, 2.0, None, "3", True)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("bad", [*NOT_WHOLE, -1, 2**64])
+def test_seeds_and_counts_are_whole_numbers_in_range(bad: object) -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    program = gibbs_program(machine.graph)
+    grey, rows = torch.full((2, 3), 0.5), torch.arange(2)
+    calls: dict[str, Callable[[], object]] = {
+        "seed": lambda: machine.chains(3, seed=bad),  # type: ignore[arg-type]
+        "n_chains": lambda: machine.chains(bad, seed=0),  # type: ignore[arg-type]
+        "first_chain": lambda: machine.chains(3, seed=0, first_chain=bad),  # type: ignore[arg-type]
+        "n_sweeps": lambda: machine.sweep(program, machine.chains(3, seed=0), bad),  # type: ignore[arg-type]
+        "sweep": lambda: ops.bernoulli(grey, rows, seed=0, sweep=bad),  # type: ignore[arg-type]
+        "layer": lambda: ops.bernoulli(grey, rows, seed=0, layer=bad),  # type: ignore[arg-type]
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=rf"^{name}: expected .*\d+ to \d+, got {bad!r}"):
+            call()
+    with pytest.raises(ValueError, match=rf"^seed: expected .*0 to {2**64 - 1}, got {bad!r}"):
+        ops.bernoulli(grey, rows, seed=bad)  # type: ignore[arg-type]
+    for name in ("seed", "sweep", "first_chain"):
+        chains = machine.chains(3, seed=0)
+        before = chains.clone()
+        setattr(chains, name, bad)
+        with pytest.raises(ValueError, match=rf"^chains\.{name}: expected .*0 to \d+, got {bad!r}"):
+            machine.sweep(program, chains, 1)
+        for a, b in zip(chains.layers, before.layers, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("backend")
+def test_chains_at_their_last_sweep_can_run_no_sweeps() -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    chains = machine.chains(3, seed=2**64 - 1)
+    chains.sweep = 2**32
+    machine.sweep(gibbs_program(machine.graph), chains, 0)
+    assert chains.sweep == 2**32
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("bad", [1e300, -1e300, INF, NAN])
+def test_input_scales_must_be_finite_as_float(bad: float) -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    states = machine.chains(3, seed=0)
+    update = Update(1, (Input(0, False, bad),))
+    calls: list[Callable[[], object]] = [
+        lambda: machine.sweep(((update,),), states, 1),
+        lambda: machine.layer_means(update, states.layers),
+        lambda: machine.free_energy((update,), states.layers),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"program: layer 1, coupling 0: expected a scale .* finite .* got"):
+            call()
+    machine.sweep(((Update(1, (Input(0, False, 1e38),)),),), states, 1)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@pytest.mark.parametrize("bad", [1e300, -INF, NAN])
+def test_the_compiled_module_checks_scales_by_itself(bad: float) -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    states = machine.chains(3, seed=0)
+    values = [(layer.data_ptr(), False) for layer in states.layers]
+    out = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"program: layer 1, coupling 0: expected a scale .* finite float, got"):
+        machine._impl.layer_means((1, [(0, False, bad)]), values, 3, out.data_ptr(), 0, [], 1)
+
+
+@pytest.mark.usefixtures("backend")
+def test_bernoulli_refuses_rows_and_probabilities_out_of_range() -> None:
+    out = torch.full((2, 3), 7, dtype=torch.uint8)
+    for bad in (-0.1, 1.5, NAN, INF):
+        with pytest.raises(ValueError, match=r"probabilities: expected values from 0 to 1, got"):
+            ops.bernoulli(torch.tensor([[0.5, 0.0, 1.0], [0.5, bad, 0.5]]), torch.arange(2), out, seed=0)
+    for row in (-1, 2**32):
+        with pytest.raises(ValueError, match=rf"rows: expected 0 to 4294967295, got .*{row}"):
+            ops.bernoulli(torch.full((2, 3), 0.5), torch.tensor([0, row]), out, seed=0)
+    assert torch.equal(out, torch.full_like(out, 7))
+    ops.bernoulli(torch.tensor([[0.0, 1.0]]), torch.tensor([2**32 - 1]), seed=0)
+
+
+@pytest.mark.usefixtures("backend")
+def test_free_energy_refuses_temperatures_that_mean_nothing() -> None:
+    for visible in (Kind.BERNOULLI, Kind.GAUSSIAN):
+        machine = make_machine(chain_graph((6, 4), visible))
+        states = machine.chains(3, seed=0).layers
+        for summed in (0, 1):
+            updates = (full_update(machine.graph, summed),)
+            for bad in (-0.1, NAN, INF):
+                with pytest.raises(ValueError, match="betas: expected finite values of at least 0"):
+                    machine.free_energy(updates, states, betas=torch.tensor([1.0, bad]))
+            with pytest.raises(ValueError, match="betas: expected"):
+                machine.free_energy(updates, states, betas=torch.tensor(1.0))
+            with pytest.raises(ValueError, match="betas: expected at least one"):
+                machine.free_energy(updates, states, betas=torch.empty(0))
+            if visible is Kind.GAUSSIAN:
+                with pytest.raises(ValueError, match="betas: a Gaussian layer has no distribution at beta = 0"):
+                    machine.free_energy(updates, states, betas=torch.tensor([0.0, 1.0]))
+            base = [torch.zeros(6), torch.zeros(4)]
+            for given in (base, None) if visible is Kind.BERNOULLI else (base,):
+                result = machine.free_energy(updates, states, betas=torch.tensor([0.0, 1.0]), base=given)
+                assert bool(result.isfinite().all())
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_base_must_be_finite(bad: float) -> None:
+    machine = make_machine(chain_graph((6, 4)))
+    chains = machine.chains(3, seed=0)
+    base = [torch.zeros(6), torch.tensor([0.0, 0.0, bad, 0.0])]
+    with pytest.raises(ValueError, match=r"base\[1\]: expected finite numbers"):
+        machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.ones(3), base=base)
+    with pytest.raises(ValueError, match=r"base\[1\]: expected finite numbers"):
+        machine.free_energy((full_update(machine.graph, 1),), chains.layers, base=base)
+
+
+def test_why_the_compiled_module_is_missing_is_told() -> None:
+    code = """
+import sys
+sys.modules["bm_fast._C"] = None
+import torch
+from bm_fast import ops
+try:
+    ops.statistics(torch.ones(1, 1), torch.ones(1, 1))
+except ImportError as error:
+    print(error.__cause__)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "import of bm_fast._C halted" in told

@@ -64,12 +64,14 @@ int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min
 
 int words_of(int64_t units) { return static_cast<int>((units + kWordUnits - 1) / kWordUnits); }
 
+int64_t groups_of(int64_t units) { return (units + kUnits - 1) / kUnits; }
+
 // Weights are needed output by output here, which is how the opposite direction's rows lie.
 Direction build_direction(const CouplingWeights& weights, bool transposed, int threads) {
   Direction d;
   const WeightsView by_output = weights.shape(!transposed);
   const int16_t* rows = weights.rows(!transposed, threads);
-  const int n_in = by_output.outputs, n_out = by_output.inputs, groups = (n_out + kUnits - 1) / kUnits;
+  const int n_in = by_output.outputs, n_out = by_output.inputs, groups = static_cast<int>(groups_of(n_out));
   d.words = d.chunk_words = words_of(n_in);
   d.unit_groups = groups;
   d.high = TableMemory(d.offset(groups, 0));
@@ -86,31 +88,23 @@ Direction build_direction(const CouplingWeights& weights, bool transposed, int t
   return d;
 }
 
-const LookupTables& tables_of(const Machine& machine, int threads) {
-  std::call_once(machine.lookup_once, [&] {
-    auto tables = std::make_shared<LookupTables>();
-    for (int c = 0; c < machine.n_couplings(); c++)
-      for (const bool transposed : {false, true})
-        tables->directions.push_back(build_direction(machine.weights(c), transposed, threads));
-    machine.lookup_tables = std::move(tables);
-    machine.has_lookup_tables = true;
-  });
-  return *machine.lookup_tables;
-}
+}  // namespace
 
-// One thread's chains in the kernel's layout, for the time of one call.
-class Part {
+class LookupPart {
  public:
-  Part(const Machine& machine, const SweepView& sweep, int64_t first, int64_t n)
-      : machine_(machine), tables_(tables_of(machine, 1)), sweep_(sweep), first_(first), n_(n) {
+  LookupPart(const Machine& machine, const SweepView& sweep, int64_t first, int64_t n)
+      : machine_(machine), tables_(*machine.lookup_tables), sweep_(sweep), first_(first), n_(n) {
     blocks_ = (n + kBlock - 1) / kBlock;
-    states_.resize(machine.n_layers());
-    held_.resize(machine.n_layers());
-    for (int layer = 0; layer < machine.n_layers(); layer++) pack_layer(layer);
-    if (sweep.beta) {
-      beta_ = Array<float>(blocks_ * kBlock);
-      std::copy_n(sweep.beta + first, n, beta_.data());
+    for (int layer = 0; layer < machine.n_layers(); layer++) {
+      states_.emplace_back(blocks_ * stride(layer));
+      held_.emplace_back(sweep.clamp[layer] ? blocks_ * machine.layer(layer).units : 0);
     }
+    if (sweep.beta) beta_ = Array<float>(blocks_ * kBlock);
+  }
+
+  void pack() {
+    for (int layer = 0; layer < machine_.n_layers(); layer++) pack_layer(layer);
+    if (sweep_.beta) std::copy_n(sweep_.beta + first_, n_, beta_.data());
   }
 
   bool run(const ProgramView& program, StopView stop) {
@@ -138,9 +132,7 @@ class Part {
 
   void pack_layer(int layer) {
     const int64_t units = machine_.layer(layer).units;
-    states_[layer] = Array<int16_t>(blocks_ * stride(layer));
     const uint8_t* clamp = sweep_.clamp[layer];
-    if (clamp) held_[layer] = Array<uint64_t>(blocks_ * units);
     for (int64_t b = 0; b < blocks_; b++) {
       run_.pack(states(layer, b), bytes(layer, b), units, chains_in(b));
       if (clamp)
@@ -236,8 +228,6 @@ class Part {
   alignas(64) float means_[kUnits][kTile];
 };
 
-}  // namespace
-
 bool lookup_suits(const Machine& machine, const ProgramView& program) {
   if (!kernels().lookup) return false;
   for (int layer = 0; layer < machine.n_layers(); layer++)
@@ -247,11 +237,40 @@ bool lookup_suits(const Machine& machine, const ProgramView& program) {
   return true;
 }
 
-void lookup_prepare(const Machine& machine, int threads) { tables_of(machine, threads); }
+int64_t lookup_bytes(const Machine& machine) {
+  constexpr int64_t kBytes = 2 * sizeof(int16_t) * kWordTable;  // high and low
+  int64_t bytes = 0;
+  for (int c = 0; c < machine.n_couplings(); c++) {
+    const int64_t lower = machine.layer(machine.coupling(c).lower).units;
+    const int64_t upper = machine.layer(machine.coupling(c).upper).units;
+    bytes += (groups_of(upper) * words_of(lower) + groups_of(lower) * words_of(upper)) * kBytes;
+  }
+  return bytes;
+}
 
-bool lookup_sweep(const Machine& machine, const ProgramView& program, const SweepView& sweep, int64_t first_chain,
-                  int64_t n_chains, StopView stop) {
-  Part part(machine, sweep, first_chain, n_chains);
+bool lookup_prepare(const Machine& machine, int threads) {
+  try {
+    std::call_once(machine.lookup_once, [&] {
+      auto tables = std::make_shared<LookupTables>();
+      for (int c = 0; c < machine.n_couplings(); c++)
+        for (const bool transposed : {false, true})
+          tables->directions.push_back(build_direction(machine.weights(c), transposed, threads));
+      machine.lookup_tables = std::move(tables);
+      machine.has_lookup_tables = true;
+    });
+  } catch (const std::bad_alloc&) {  // a later call tries again
+    return false;
+  }
+  return true;
+}
+
+std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const SweepView& sweep, int64_t first_chain,
+                                        int64_t n_chains) {
+  return std::make_shared<LookupPart>(machine, sweep, first_chain, n_chains);
+}
+
+bool lookup_sweep(LookupPart& part, const ProgramView& program, StopView stop) noexcept {
+  part.pack();
   if (!part.run(program, stop)) return false;
   part.unpack_layers(program);
   return true;

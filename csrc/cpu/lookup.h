@@ -13,12 +13,22 @@ namespace bm::cpu {
 // lead to one of them.
 bool lookup_suits(const Machine& machine, const ProgramView& program);
 
-// Builds the tables of a machine unless they are there; lookup_sweep would, but on one thread.
-void lookup_prepare(const Machine& machine, int threads);
+// Bytes that the tables of a machine take, built or not.
+int64_t lookup_bytes(const Machine& machine);
 
-// Runs sweep.n_sweeps sweeps of the chains first_chain .. first_chain + n_chains in place; false where it gave up
-// because `stop` was requested, with the states then undefined.
-bool lookup_sweep(const Machine& machine, const ProgramView& program, const SweepView& sweep, int64_t first_chain,
-                  int64_t n_chains, StopView stop);
+// Builds the tables of a machine unless they are there; false where memory does not suffice.
+bool lookup_prepare(const Machine& machine, int threads);
+
+// One thread's chains in the layout of the kernel.
+class LookupPart;
+
+// For the chains first_chain .. first_chain + n_chains of a call, after lookup_prepare. All memory is taken here, so
+// that lookup_sweep can run where no exception may leave. `sweep` must outlive the part; its round may change.
+std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const SweepView& sweep, int64_t first_chain,
+                                        int64_t n_chains);
+
+// Runs sweep.n_sweeps sweeps of these chains in place; false where it gave up because `stop` was requested, with the
+// states then undefined.
+bool lookup_sweep(LookupPart& part, const ProgramView& program, StopView stop) noexcept;
 
 }  // namespace bm::cpu

@@ -67,7 +67,8 @@ class StateCopies {
 // Building the tables takes as long as the other kernels need for some hundred chains, and fetching them in each sweep
 // as long as the dense kernel needs for about 72.
 bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps, int threads) {
-  if (!lookup_suits(machine, program)) return false;
+  constexpr int64_t kMostBytes = int64_t{1} << 31;  // of tables
+  if (!lookup_suits(machine, program) || lookup_bytes(machine) > kMostBytes) return false;
   constexpr int64_t kFewestChains = 72, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
   return n_chains >= kFewestChains * threads && (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
 }
@@ -90,16 +91,21 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
                  what.beta,       base.data(), what.clamp.data(), no_means.data()};
 
   const Kernels& k = kernels();
-  const bool by_lookup = lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps, threads);
+  const int64_t grain = what.n_chains >= kGrain * threads ? kGrain : 1;
+  const bool by_lookup =
+      lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps, threads) && lookup_prepare(machine, threads);
+  std::vector<std::shared_ptr<LookupPart>> lookup_parts;
   if (by_lookup) {
-    lookup_prepare(machine, threads);
+    for (int t = 0; t < threads; t++) {
+      const Part p = part(what.n_chains, t, threads, grain);
+      lookup_parts.push_back(lookup_part(machine, view, p.first, p.n));
+    }
   } else {
     plan.lay_out(dense_layers(machine, copies.values(), what.n_chains, threads), threads);
   }
   std::atomic<bool> stop{false};
   std::vector<StopState> stops(threads, {&stop, nullptr, Clock::now()});
   stops[0].interrupted = &interrupted;
-  const int64_t grain = what.n_chains >= kGrain * threads ? kGrain : 1;
 
   double seconds_per_sweep = work / kSlowestRate / threads;
   int64_t done = 0;
@@ -110,11 +116,11 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
     if (done + view.n_sweeps == what.n_sweeps) view.means = what.means.data();
     const auto start = Clock::now();
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {
+    for (int t = 0; t < threads; t++) {  // no exception may leave: memory has been taken before
       const Part p = part(what.n_chains, t, threads, grain);
       const StopView ask = {StopState::ask, &stops[t]};
       if (by_lookup) {
-        lookup_sweep(machine, plan.view(), view, p.first, p.n, ask);
+        lookup_sweep(*lookup_parts[t], plan.view(), ask);
       } else {
         k.sweep(machine.view(), plan.view(), view, copies.values(), p.first, p.n, scratch[t], ask);
       }

@@ -7,7 +7,8 @@ The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=ref
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,12 +21,16 @@ from bm_fast.parameters import Parameters, fraction_bits, snapshot
 from bm_fast.program import Program, Update, check_program
 from bm_fast.reference import Purpose
 
+_why_missing: ImportError | None = None
 try:
     from bm_fast import _C
-except ImportError:
-    _C = None  # type: ignore[assignment]
+except ImportError as error:
+    _C, _why_missing = None, error  # type: ignore[assignment]
 
 MAX_CHAINS = 2**31
+MAX_SEED = 2**64 - 1
+_MAX_WORD = 2**32 - 1  # of the random counter
+_MAX_FLOAT = torch.finfo(torch.float32).max
 _STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32}
 
 
@@ -34,7 +39,9 @@ def _native() -> bool:
     if choice not in ("native", "reference"):
         raise ValueError(f"BM_FAST_BACKEND: expected 'native' or 'reference', got {choice!r}")
     if choice == "native" and _C is None:
-        raise ImportError("the compiled module bm_fast._C is missing; reinstall, or set BM_FAST_BACKEND=reference")
+        raise ImportError(
+            "the compiled module bm_fast._C cannot be loaded; reinstall, or set BM_FAST_BACKEND=reference"
+        ) from _why_missing
     return choice == "native"
 
 
@@ -65,6 +72,16 @@ def check(
             f"got {'' if tensor.is_contiguous() else 'non-contiguous '}{tensor.dtype} {list(tensor.shape)} "
             f"on {tensor.device}"
         )
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """``value`` as int; ValueError, naming the argument, unless it is a whole number from ``low`` to ``high``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{name}: expected a whole number, {low} to {high}, got {value!r}")
+    number = int(value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, got {value!r}")
+    return number
 
 
 def _check_matrix(name: str, tensor: Tensor) -> None:
@@ -122,8 +139,9 @@ class Machine:
 
         >>> machine.chains(1024, seed=0)  # doctest: +SKIP
         """
-        if not 0 < n_chains <= MAX_CHAINS - first_chain or first_chain < 0:
-            raise ValueError(f"n_chains: expected 1 to {MAX_CHAINS - first_chain}, got {n_chains}")
+        seed = whole_number("seed", seed, 0, MAX_SEED)
+        first_chain = whole_number("first_chain", first_chain, 0, MAX_CHAINS - 1)
+        n_chains = whole_number("n_chains", n_chains, 1, MAX_CHAINS - first_chain)
         layers = empty_layers(self.graph, n_chains, self.device)
         rows = torch.arange(first_chain, first_chain + n_chains)
         for i, (layer, state) in enumerate(zip(self.graph.layers, layers, strict=True)):
@@ -154,7 +172,7 @@ class Machine:
         Ctrl-C stops within a second: chains then hold a whole number of sweeps, and ``chains.sweep`` says which.
         """
         clamp, means = clamp or {}, means or {}
-        check_program(self.graph, program)
+        self._check_program(program)
         self._check_states("chains.layers", chains.layers, states=True)
         n_chains = chains.n_chains
         self._check_beta(beta, base, n_chains, program)
@@ -163,13 +181,10 @@ class Machine:
                 if not 0 <= i < len(self.graph.layers):
                     raise ValueError(f"{what}: no layer {i} in a graph of {len(self.graph.layers)}")
                 check(f"{what}[{i}]", mask, dtype, (n_chains, self.graph.layers[i].units), self.device)
-        if n_sweeps < 0 or chains.sweep + n_sweeps > 2**32:
-            raise ValueError(f"n_sweeps: expected 0 to {2**32 - chains.sweep}, got {n_sweeps}")
-        if not 0 <= chains.first_chain <= MAX_CHAINS - n_chains:
-            raise ValueError(f"chains.first_chain: expected 0 to {MAX_CHAINS - n_chains}, got {chains.first_chain}")
-        if not 0 <= chains.seed < 2**64:
-            raise ValueError(f"chains.seed: expected 0 to 2^64 - 1, got {chains.seed}")
-        first = chains.sweep
+        seed = whole_number("chains.seed", chains.seed, 0, MAX_SEED)
+        first_chain = whole_number("chains.first_chain", chains.first_chain, 0, MAX_CHAINS - n_chains)
+        first = whole_number("chains.sweep", chains.sweep, 0, 2**32)
+        n_sweeps = whole_number("n_sweeps", n_sweeps, 0, 2**32 - first)
 
         def advance(done: int) -> None:
             chains.sweep = first + done
@@ -183,8 +198,8 @@ class Machine:
                     program,
                     chains.layers,
                     1,
-                    seed=chains.seed,
-                    first_chain=chains.first_chain,
+                    seed=seed,
+                    first_chain=first_chain,
                     first_sweep=first + s,
                     beta=beta,
                     base=base,
@@ -200,8 +215,8 @@ class Machine:
                     [layer.data_ptr() for layer in chains.layers],
                     n_chains,
                     n_sweeps,
-                    chains.seed,
-                    chains.first_chain,
+                    seed,
+                    first_chain,
                     first,
                     _address(beta),
                     [] if base is None else [_address(b) for b in base],
@@ -227,7 +242,7 @@ class Machine:
 
         values: per layer uint8 0/1 or float32 (means, probabilities, Gaussian units) ``[n_chains, units]``.
         """
-        check_program(self.graph, ((update,),))
+        self._check_program(((update,),))
         self._check_states("values", values, states=False)
         n_chains = values[0].shape[0]
         self._check_beta(beta, base, n_chains, ((update,),))
@@ -268,9 +283,10 @@ class Machine:
         """-log Σ exp(-E_beta) over all units that ``updates`` refresh, float64 ``[n_betas, n_chains]``.
 
         E_beta = beta E + (1 - beta) E_base. ``updates`` name layers that are not coupled to each other and that every
-        coupling leads to (``full_update`` of one colour). betas: float32 ``[n_betas]``, default (1,).
+        coupling leads to (``full_update`` of one colour). betas: float32 ``[n_betas]``, default (1,); 0 needs a base
+        where the graph has a Gaussian layer.
         """
-        check_program(self.graph, (tuple(updates),))
+        self._check_program((tuple(updates),))
         summed = {update.layer for update in updates}
         for i, coupling in enumerate(self.graph.couplings):
             if coupling.lower not in summed and coupling.upper not in summed:
@@ -279,8 +295,9 @@ class Machine:
                 )
         self._check_states("values", values, states=False)
         betas = torch.ones(1, device=self.device) if betas is None else betas
-        check("betas", betas, torch.float32, (len(betas),), self.device)
+        check("betas", betas, torch.float32, (betas.numel() if isinstance(betas, Tensor) else 0,), self.device)
         self._check_base(base)
+        self._check_temperatures("betas", betas, base, range(len(self.graph.layers)))
         if self._impl is None:
             return reference.free_energy(self.parameters, updates, values, betas=betas, base=base)
         out = torch.empty(len(betas), values[0].shape[0], dtype=torch.float64, device=self.device)
@@ -297,6 +314,17 @@ class Machine:
         return out
 
     # --- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_program(self, program: Program) -> None:
+        check_program(self.graph, program)
+        for update in (update for block in program for update in block):
+            for source in update.inputs:
+                bits = self.parameters.fraction_bits[source.coupling]
+                if not abs(source.scale) * 2.0**-bits <= _MAX_FLOAT:
+                    raise ValueError(
+                        f"program: layer {update.layer}, coupling {source.coupling}: expected a scale that times "
+                        f"2^-{bits} is a finite float32, got {source.scale}"
+                    )
 
     def _check_states(self, name: str, values: Sequence[Tensor], *, states: bool) -> None:
         if len(values) != len(self.graph.layers):
@@ -318,6 +346,8 @@ class Machine:
                 )
             for i, (layer, bias) in enumerate(zip(self.graph.layers, base, strict=True)):
                 check(f"base[{i}]", bias, torch.float32, (layer.units,), self.device)
+                if not bool(bias.isfinite().all()):
+                    raise ValueError(f"base[{i}]: expected finite numbers, got NaN or infinity")
 
     def _check_beta(self, beta: Tensor | None, base: Sequence[Tensor] | None, n_chains: int, program: Program) -> None:
         self._check_base(base)
@@ -326,12 +356,18 @@ class Machine:
                 raise ValueError("base: has a meaning only together with beta")
             return
         check("beta", beta, torch.float32, (n_chains,), self.device)
-        low = float(beta.min())
-        if not (low >= 0 and float(beta.max()) < float("inf")):
-            raise ValueError(f"beta: expected finite values of at least 0, got {low} to {float(beta.max())}")
-        gaussian = any(self.graph.layers[u.layer].kind is Kind.GAUSSIAN for block in program for u in block)
-        if low == 0 and base is None and gaussian:
-            raise ValueError("beta: a Gaussian layer has no distribution at beta = 0 without a base")
+        self._check_temperatures("beta", beta, base, (update.layer for block in program for update in block))
+
+    def _check_temperatures(
+        self, name: str, beta: Tensor, base: Sequence[Tensor] | None, concerned: Iterable[int]
+    ) -> None:
+        if beta.numel() == 0:
+            raise ValueError(f"{name}: expected at least one inverse temperature, got none")
+        low, high = float(beta.min()), float(beta.max())
+        if not (low >= 0 and high < float("inf")):
+            raise ValueError(f"{name}: expected finite values of at least 0, got {low} to {high}")
+        if low == 0 and base is None and any(self.graph.layers[i].kind is Kind.GAUSSIAN for i in concerned):
+            raise ValueError(f"{name}: a Gaussian layer has no distribution at beta = 0 without a base")
 
 
 def _plain(program: Program) -> list[list[tuple[int, list[tuple[int, bool, float]]]]]:
@@ -392,15 +428,26 @@ def bernoulli(
 ) -> Tensor:
     """Draws uint8 0/1 with the given probabilities, float32 ``[n, units]``.
 
-    rows: int64 ``[n]``, the chain part of the random counter: a row of data keeps its numbers in any batch.
+    rows: int64 ``[n]`` from 0 to 2^32 - 1, the chain part of the random counter: a row of data keeps its numbers in
+    any batch. ValueError for rows out of range, and for probabilities that are not between 0 and 1.
     """
     _check_matrix("probabilities", probabilities)
     _require_cpu("probabilities", probabilities)
     shape, device = tuple(probabilities.shape), probabilities.device
     check("probabilities", probabilities, torch.float32, shape, device)
     check("rows", rows, torch.int64, (shape[0],), device)
+    seed = whole_number("seed", seed, 0, MAX_SEED)
+    sweep = whole_number("sweep", sweep, 0, _MAX_WORD)
+    layer = whole_number("layer", layer, 0, 2**16 - 1)
     out = torch.empty(shape, dtype=torch.uint8, device=device) if out is None else out
     check("out", out, torch.uint8, shape, device)
+    if out.numel():
+        first, last = (int(row) for row in rows.aminmax())
+        if not (first >= 0 and last <= _MAX_WORD):
+            raise ValueError(f"rows: expected 0 to {_MAX_WORD}, got {first} to {last}")
+        low, high = (float(p) for p in probabilities.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"probabilities: expected values from 0 to 1, got {low} to {high}")
     if not _native():
         reference.bernoulli(probabilities, rows, out, seed=seed, sweep=sweep, layer=layer, purpose=purpose)
     else:
