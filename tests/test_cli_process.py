@@ -97,11 +97,12 @@ def test_the_installed_script_is_the_same_command():
 
 @pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]])
 def test_a_reader_that_goes_away_is_no_error(arguments):
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            [*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+            [*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, env=buffered
         )
     finally:
         os.close(writer)
