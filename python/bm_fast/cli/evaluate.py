@@ -177,7 +177,8 @@ def _verdict(estimates: dict[str, AISEstimate], best: str) -> Result:
     difference = high.log_z - low.log_z
     joint = math.hypot(high.standard_error, low.standard_error)
     verdict: Result = {"bases_difference": {"log_z": difference, "standard_error": joint}}
-    if abs(difference) > _AGREEMENT * joint:
+    # collapsed weights give too low a log Z, so a collapsed estimate below the other is no evidence against it
+    if abs(difference) > _AGREEMENT * joint and (low.trustworthy or difference < 0):
         apart = (
             f"the bases disagree: log Z is {high.log_z:.2f} from {best} and {low.log_z:.2f} from {other}, more than "
             f"{_AGREEMENT} joint standard errors ({joint:.2g} each) apart"
