@@ -3,8 +3,8 @@
     python recipes/flipped_mnist.py [--epochs 50]
 
 A model of flipped pixels is as hard to learn as one of the pixels themselves. The centred gradient is meant not to see
-the difference; the ordinary gradient does. 16 hidden units, PCD-1, learning rate 0.01, batches of 100, as in the experiment
-that docs/results.md names. Prints a table and writes recipes/results/flipped-mnist.json.
+the difference; the ordinary gradient does. 16 hidden units, PCD-1, learning rate 0.01, batches of 100, as in the
+experiment that docs/results.md names. Prints a table and writes recipes/results/flipped-mnist.json.
 """
 
 from __future__ import annotations
