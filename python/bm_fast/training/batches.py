@@ -41,7 +41,20 @@ class Batches(Protocol):
         """The batches of the coming epoch without the first ``skip`` ones."""
 
 
-class ArrayBatches:
+class _Shuffled:
+    """The order of batches as the state of a random generator."""
+
+    _generator: torch.Generator
+
+    @property
+    def order(self) -> Tensor:
+        return self._generator.get_state()
+
+    def restore(self, order: Tensor) -> None:
+        self._generator.set_state(order)
+
+
+class ArrayBatches(_Shuffled):
     """Rows of an array, shuffled anew in each epoch; the last batch has what is left over."""
 
     def __init__(self, data: Tensor, batch_size: int, generator: torch.Generator) -> None:
@@ -55,13 +68,6 @@ class ArrayBatches:
     def description(self) -> str:
         return f"an array of {len(self.data)} rows (CRC-32 {zlib.crc32(self.data.cpu().numpy().data):08x})"
 
-    @property
-    def order(self) -> Tensor:
-        return self._generator.get_state()
-
-    def restore(self, order: Tensor) -> None:
-        self._generator.set_state(order)
-
     def epoch(self, skip: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.data), generator=self._generator).to(self.data.device)
         for start in range(skip * self._batch_size, len(order), self._batch_size):
@@ -69,7 +75,7 @@ class ArrayBatches:
             yield torch.index_select(self.data, 0, numbers, out=self._memory[: len(numbers)]), numbers
 
 
-class LoaderBatches:
+class LoaderBatches(_Shuffled):
     """The batches of a DataLoader; rows are numbered as they come in the epoch.
 
     ``order`` is the state of the loader's own generator, or of torch's global one where the loader has none. Bringing
@@ -88,13 +94,6 @@ class LoaderBatches:
     @property
     def description(self) -> str:
         return "a DataLoader"
-
-    @property
-    def order(self) -> Tensor:
-        return self._generator.get_state()
-
-    def restore(self, order: Tensor) -> None:
-        self._generator.set_state(order)
 
     def epoch(self, skip: int) -> Iterator[Batch]:
         first = 0
