@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from bm_fast import ops
+from bm_fast.cli import main
+from cli_calls import TINY
 
 DATA = os.environ.get("BM_FAST_DATA")
 HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
@@ -35,6 +37,14 @@ def data_folder() -> Path:
     folder = Path(DATA)
     if not folder.is_dir():
         pytest.fail(f"BM_FAST_DATA: expected a folder, got {DATA!r}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of ``bm-fast train``, to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "digits", *TINY, "--output", str(folder)]) == 0
     return folder
 
 

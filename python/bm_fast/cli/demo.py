@@ -3,6 +3,7 @@
 The progress bar shows the log-likelihood of validation digits while the machine learns. At the end comes that of test
 digits, with its standard error: exact where the hidden units can be enumerated, and by annealed importance sampling
 (AIS) in any case. The data are 1,797 images of 8 x 8 grey levels; each level is the probability of a black pixel.
+It runs on one thread unless --threads asks for more: so small a machine gains nothing from a second.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     started = time.monotonic()
     if options.threads is None:
-        torch.set_num_threads(1)  # so small a machine gains nothing from a second, and loses much on a busy computer
+        torch.set_num_threads(1)  # a second one loses much where the computer is busy
     output = Output(options.output, FILES, overwrite=True)
     digits = load("digits")
     console.say(f"Training an RBM with 64 visible and {options.hidden} hidden units on {len(digits.train):,} digits")
