@@ -1,4 +1,4 @@
-// The compiled module: addresses and sizes in, the GIL released, C++ exceptions to Python errors. python/bm_fast/ops.py
+// The compiled module: addresses and sizes in, the GIL released, C++ exceptions to Python errors. python/bm_fast/ops
 // has checked dtype, shape, contiguity and device of what it passes, and keeps the tensors alive; structure.h checks
 // what does not take a look at the arrays.
 #include <pybind11/functional.h>

@@ -1,14 +1,8 @@
-"""The operations that everything else is built from; the only importer of the compiled module.
-
-Arguments are checked here, once, and never converted: a kernel gets addresses of contiguous tensors of the right dtype.
-The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=reference`` asks for it.
-"""
+"""A machine, and every operation on it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,81 +11,16 @@ from torch import Tensor
 from bm_fast import reference
 from bm_fast.chains import Chains, empty_layers
 from bm_fast.graph import Graph, Kind
-from bm_fast.parameters import Parameters, fraction_bits, snapshot
+from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, require_cpu, whole_number
+from bm_fast.ops.grid import quantise
+from bm_fast.ops.native import _C, address, is_native, value_addresses
+from bm_fast.ops.random import bernoulli
+from bm_fast.parameters import Parameters, snapshot
 from bm_fast.program import Program, Update, check_program
 from bm_fast.reference import Purpose
 
-_why_missing: ImportError | None = None
-try:
-    from bm_fast import _C
-except ImportError as error:
-    _C, _why_missing = None, error  # type: ignore[assignment]
-
-MAX_CHAINS = 2**31
-MAX_SEED = 2**64 - 1
-_MAX_WORD = 2**32 - 1  # of the random counter
 _MAX_FLOAT = torch.finfo(torch.float32).max
 _STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32}
-
-
-def _native() -> bool:
-    choice = os.environ.get("BM_FAST_BACKEND", "native")
-    if choice not in ("native", "reference"):
-        raise ValueError(f"BM_FAST_BACKEND: expected 'native' or 'reference', got {choice!r}")
-    if choice == "native" and _C is None:
-        raise ImportError(
-            "the compiled module bm_fast._C cannot be loaded; reinstall, or set BM_FAST_BACKEND=reference"
-        ) from _why_missing
-    return choice == "native"
-
-
-def _require_cpu(name: str, tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name}: the kernels of this build run on the CPU, got a tensor on {tensor.device}")
-
-
-def check(
-    name: str,
-    tensor: Tensor,
-    dtypes: torch.dtype | tuple[torch.dtype, ...],
-    shape: tuple[int, ...],
-    device: torch.device,
-) -> None:
-    """ValueError, naming the argument, unless the tensor is contiguous and of this dtype, shape and device."""
-    dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name}: expected a torch tensor, got {type(tensor).__name__}")
-    if (
-        tensor.dtype not in dtypes
-        or tuple(tensor.shape) != shape
-        or tensor.device != device
-        or not tensor.is_contiguous()
-    ):
-        raise ValueError(
-            f"{name}: expected a contiguous {' or '.join(str(d) for d in dtypes)} tensor {list(shape)} on {device}, "
-            f"got {'' if tensor.is_contiguous() else 'non-contiguous '}{tensor.dtype} {list(tensor.shape)} "
-            f"on {tensor.device}"
-        )
-
-
-def whole_number(name: str, value: object, low: int, high: int) -> int:
-    """``value`` as int; ValueError, naming the argument, unless it is a whole number from ``low`` to ``high``."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected a whole number, {low} to {high}, got {value!r}")
-    number = int(value)
-    if not low <= number <= high:
-        raise ValueError(f"{name}: expected {low} to {high}, got {value!r}")
-    return number
-
-
-def _check_matrix(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or tensor.dim() != 2:
-        got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{name}: expected a torch tensor of two dimensions, got {got}")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class Machine:
@@ -104,18 +33,18 @@ class Machine:
         self.parameters = parameters
         self.graph: Graph = parameters.graph
         self.device = parameters.biases[0].device
-        _require_cpu("biases[0]", parameters.biases[0])
+        require_cpu("biases[0]", parameters.biases[0])
         self._impl: Any = None
-        if _native():
+        if is_native():
             self._impl = _C.Machine(
                 [
-                    (layer.name, layer.units, int(layer.kind), _address(bias), _address(precision))
+                    (layer.name, layer.units, int(layer.kind), address(bias), address(precision))
                     for layer, bias, precision in zip(
                         self.graph.layers, parameters.biases, parameters.precisions, strict=True
                     )
                 ],
                 [
-                    (coupling.lower, coupling.upper, _address(weights), bits)
+                    (coupling.lower, coupling.upper, address(weights), bits)
                     for coupling, weights, bits in zip(
                         self.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
                     )
@@ -218,10 +147,10 @@ class Machine:
                     seed,
                     first_chain,
                     first,
-                    _address(beta),
-                    [] if base is None else [_address(b) for b in base],
-                    [_address(clamp.get(i)) for i in range(len(self.graph.layers))],
-                    [_address(means.get(i)) for i in range(len(self.graph.layers))],
+                    address(beta),
+                    [] if base is None else [address(b) for b in base],
+                    [address(clamp.get(i)) for i in range(len(self.graph.layers))],
+                    [address(means.get(i)) for i in range(len(self.graph.layers))],
                     torch.get_num_threads(),
                     done.data_ptr(),
                     advance,
@@ -254,11 +183,11 @@ class Machine:
         else:
             self._impl.layer_means(
                 _plain(((update,),))[0][0],
-                _values(values),
+                value_addresses(values),
                 n_chains,
                 out.data_ptr(),
-                _address(beta),
-                [] if base is None else [_address(b) for b in base],
+                address(beta),
+                [] if base is None else [address(b) for b in base],
                 torch.get_num_threads(),
             )
         return out
@@ -269,7 +198,7 @@ class Machine:
         if self._impl is None:
             return reference.energy(self.parameters, layers)
         out = torch.empty(layers[0].shape[0], dtype=torch.float64, device=self.device)
-        self._impl.energy(_values(layers), out.shape[0], out.data_ptr(), torch.get_num_threads())
+        self._impl.energy(value_addresses(layers), out.shape[0], out.data_ptr(), torch.get_num_threads())
         return out
 
     def free_energy(
@@ -303,11 +232,11 @@ class Machine:
         out = torch.empty(len(betas), values[0].shape[0], dtype=torch.float64, device=self.device)
         self._impl.free_energy(
             _plain((tuple(updates),))[0],
-            _values(values),
+            value_addresses(values),
             out.shape[1],
             betas.data_ptr(),
             len(betas),
-            [] if base is None else [_address(b) for b in base],
+            [] if base is None else [address(b) for b in base],
             out.data_ptr(),
             torch.get_num_threads(),
         )
@@ -372,106 +301,3 @@ class Machine:
 
 def _plain(program: Program) -> list[list[tuple[int, list[tuple[int, bool, float]]]]]:
     return [[(u.layer, [(i.coupling, i.transposed, i.scale) for i in u.inputs]) for u in block] for block in program]
-
-
-def _values(values: Sequence[Tensor]) -> list[tuple[int, bool]]:
-    return [(value.data_ptr(), value.dtype is torch.float32) for value in values]
-
-
-def quantise(weight: Tensor, name: str = "weight") -> tuple[Tensor, int]:
-    """``(W_q, f)`` of float32 weights: W_q = round(weight 2^f), int16, halves to even, on the finest grid that fits.
-
-    ValueError for non-finite or too large weights.
-    """
-    _require_cpu(name, weight)
-    check(name, weight, torch.float32, tuple(weight.shape), weight.device)
-    if not _native():
-        return reference.quantise(weight, name)
-    threads = torch.get_num_threads()
-    bits = fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), threads), name)
-    out = torch.empty_like(weight, dtype=torch.int16)
-    _C.quantise(weight.data_ptr(), weight.numel(), bits, out.data_ptr(), threads)
-    return out, bits
-
-
-def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tensor:
-    """Σ over chains of lowerᵀ upper, float32 ``[units of lower, units of upper]``, the same bits on every backend.
-
-    lower, upper: uint8 0/1 or float32 ``[n_chains, units]``. Chains are added in order, one fma each.
-    """
-    both = (torch.uint8, torch.float32)
-    _check_matrix("lower", lower)
-    _check_matrix("upper", upper)
-    _require_cpu("lower", lower)
-    check("lower", lower, both, tuple(lower.shape), lower.device)
-    check("upper", upper, both, (lower.shape[0], upper.shape[1]), lower.device)
-    shape = (lower.shape[1], upper.shape[1])
-    out = torch.empty(shape, device=lower.device) if out is None else out
-    check("out", out, torch.float32, shape, lower.device)
-    if not _native():
-        reference.statistics(lower, upper, out)
-    else:
-        (a, a_real), (b, b_real) = _values((lower, upper))
-        _C.statistics(a, a_real, shape[0], b, b_real, shape[1], lower.shape[0], out.data_ptr(), torch.get_num_threads())
-    return out
-
-
-def bernoulli(
-    probabilities: Tensor,
-    rows: Tensor,
-    out: Tensor | None = None,
-    *,
-    seed: int,
-    sweep: int = 0,
-    layer: int = 0,
-    purpose: Purpose = Purpose.BINARISE,
-) -> Tensor:
-    """Draws uint8 0/1 with the given probabilities, float32 ``[n, units]``.
-
-    rows: int64 ``[n]`` from 0 to 2^32 - 1, the chain part of the random counter: a row of data keeps its numbers in
-    any batch. ValueError for rows out of range, and for probabilities that are not between 0 and 1.
-    """
-    _check_matrix("probabilities", probabilities)
-    _require_cpu("probabilities", probabilities)
-    shape, device = tuple(probabilities.shape), probabilities.device
-    check("probabilities", probabilities, torch.float32, shape, device)
-    check("rows", rows, torch.int64, (shape[0],), device)
-    seed = whole_number("seed", seed, 0, MAX_SEED)
-    sweep = whole_number("sweep", sweep, 0, _MAX_WORD)
-    layer = whole_number("layer", layer, 0, 2**16 - 1)
-    out = torch.empty(shape, dtype=torch.uint8, device=device) if out is None else out
-    check("out", out, torch.uint8, shape, device)
-    if out.numel():
-        first, last = (int(row) for row in rows.aminmax())
-        if not (first >= 0 and last <= _MAX_WORD):
-            raise ValueError(f"rows: expected 0 to {_MAX_WORD}, got {first} to {last}")
-        low, high = (float(p) for p in probabilities.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"probabilities: expected values from 0 to 1, got {low} to {high}")
-    if not _native():
-        reference.bernoulli(probabilities, rows, out, seed=seed, sweep=sweep, layer=layer, purpose=purpose)
-    else:
-        _C.bernoulli(
-            probabilities.data_ptr(),
-            rows.data_ptr(),
-            shape[0],
-            shape[1],
-            out.data_ptr(),
-            seed,
-            sweep,
-            layer | purpose << 16,
-            torch.get_num_threads(),
-        )
-    return out
-
-
-def info() -> dict[str, Any]:
-    """What runs here: backend, instruction sets (compiled, usable on this processor, in use) and GPU."""
-    native = _native()
-    return {
-        "backend": "native" if native else "reference",
-        "isas_compiled": list(_C.compiled_isas()) if native else [],
-        "isas_usable": list(_C.usable_isas()) if native else [],
-        "isa": _C.isa() if native else None,
-        "gpu": _C.gpu() if native else "none: plain torch",
-    }

@@ -1,0 +1,24 @@
+"""The operations that everything else is built from; ``native`` is the only importer of the compiled module.
+
+Arguments are checked here, once, and never converted: a kernel gets addresses of contiguous tensors of the right dtype.
+The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=reference`` asks for it.
+"""
+
+from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
+from bm_fast.ops.grid import quantise
+from bm_fast.ops.machine import Machine
+from bm_fast.ops.native import info
+from bm_fast.ops.random import bernoulli
+from bm_fast.ops.sums import statistics
+
+__all__ = [
+    "MAX_CHAINS",
+    "MAX_SEED",
+    "Machine",
+    "bernoulli",
+    "check",
+    "info",
+    "quantise",
+    "statistics",
+    "whole_number",
+]
