@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from bm_fast import ops
 from bm_fast.cli import main
 from cli_calls import TINY
+from cuda_runner import emulated, on_gpu
 
 DATA = os.environ.get("BM_FAST_DATA")
 HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
@@ -55,3 +57,31 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a test once with each backend that exists; its name."""
     monkeypatch.setenv("BM_FAST_BACKEND", request.param)
     return str(request.param)
+
+
+# --- the runner of CUDA kernels: emulated, under sanitizers, on a GPU ------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return emulated(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="session", params=["thread", "address"])
+def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return emulated(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> str:
+    path = shutil.which("nvcc")
+    if path is None:
+        pytest.skip("no nvcc")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpu(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    if ops.info()["gpu"].startswith("none"):
+        pytest.skip(f"GPU {ops.info()['gpu']}")
+    return on_gpu(tmp_path_factory.mktemp("gpu"))

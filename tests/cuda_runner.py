@@ -21,7 +21,9 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("energies.cu", "gibbs.cu", "pack.cu")
+KERNELS = ("energies.cu", "gibbs.cu", "pack.cu", "weights.cu")
+RUNNER = ("operations.cpp", "runner.cpp")
+ORDERS = ("fair", "ahead", "random:1", "random:2")
 BETAS = (0.0, 0.3, 1.0)  # of free energies
 
 SANITIZERS = {
@@ -58,7 +60,7 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
     scheduler = ("-fno-tree-loop-distribute-patterns",)
     scheduler += ("-DSIMT_THREAD_SANITIZER",) if sanitizer == "thread" else watched
     objects = [_object(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
-    objects.append(_object(compiler, (*flags, *watched), ROOT / "tests/cuda/runner.cpp"))
+    objects += [_object(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
     for name in KERNELS:
         source, changed = ROOT / "csrc/cuda" / name, ()
         if change is not None and name == "gibbs.cu":
@@ -90,7 +92,9 @@ def _object(compiler: str, flags: tuple[str, ...], source: Path) -> Path:
 
 def on_gpu(folder: Path) -> list[str]:
     """Command of the runner for the GPU of this machine."""
-    sources = [ROOT / "tests/cuda/runner.cpp", *(ROOT / "csrc/cuda" / name for name in KERNELS)]
+    sources = [
+        ROOT / folder / name for folder, names in (("tests/cuda", RUNNER), ("csrc/cuda", KERNELS)) for name in names
+    ]
     program = folder / "runner"
     subprocess.run(["nvcc", *NVCC_FLAGS, "-arch=native", "-x", "cu", *sources, "-o", program], check=True)
     return [str(program)]
@@ -221,6 +225,21 @@ class Case:
         (folder / "case").write_bytes(self.to_bytes())
         (folder / "out").unlink(missing_ok=True)
         return run([*program, "sweep", str(folder / "case"), str(folder / "out")], order)
+
+
+def operate(
+    program: list[str], folder: Path, name: str, *arguments: int | Tensor | None, order: str = "fair"
+) -> bytearray:
+    """The result of an operation of tests/cuda/operations.cpp; arguments that are None are left out."""
+    parts = [
+        (np.uint64(value & 2**64 - 1) if isinstance(value, int) else value.contiguous().numpy()).tobytes()
+        for value in arguments
+        if value is not None
+    ]
+    (folder / "case").write_bytes(b"".join(parts))
+    result = run([*program, name, str(folder / "case"), str(folder / "out")], order)
+    assert result.returncode == 0, result.stderr
+    return bytearray((folder / "out").read_bytes())
 
 
 def run(command: list[str], order: str = "fair") -> subprocess.CompletedProcess[str]:

@@ -16,13 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Graph, Layer, Machine, chain_graph, ops
+from bm_fast import Graph, Layer, Machine, chain_graph
 from bm_fast.parameters import MAX_WEIGHT
 from bm_fast.program import Input, Update, full_update, gibbs_program
-from cuda_runner import KERNELS, NVCC_FLAGS, ROOT, SANITIZER_EXIT, Case, Change, emulated, on_gpu, run
+from cuda_runner import KERNELS, NVCC_FLAGS, ORDERS, ROOT, SANITIZER_EXIT, Case, Change, emulated, run
 from engine_cases import make_machine, tree
-
-ORDERS = ("fair", "ahead", "random:1", "random:2")
 
 
 def random_case(machine: Machine, n_chains: int, *, options: str = "", **others: object) -> Case:
@@ -109,11 +107,6 @@ def assert_equal(got: list[Tensor], wanted: list[Tensor]) -> None:
 # --- the same bits ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return emulated(tmp_path_factory.mktemp("plain"))
-
-
 @pytest.mark.parametrize(
     ("name", "order"), [(name, order) for name in CASES for order in (ORDERS if name != "extreme fan-in" else ["fair"])]
 )
@@ -124,11 +117,6 @@ def test_the_same_bits_as_the_processor(plain: list[str], tmp_path: Path, name: 
 @pytest.mark.parametrize("order", ORDERS)
 def test_collectives(plain: list[str], order: str) -> None:
     assert run([*plain, "collectives"], order).returncode == 0
-
-
-@pytest.fixture(scope="session", params=["thread", "address"])
-def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return emulated(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.mark.parametrize("order", ["fair", "random:3"])
@@ -232,14 +220,6 @@ def test_a_read_past_the_end_is_caught(tmp_path: Path) -> None:
 # --- the compiler for GPUs -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def nvcc() -> str:
-    path = shutil.which("nvcc")
-    if path is None:
-        pytest.skip("no nvcc")
-    return path
-
-
 @pytest.mark.parametrize("architecture", ["80", "90a"])
 @pytest.mark.parametrize("source", KERNELS)
 def test_kernels_compile_without_spills_or_local_memory(
@@ -267,13 +247,6 @@ def test_no_float_operation_may_be_contracted(nvcc: str, tmp_path: Path, source:
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def gpu(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    if ops.info()["gpu"].startswith("none"):
-        pytest.skip(f"GPU {ops.info()['gpu']}")
-    return on_gpu(tmp_path_factory.mktemp("gpu"))
 
 
 def test_collectives_on_a_gpu(gpu: list[str]) -> None:

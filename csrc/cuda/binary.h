@@ -11,8 +11,9 @@ constexpr int32_t kMaxInputs = 32;  // couplings that lead to one layer
 struct BinaryInput {
   const uint32_t* bits;  // of the layer that it comes from
   const void* weights;   // [weight_bytes], see arrange_weights
+  const float* grid;     // [1], 2^-f of the coupling: on the device, as training chooses it there
+  double scale;          // the input's own
   int32_t units;         // of the layer that it comes from
-  float scale;           // of the integer sum: the input's own scale times 2^-f
 };
 
 // A layer and what its fields are made of.
@@ -31,10 +32,14 @@ struct BinaryUpdate {
   float* means;           // [n_chains, units] for the means from which the states are drawn, or null
   uint64_t seed;
   uint32_t first_chain, sweep, layer_and_purpose;  // of the random counter
+  const uint32_t* sweeps_before;                   // [1], added to `sweep`, so that a CUDA graph can go on; or null
 };
 
 // Draws the states of a layer given those of its inputs: the same bits as every other backend.
 void update_binary(const BinaryUpdate& update, void* stream);
+
+// counter[1] += steps, of sweeps that a CUDA graph has done
+void advance(uint32_t* counter, uint32_t steps, void* stream);
 
 // A layer that adds its biases to an energy.
 struct BinaryLayer {
@@ -48,8 +53,8 @@ struct BinaryLayer {
 void add_bias_energy(double* out, const BinaryLayer& layer, int32_t n_chains,
                      const float* betas /* [n_betas], or null: one beta of 1 */, int32_t n_betas, void* stream);
 
-// out[n_chains] -= scale (units of the input) W (units of `bits`), an exact integer times the scale. The product has
-// one input; partials: [2 unit_tiles(units), n_chains].
+// out[n_chains] -= scale 2^-f (units of the input) W_q (units of `bits`), an exact integer times the scale. The product
+// has one input; partials: [2 unit_tiles(units), n_chains].
 void add_coupling_energy(double* out, int64_t* partials, const BinaryProduct& product, const uint32_t* bits,
                          void* stream);
 

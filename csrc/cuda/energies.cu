@@ -140,6 +140,7 @@ struct Subtraction {
   int64_t n_partials;
   int32_t n, n_chains;
   double scale;
+  const float* grid;  // [1], a factor of the scale; or null
 };
 
 template <class T>
@@ -149,7 +150,7 @@ SIMT_KERNEL void subtract_kernel(SIMT_PARAMETER Subtraction<T> p) {
   if (k >= p.n) return;
   T sum = 0;
   for (int64_t i = 0; i < p.n_partials; i++) sum += p.partials[(k * p.n_partials + i) * p.n_chains + chain];
-  p.out[index] -= static_cast<double>(sum) * p.scale;
+  p.out[index] -= static_cast<double>(sum) * (p.grid ? p.scale * static_cast<double>(*p.grid) : p.scale);
 }
 
 // --- launchers -------------------------------------------------------------------------------------------------------
@@ -171,14 +172,15 @@ void add_coupling_energy(double* out, int64_t* partials, const BinaryProduct& pr
                          void* stream) {
   simt::launch(coupling_energy_kernel, product_size(product), stream, CouplingEnergy{product, partials, bits});
   subtract(Subtraction<int64_t>{out, partials, 2 * unit_tiles(product.units), 1, product.n_chains,
-                                static_cast<double>(product.inputs[0].scale)},
+                                product.inputs[0].scale, product.inputs[0].grid},
            stream);
 }
 
 void add_free_energy(double* out, double* partials, const BinaryProduct& product, const float* betas, int32_t n_betas,
                      const float* base, void* stream) {
   simt::launch(free_energy_kernel, product_size(product), stream, FreeEnergy{product, partials, betas, base, n_betas});
-  subtract(Subtraction<double>{out, partials, 2 * unit_tiles(product.units), n_betas, product.n_chains, 1.}, stream);
+  subtract(Subtraction<double>{out, partials, 2 * unit_tiles(product.units), n_betas, product.n_chains, 1., nullptr},
+           stream);
 }
 
 }  // namespace bm::cuda

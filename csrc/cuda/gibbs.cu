@@ -17,6 +17,7 @@ SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kProductBlocks) update_binary_kern
 
   const int32_t n_chains = p.product.n_chains, units = p.product.units;
   const int64_t words = bit_words(units), column = place.first_unit() / 32;
+  const uint32_t sweep = p.sweep + (p.sweeps_before ? *p.sweeps_before : 0);
   uint32_t drawn = 0;  // the word that this lane stores: of row t
   SIMT_UNROLL
   for (int row = 0; row < 4; row++) {
@@ -30,7 +31,7 @@ SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kProductBlocks) update_binary_kern
     SIMT_UNROLL
     for (int pair = 0; pair < 2; pair++) {
       const int unit = place.unit(2 * pair, 0);
-      uint32_t random[4] = {static_cast<uint32_t>(unit) / 4, p.first_chain + static_cast<uint32_t>(chain), p.sweep,
+      uint32_t random[4] = {static_cast<uint32_t>(unit) / 4, p.first_chain + static_cast<uint32_t>(chain), sweep,
                             p.layer_and_purpose};
       bm::units::philox(random[0], random[1], random[2], random[3], p.seed);
       SIMT_UNROLL
@@ -54,12 +55,25 @@ SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kProductBlocks) update_binary_kern
   if (p.states && chain < n_chains && place.first_unit() < units) p.states[chain * words + column] = drawn;
 }
 
+struct Advance {
+  uint32_t* counter;
+  uint32_t steps;
+};
+
+SIMT_KERNEL void advance_kernel(SIMT_PARAMETER Advance p) {
+  if (simt::thread_x() == 0) *p.counter += p.steps;
+}
+
 }  // namespace
 
 // --- launchers -------------------------------------------------------------------------------------------------------
 
 void update_binary(const BinaryUpdate& update, void* stream) {
   simt::launch(update_binary_kernel, product_size(update.product), stream, update);
+}
+
+void advance(uint32_t* counter, uint32_t steps, void* stream) {
+  simt::launch(advance_kernel, {1, 1, 32, 0}, stream, Advance{counter, steps});
 }
 
 }  // namespace bm::cuda

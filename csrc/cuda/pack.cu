@@ -1,5 +1,4 @@
-// Bits and limbs. States are packed once for a call and weights once for a machine, so these kernels are plain: what
-// they cost is moving each array once.
+// States are packed once for a call, so these kernels are plain: what they cost is moving each array once.
 #include "cuda/pack.h"
 #include "simt/simt.h"
 
@@ -53,44 +52,6 @@ SIMT_KERNEL void unpack_bits_kernel(SIMT_PARAMETER Unpacked p) {
   }
 }
 
-struct Arranged {
-  simt::Words4* to;
-  const int16_t* weights;
-  int32_t lower, upper, transposed;
-};
-
-// The 16 bytes that one lane reads in one step.
-SIMT_DEVICE simt::Words4 limbs_at(const Arranged& p, int64_t index) {
-  const int32_t inputs = p.transposed ? p.upper : p.lower, outputs = p.transposed ? p.lower : p.upper;
-  const int32_t lane = static_cast<int32_t>(index % 32), step = static_cast<int32_t>(index / 32 % kStepsOfStage);
-  const int32_t group = static_cast<int32_t>(index / 32 / kStepsOfStage % kGroupsOfTile);
-  const int64_t stage_of_tile = index / 32 / kStepsOfStage / kGroupsOfTile;
-  const int64_t output = stage_of_tile / stages(inputs) * kTileUnits + unit_of_column(group, lane / 4);
-  const int64_t first_input = stage_of_tile % stages(inputs) * kStageInputs + step * 32 + lane % 4 * 4;
-  simt::Words4 limbs{};
-  SIMT_UNROLL
-  for (int half = 0; half < 2; half++) {
-    SIMT_UNROLL
-    for (int i = 0; i < 4; i++) {
-      const int64_t input = first_input + half * 16 + i;
-      if (input >= inputs || output >= outputs) continue;
-      const int32_t weight = p.weights[p.transposed ? output * p.upper + input : input * p.upper + output];
-      const int32_t low = ((weight + 128) & 255) - 128, high = (weight - low) / 256;
-      limbs.word[half] |= static_cast<uint32_t>(high & 255) << i * 8;
-      limbs.word[2 + half] |= static_cast<uint32_t>(low & 255) << i * 8;
-    }
-  }
-  return limbs;
-}
-
-SIMT_KERNEL void arrange_weights_kernel(SIMT_PARAMETER Arranged p) {
-  const int64_t n = (p.transposed ? weight_bytes(p.upper, p.lower) : weight_bytes(p.lower, p.upper)) / 16;
-  for (unsigned turn = 0; turn < kTurns; turn++) {
-    const int64_t index = thread_of_grid(turn);
-    if (index < n) p.to[index] = limbs_at(p, index);
-  }
-}
-
 }  // namespace
 
 // --- launchers -------------------------------------------------------------------------------------------------------
@@ -103,12 +64,6 @@ void pack_bits(uint32_t* bits, const uint8_t* values, int32_t n_chains, int32_t 
 void unpack_bits(uint8_t* values, const uint32_t* bits, int32_t n_chains, int32_t units, void* stream) {
   simt::launch(unpack_bits_kernel, size_for(static_cast<int64_t>(n_chains) * units, kThreads), stream,
                Unpacked{values, bits, n_chains, units});
-}
-
-void arrange_weights(void* to, const int16_t* weights, int32_t lower, int32_t upper, bool transposed, void* stream) {
-  const int64_t bytes = transposed ? weight_bytes(upper, lower) : weight_bytes(lower, upper);
-  simt::launch(arrange_weights_kernel, size_for(bytes / 16, kThreads), stream,
-               Arranged{static_cast<simt::Words4*>(to), weights, lower, upper, transposed});
 }
 
 }  // namespace bm::cuda

@@ -22,11 +22,15 @@ constexpr int kProductBlocks = 3;  // of a multiprocessor: 12 warps, as many as 
 constexpr int kStageBytes = kStageWeightBytes + kTileChains * kStageInputs / 8;
 constexpr int kProductSharedBytes = kStages * kStageBytes;
 
+inline void check_inputs(int32_t n_inputs) {
+  if (n_inputs < 0 || n_inputs > kMaxInputs)
+    throw std::invalid_argument("update: expected at most " + std::to_string(kMaxInputs) +
+                                " couplings that lead to one layer, got " + std::to_string(n_inputs));
+}
+
 // Of a kernel whose blocks make one tile each.
 inline simt::Size product_size(const BinaryProduct& p) {
-  if (p.n_inputs < 0 || p.n_inputs > kMaxInputs)
-    throw std::invalid_argument("update: expected at most " + std::to_string(kMaxInputs) +
-                                " couplings that lead to one layer, got " + std::to_string(p.n_inputs));
+  check_inputs(p.n_inputs);
   return {static_cast<unsigned>((p.n_chains + kTileChains - 1) / kTileChains),
           static_cast<unsigned>(unit_tiles(p.units)), kProductThreads, kProductSharedBytes};
 }
@@ -50,17 +54,22 @@ struct Cursor {  // the stage of an input that is loaded next
   int input, stage;
 };
 
+// A stage of the weights of this block's units, 16 bytes at a time.
+SIMT_DEVICE void load_weights(const void* weights, int n_stages, int stage, unsigned char* to) {
+  const int thread = static_cast<int>(simt::thread_x());
+  const unsigned char* from = static_cast<const unsigned char*>(weights) +
+                              (static_cast<int64_t>(simt::block_y()) * n_stages + stage) * kStageWeightBytes;
+  SIMT_UNROLL
+  for (int i = 0; i < kStageWeightBytes / 16 / kProductThreads; i++)
+    simt::copy_async16(to + 16 * (thread + i * kProductThreads), from + 16 * (thread + i * kProductThreads), 16);
+}
+
 SIMT_DEVICE void load_next(const BinaryProduct& p, Cursor& cursor, unsigned char* to) {
   if (cursor.input < p.n_inputs) {
     const BinaryInput& input = p.inputs[cursor.input];
     const int thread = static_cast<int>(simt::thread_x());
     const int n_stages = static_cast<int>(stages(input.units));
-    const unsigned char* weights =
-        static_cast<const unsigned char*>(input.weights) +
-        (static_cast<int64_t>(simt::block_y()) * n_stages + cursor.stage) * kStageWeightBytes;
-    SIMT_UNROLL
-    for (int i = 0; i < kStageWeightBytes / 16 / kProductThreads; i++)
-      simt::copy_async16(to + 16 * (thread + i * kProductThreads), weights + 16 * (thread + i * kProductThreads), 16);
+    load_weights(input.weights, n_stages, cursor.stage, to);
     if (thread < kTileChains) {
       const int64_t chain = static_cast<int64_t>(simt::block_x()) * kTileChains + thread;
       const bool exists = chain < p.n_chains;
@@ -126,6 +135,12 @@ SIMT_DEVICE void multiply_inputs(const BinaryProduct& p, Fold fold) {
   simt::copy_wait<0>();
 }
 
+// What the integer sums of an input are multiplied by.
+template <class Input>
+SIMT_DEVICE float sum_scale(const Input& input) {
+  return static_cast<float>(input.scale * static_cast<double>(*input.grid));
+}
+
 // Fields at beta = 1 of the lane's elements: bias, then one fma for each input in order.
 using Fields = float[2][4][4];
 
@@ -139,6 +154,7 @@ SIMT_DEVICE void make_fields(const BinaryProduct& p, const TilePlace& place, Fie
     }
   }
   multiply_inputs(p, [&](int input, const Sums& high, const Sums& low) {
+    const float scale = sum_scale(p.inputs[input]);
     SIMT_UNROLL
     for (int m = 0; m < 2; m++) {
       SIMT_UNROLL
@@ -146,7 +162,7 @@ SIMT_DEVICE void make_fields(const BinaryProduct& p, const TilePlace& place, Fie
         SIMT_UNROLL
         for (int i = 0; i < 4; i++) {
           const int32_t sum = high[m][n][i] * 256 + low[m][n][i];
-          fields[m][n][i] = units::fma(static_cast<float>(sum), p.inputs[input].scale, fields[m][n][i]);
+          fields[m][n][i] = units::fma(static_cast<float>(sum), scale, fields[m][n][i]);
         }
       }
     }

@@ -323,9 +323,16 @@ uint32_t ballot(bool flag, int line) {
   return bits;
 }
 
-void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+namespace {
+
+int32_t byte_of(uint32_t word, unsigned shift, bool is_signed) {
+  return is_signed ? static_cast<int8_t>(word >> shift) : static_cast<uint8_t>(word >> shift);
+}
+
+void multiply(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool is_signed, const char* place,
+              int line) {
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const unsigned turn = emulation::publish(words, 6, "mma_m16n8k32", line);
+  const unsigned turn = emulation::publish(words, 6, place, line);
   const emulation::Lane& self = *device->running;
   const unsigned g = self.thread % 32 / 4, t = self.thread % 4;
   for (unsigned i = 0; i < 4; i++) {
@@ -333,12 +340,22 @@ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32
     uint32_t sum = static_cast<uint32_t>(acc[i]);
     for (unsigned k = 0; k < 32; k++) {
       const unsigned from = k % 16 / 4, upper = k / 16, shift = k % 4 * 8;
-      const uint32_t left = self.warp->lanes[g * 4 + from]->published[turn][upper * 2 + lower] >> shift & 0xff;
-      const auto right = static_cast<int8_t>(self.warp->lanes[column * 4 + from]->published[turn][4 + upper] >> shift);
-      sum += static_cast<uint32_t>(static_cast<int32_t>(left) * right);
+      const uint32_t left = self.warp->lanes[g * 4 + from]->published[turn][upper * 2 + lower];
+      const uint32_t right = self.warp->lanes[column * 4 + from]->published[turn][4 + upper];
+      sum += static_cast<uint32_t>(byte_of(left, shift, is_signed) * byte_of(right, shift, true));
     }
     acc[i] = static_cast<int32_t>(sum);
   }
+}
+
+}  // namespace
+
+void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+  multiply(acc, a, b0, b1, false, "mma_m16n8k32", line);
+}
+
+void mma_m16n8k32_signed(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+  multiply(acc, a, b0, b1, true, "mma_m16n8k32_signed", line);
 }
 
 }  // namespace simt

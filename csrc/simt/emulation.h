@@ -55,7 +55,15 @@ void sync_warp(int line = __builtin_LINE());
 uint32_t shuffle_xor(uint32_t value, unsigned mask, int line = __builtin_LINE());
 uint32_t ballot(bool flag, int line = __builtin_LINE());
 void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE());
+void mma_m16n8k32_signed(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                         int line = __builtin_LINE());
 void copy_commit();
+
+SIMT_DEVICE void atomic_max(uint32_t* at, uint32_t value) {
+  uint32_t old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (old < value && !__atomic_compare_exchange_n(at, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
 
 SIMT_DEVICE void copy_async16(void* to, const void* from, int bytes) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)

@@ -9,11 +9,13 @@
 //   shuffle_xor(value, mask)            the value of lane ^ mask
 //   ballot(flag)                        bit i: the flag of lane i
 //   mma_m16n8k32(acc, a, b)             acc += A B of a whole warp
+//   mma_m16n8k32_signed(acc, a, b)      the same with signed A
 //                                       collectives of all 32 lanes of a warp; they do not order memory
 //   copy_async16(to, from, bytes)       16 bytes from global to shared memory; those beyond `bytes` become 0
 //   copy_commit()  copy_wait<N>()       closes a group of copies; waits until at most N groups are open, which concerns
 //                                       the calling thread's own copies only
 //   load4(from)  load16(from)           4 and 16 aligned bytes at once
+//   atomic_max(at, value)               *at becomes the larger of both; lanes and blocks may meet at one word
 //   launch(kernel, size, stream, arguments)
 //                                       one structure is the kernel's only parameter; throws std::runtime_error
 //
@@ -88,6 +90,14 @@ SIMT_DEVICE void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_
                : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+SIMT_DEVICE void mma_m16n8k32_signed(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+SIMT_DEVICE void atomic_max(uint32_t* at, uint32_t value) { atomicMax(at, value); }
 
 SIMT_DEVICE void copy_async16(void* to, const void* from, int bytes) {
   const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(to));

@@ -1,0 +1,7 @@
+// Single operations of the kernels, each with a case of its own.
+#pragma once
+
+#include <string>
+
+// Runs an operation on the arrays of the file `from` and writes its results to `to`; false where none has this name.
+bool run_operation(const std::string& name, const char* from, const char* to);
