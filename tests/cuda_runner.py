@@ -21,8 +21,8 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("energies.cu", "gibbs.cu", "pack.cu", "weights.cu")
-RUNNER = ("operations.cpp", "runner.cpp")
+KERNELS = ("energies.cu", "gibbs.cu", "pack.cu", "real.cu", "weights.cu")
+RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
 BETAS = (0.0, 0.3, 1.0)  # of free energies
 
@@ -240,6 +240,49 @@ def operate(
     result = run([*program, name, str(folder / "case"), str(folder / "out")], order)
     assert result.returncode == 0, result.stderr
     return bytearray((folder / "out").read_bytes())
+
+
+def real_case(
+    machine: Machine,
+    program: Program,
+    values: Sequence[Tensor],
+    *,
+    beta: Tensor | None = None,
+    base: Sequence[Tensor] | None = None,
+    clamp: Mapping[int, Tensor] | None = None,
+) -> list[int | Tensor | None]:
+    """A machine whose layers have bits (uint8) or real values (float32), as tests/cuda/real.cpp reads it."""
+    parameters, clamp = machine.parameters, clamp or {}
+    parts: list[int | Tensor | None] = [values[0].shape[0], beta is not None, beta, len(values)]
+    for i, value in enumerate(values):
+        optional = (None if base is None else base[i], parameters.precisions[i], clamp.get(i))
+        parts += [value.shape[1], parameters.biases[i]]
+        for array in optional:
+            parts += [array is not None, array]
+        parts += [value.dtype is torch.float32, value]
+    parts.append(len(parameters.weights))
+    for coupling, weights, bits in zip(
+        parameters.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
+    ):
+        parts += [coupling.lower, coupling.upper, bits, weights]
+    updates = [update for block in program for update in block]
+    parts.append(len(updates))
+    for update in updates:
+        parts += [update.layer, len(update.inputs)]
+        for source in update.inputs:
+            parts += [source.coupling, source.transposed, torch.tensor(source.scale, dtype=torch.float64)]
+    return parts
+
+
+def taken(data: bytearray, *shapes: tuple[torch.dtype, Sequence[int]]) -> list[Tensor]:
+    """Arrays that lie one after the other, and nothing else."""
+    arrays, at = list[Tensor](), 0
+    for dtype, shape in shapes:
+        n = math.prod(shape)
+        arrays.append(torch.frombuffer(data, dtype=dtype, count=n, offset=at).view(*shape))
+        at += n * dtype.itemsize
+    assert at == len(data)
+    return arrays
 
 
 def run(command: list[str], order: str = "fair") -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,7 @@
 #include "operations.h"
 
+#include <map>
+
 #include "arrays.h"
 #include "cuda/pack.h"
 
@@ -26,10 +28,12 @@ void quantise(Reader& in, Writer& out) {
 }  // namespace
 
 bool run_operation(const std::string& name, const char* from, const char* to) {
-  void (*operation)(Reader&, Writer&) = name == "quantise" ? quantise : nullptr;
-  if (!operation) return false;
+  const std::map<std::string, void (*)(Reader&, Writer&)> operations = {
+      {"quantise", quantise}, {"real_sweep", real_sweep}, {"mean_field", mean_field}};
+  const auto operation = operations.find(name);
+  if (operation == operations.end()) return false;
   Reader in(from);
   Writer out(to);
-  operation(in, out);
+  operation->second(in, out);
   return true;
 }
