@@ -21,7 +21,7 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("energies.cu", "gibbs.cu", "pack.cu", "real.cu", "weights.cu")
+KERNELS = ("energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "weights.cu")
 RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
 BETAS = (0.0, 0.3, 1.0)  # of free energies

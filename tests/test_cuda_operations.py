@@ -60,3 +60,43 @@ def test_weights_that_do_not_fit_are_reported(plain: list[str], tmp_path: Path, 
 def test_sanitizers_find_nothing_in_quantisation(sanitized: list[str], tmp_path: Path) -> None:
     integers, bits = ops.quantise(WEIGHTS["usual"])
     assert quantised(sanitized, tmp_path, WEIGHTS["usual"], integers, "random:3") == (2.0**-bits, 0, b"\1\1")
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+SHAPES = ((1, 1, 1), (130, 65, 33), (70, 64, 128), (257, 17, 90))  # chains, lower, upper
+KINDS = ("bits bits", "bits reals", "reals bits", "reals reals")
+
+
+def factors(shape: tuple[int, int, int], kinds: str) -> list[Tensor]:
+    return [
+        (normal(shape[0], n, seed=i) > 0.4).to(torch.uint8) if kind == "bits" else normal(shape[0], n, seed=i)
+        for i, (kind, n) in enumerate(zip(kinds.split(), shape[1:], strict=True))
+    ]
+
+
+def summed(program: list[str], folder: Path, lower: Tensor, upper: Tensor, order: str = "fair") -> Tensor:
+    arguments = [x for f in (lower, upper) for x in (f.shape[1], f.dtype is torch.float32, f)]
+    out = operate(program, folder, "statistics", len(lower), *arguments, order=order)
+    return torch.frombuffer(out, dtype=torch.float32).view(lower.shape[1], upper.shape[1])
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize(("shape", "order"), [(s, o) for s in SHAPES for o in (ORDERS if s == SHAPES[1] else ["fair"])])
+def test_statistics_have_the_same_bits(
+    plain: list[str], tmp_path: Path, shape: tuple[int, int, int], kinds: str, order: str
+) -> None:
+    lower, upper = factors(shape, kinds)
+    assert torch.equal(summed(plain, tmp_path, lower, upper, order), ops.statistics(lower, upper))
+
+
+def test_statistics_of_many_chains(plain: list[str], tmp_path: Path) -> None:
+    lower, upper = torch.ones(65_537, 2, dtype=torch.uint8), torch.ones(65_537, 3, dtype=torch.uint8)
+    upper[1::2, 1] = 0
+    assert torch.equal(summed(plain, tmp_path, lower, upper), torch.tensor([[65_537.0, 32_769.0, 65_537.0]] * 2))
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_sanitizers_find_nothing_in_statistics(sanitized: list[str], tmp_path: Path, kinds: str) -> None:
+    lower, upper = factors((150, 33, 67), kinds)
+    assert torch.equal(summed(sanitized, tmp_path, lower, upper, "random:3"), ops.statistics(lower, upper))

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "cuda/binary.h"
+#include "cuda/spread.h"
 #include "simt/simt.h"
 
 namespace bm::cuda {
@@ -80,9 +81,6 @@ SIMT_DEVICE void load_next(const BinaryProduct& p, Cursor& cursor, unsigned char
   }
   simt::copy_commit();  // empty after the last stage, so that the number of open groups stays the same
 }
-
-// Four bits as four bytes 0 or 1.
-SIMT_DEVICE uint32_t spread(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101u; }
 
 // Sums of [2 x 16 chains][4 x 8 units][fragment of a lane]
 using Sums = int32_t[2][4][4];

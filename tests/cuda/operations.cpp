@@ -4,6 +4,7 @@
 
 #include "arrays.h"
 #include "cuda/pack.h"
+#include "cuda/statistics.h"
 
 namespace {
 
@@ -25,11 +26,33 @@ void quantise(Reader& in, Writer& out) {
   }
 }
 
+void statistics(Reader& in, Writer& out) {
+  const auto n_chains = static_cast<int32_t>(in.one());
+  std::optional<Buffer<uint32_t>> bits[2];
+  std::optional<Buffer<float>> numbers[2];
+  bm::cuda::Factor factors[2];
+  for (int i = 0; i < 2; i++) {
+    const auto units = static_cast<int32_t>(in.one());
+    const int64_t n = int64_t{n_chains} * units;
+    if (in.one()) {
+      numbers[i].emplace(in.many<float>(n));
+    } else {
+      Buffer<uint8_t> bytes(in.many<uint8_t>(n));
+      bits[i].emplace(n_chains * bm::cuda::bit_words(units));
+      bm::cuda::pack_bits(bits[i]->data(), bytes.data(), n_chains, units, nullptr);
+    }
+    factors[i] = {address(bits[i]), address(numbers[i]), units};
+  }
+  Buffer<float> sums(static_cast<size_t>(factors[0].units) * factors[1].units);
+  bm::cuda::statistics(sums.data(), factors[0], factors[1], n_chains, nullptr);
+  out.add(sums.read());
+}
+
 }  // namespace
 
 bool run_operation(const std::string& name, const char* from, const char* to) {
   const std::map<std::string, void (*)(Reader&, Writer&)> operations = {
-      {"quantise", quantise}, {"real_sweep", real_sweep}, {"mean_field", mean_field}};
+      {"quantise", quantise}, {"statistics", statistics}, {"real_sweep", real_sweep}, {"mean_field", mean_field}};
   const auto operation = operations.find(name);
   if (operation == operations.end()) return false;
   Reader in(from);
