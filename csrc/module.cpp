@@ -143,6 +143,16 @@ class Machine {
     bm::energy(at<double>(out), *machine_, values_of(values), n_chains, threads);
   }
 
+  void gap(const std::vector<Address>& biases, int bias_bits, bool has_base, const std::vector<PlainValues>& values,
+           int64_t n_chains, Address out, int threads) const {
+    const bm::GapBiases gap_biases = {all_at<const int64_t>(biases), bias_bits, has_base};
+    structure_->check_addresses("biases", gap_biases.biases);
+    bm::check_range("bias_bits", bias_bits, -bm::kMaxBiasBits, bm::kMaxBiasBits);
+    check({}, values, n_chains, at<const void>(out), threads);
+    const py::gil_scoped_release release;
+    bm::gap(at<double>(out), *machine_, gap_biases, values_of(values), n_chains, threads);
+  }
+
   void free_energy(const std::vector<PlainUpdate>& updates, const std::vector<PlainValues>& values, int64_t n_chains,
                    Address betas, int64_t n_betas, const std::vector<Address>& base, Address out, int threads) const {
     const bm::Block block = block_of(updates);
@@ -193,6 +203,8 @@ PYBIND11_MODULE(_C, m) {
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("threads"))
+      .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("has_base"), py::arg("values"),
+           py::arg("n_chains"), py::arg("out"), py::arg("threads"))
       .def("free_energy", &Machine::free_energy, py::arg("updates"), py::arg("values"), py::arg("n_chains"),
            py::arg("betas"), py::arg("n_betas"), py::arg("base"), py::arg("out"), py::arg("threads"));
 
@@ -217,6 +229,27 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("probabilities"), py::arg("rows"), py::arg("n"), py::arg("units"), py::arg("out"), py::arg("seed"),
       py::arg("sweep"), py::arg("layer_and_purpose"), py::arg("threads"), released);
+  m.def(
+      "swap",
+      [](Address rungs, Address attempts, Address acceptances, Address heading, Address trips, Address gaps,
+         Address betas, int64_t n_rungs, int64_t n_chains, uint64_t seed, uint32_t first_ladder, uint32_t round) {
+        check({{"n_rungs", n_rungs}, {"n_chains", n_chains}},
+              {{"rungs", rungs},
+               {"attempts", attempts},
+               {"acceptances", acceptances},
+               {"heading", heading},
+               {"trips", trips},
+               {"gaps", gaps},
+               {"betas", betas}},
+              1);
+        bm::check_ladders(n_rungs, n_chains);
+        bm::swap({at<int32_t>(rungs), at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading),
+                  at<int64_t>(trips)},
+                 at<const double>(gaps), at<const float>(betas), n_rungs, n_chains, seed, first_ladder, round);
+      },
+      py::arg("rungs"), py::arg("attempts"), py::arg("acceptances"), py::arg("heading"), py::arg("trips"),
+      py::arg("gaps"), py::arg("betas"), py::arg("n_rungs"), py::arg("n_chains"), py::arg("seed"),
+      py::arg("first_ladder"), py::arg("round"), released);
   m.def(
       "largest_weight",
       [](Address weights, int64_t n, int threads) {

@@ -87,6 +87,31 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
 // out[n_chains] = energy at beta = 1.
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains, int threads);
 
+// Integers B_q = round((bias - base) 2^bits) of every layer, whose sums over units that are on are exact.
+struct GapBiases {
+  std::vector<const int64_t*> biases;  // per layer [units]
+  int bits;
+  bool has_base;  // which shares the quadratic term of Gaussian layers
+};
+
+// out[n_chains] = E - E_base, by which the tempered energy beta E + (1 - beta) E_base grows with beta.
+void gap(double* out, const Machine& machine, const GapBiases& biases, const std::vector<Values>& values,
+         int64_t n_chains, int threads);
+
+// Where the chains of every ladder are, and what has come of the swaps so far; updated in place.
+struct Rungs {
+  int32_t* rungs;       // [n_chains], in each run of n_rungs chains (a ladder) a permutation of 0 .. n_rungs - 1
+  int64_t* attempts;    // [n_rungs - 1], += tries of each pair of rungs
+  double* acceptances;  // [n_rungs - 1], += probabilities that they were taken
+  uint8_t* heading;     // [n_chains], which end a chain was at last: 1 rung 0, 2 the last rung, 0 neither yet
+  int64_t* trips;       // [n_chains], += arrivals at the last rung from rung 0
+};
+
+// One round of swaps between neighbouring rungs: pairs (0, 1), (2, 3).. if `round` is even, (1, 2), (3, 4).. if odd.
+// Throws std::invalid_argument, before anything is changed, where `rungs` holds no permutations.
+void swap(const Rungs& rungs, const double* gaps /* [n_chains] */, const float* betas /* [n_rungs] */, int64_t n_rungs,
+          int64_t n_chains, uint64_t seed, uint32_t first_ladder, uint32_t round);
+
 // out[n_betas, n_chains] = -log of the sum of exp(-E_beta) over the units of the updated layers.
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
                  int64_t n_chains, const float* betas /* [n_betas] */, int64_t n_betas,

@@ -25,6 +25,13 @@ void check_address(const std::string& name, const void* address) {
 
 void check_threads(int threads) { check_range("threads", threads, 1, kMaxThreads); }
 
+void check_ladders(int64_t n_rungs, int64_t n_chains) {
+  check_range("n_rungs", n_rungs, 2, kMaxRungs);
+  check_range("n_chains", n_chains, 1, kMaxChains);
+  require(n_chains % n_rungs == 0, "n_chains",
+          "a multiple of " + std::to_string(n_rungs) + " rungs, got " + std::to_string(n_chains));
+}
+
 Structure::Structure(const std::vector<LayerParameters>& layers, const std::vector<CouplingParameters>& couplings) {
   require(!layers.empty(), "layers", "at least one layer, got none");
   for (const LayerParameters& layer : layers) {

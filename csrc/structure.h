@@ -16,10 +16,13 @@ constexpr int64_t kMaxChains = int64_t{1} << 31;
 constexpr int64_t kMaxSweeps = int64_t{1} << 32;  // sweeps are numbered in 32 bits
 constexpr int kMaxThreads = 4096;
 constexpr int kMaxFractionBits = 30;
+constexpr int kMaxBiasBits = 200;
+constexpr int64_t kMaxRungs = int64_t{1} << 16;
 
 void check_range(const std::string& name, int64_t value, int64_t least, int64_t most);
 void check_address(const std::string& name, const void* address);
 void check_threads(int threads);
+void check_ladders(int64_t n_rungs, int64_t n_chains);  // whole ladders of at least two rungs
 
 // The layers and couplings of a machine without their numbers.
 class Structure {

@@ -86,7 +86,7 @@ BM_UNITS void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uin
   }
 }
 
-constexpr uint32_t kGibbs = 0, kInitial = 1, kBinarise = 2;  // purposes
+constexpr uint32_t kGibbs = 0, kInitial = 1, kBinarise = 2, kSwap = 3;  // purposes
 BM_UNITS uint32_t layer_and_purpose(uint32_t layer, uint32_t purpose) { return layer | purpose << 16; }
 
 // The top 24 bits as the middle of their cell, (k + 1/2) 2^-24 rounded to float: never 0, 1 at most.
@@ -118,6 +118,14 @@ BM_UNITS float exp_minus(float x) {
 BM_UNITS bool decide(float x, uint32_t word) {
   const float u = uniform(word);
   return fma(u, exp_minus(x), u) < 1.f;
+}
+
+// min(1, exp(log_ratio))
+BM_UNITS float acceptance(double log_ratio) { return log_ratio >= 0 ? 1.f : exp_minus(-static_cast<float>(log_ratio)); }
+
+// Whether a Metropolis move is taken: u < exp(log_ratio), without a logarithm.
+BM_UNITS bool accept(double log_ratio, uint32_t word) {
+  return log_ratio >= 0 || uniform(word) * exp_minus(static_cast<float>(log_ratio)) < 1.f;
 }
 
 BM_UNITS float logistic(float x) { return 1.f / (1.f + exp_minus(x)); }

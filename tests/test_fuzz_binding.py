@@ -108,6 +108,21 @@ def test_other_operations_stay_inside_their_buffers(
     assert int(drawn.max()) <= 1
 
 
+@given(data=st.data(), machine=machines(), n_ladders=st.integers(1, 9), n_rungs=st.integers(2, 14))
+def test_swaps_stay_inside_their_buffers(data: st.DataObject, machine: Machine, n_ladders: int, n_rungs: int) -> None:
+    torch.set_num_threads(data.draw(st.integers(1, 5)))
+    chains = machine.chains(n_ladders * n_rungs, seed=data.draw(st.integers(0, 2**64 - 1)))
+    sizes = [layer.units for layer in machine.graph.layers]
+    base = [torch.randn(n) for n in sizes] if data.draw(st.booleans()) else None
+    gaps = ops.EnergyGap(machine, base).of(chains.layers)
+    assert bool(torch.isfinite(gaps).all())
+    rungs = ops.Rungs.start(n_ladders, n_rungs)
+    for _ in range(3):
+        ops.swap(rungs, gaps, torch.linspace(0, 1, n_rungs), seed=chains.seed)
+    assert torch.equal(rungs.rungs.view(n_ladders, n_rungs).sort(1).values, torch.arange(n_rungs).expand(n_ladders, -1))
+    assert int(rungs.attempts.sum()) == n_ladders * (n_rungs // 2 + (n_rungs - 1) // 2 + n_rungs // 2)
+
+
 # --- hostile arguments of the public operations -----------------------------------------------------------------------
 
 

@@ -26,6 +26,13 @@ struct TemperView {
   const float* const* base;  // per layer [padded] or null: none
 };
 
+// As GapBiases in ops.h.
+struct GapView {
+  const int64_t* const* biases;  // per layer [units]
+  int bits;
+  bool has_base;
+};
+
 // Statistics take the upper layer in panels of chains and units, and the lower one in tiles of units.
 constexpr int32_t kPanelChains = 128, kPanelUnits = 1024, kPanelRows = 64, kCountWords = 16;
 constexpr int64_t panel_size(int64_t n_chains, int64_t n_upper) {
@@ -59,6 +66,10 @@ struct Kernels {
   // upward: for each coupling an update of its upper layer with this one input.
   void (*energy)(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first,
                  int64_t n, Scratch scratch);
+
+  // upward: as for energy.
+  void (*gap)(double* out, MachineView machine, ProgramView upward, const GapView& biases, const ValuesView* values,
+              int64_t first, int64_t n, Scratch scratch);
 
   // out: [n_betas, n_chains]; is_summed: [n_layers].
   void (*free_energy)(double* out, MachineView machine, ProgramView summed, const bool* is_summed,

@@ -41,6 +41,16 @@ class Machine:
         threads: int,
     ) -> None: ...
     def energy(self, values: Sequence[_Values], n_chains: int, out: int, threads: int) -> None: ...
+    def gap(
+        self,
+        biases: Sequence[int],
+        bias_bits: int,
+        has_base: bool,
+        values: Sequence[_Values],
+        n_chains: int,
+        out: int,
+        threads: int,
+    ) -> None: ...
     def free_energy(
         self,
         updates: Sequence[_Update],
@@ -74,6 +84,20 @@ def bernoulli(
     sweep: int,
     layer_and_purpose: int,
     threads: int,
+) -> None: ...
+def swap(
+    rungs: int,
+    attempts: int,
+    acceptances: int,
+    heading: int,
+    trips: int,
+    gaps: int,
+    betas: int,
+    n_rungs: int,
+    n_chains: int,
+    seed: int,
+    first_ladder: int,
+    round: int,
 ) -> None: ...
 def largest_weight(weights: int, n: int, threads: int) -> float: ...
 def quantise(weights: int, n: int, fraction_bits: int, out: int, threads: int) -> None: ...

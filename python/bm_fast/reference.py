@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     GIBBS = 0
     INITIAL = 1
     BINARISE = 2
+    SWAP = 3
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
@@ -101,6 +102,16 @@ def decide(x: Tensor, words: Tensor) -> Tensor:
     """Whether a unit with field x turns on: u < 1 / (1 + exp(-x)), tested as u exp(-x) + u < 1. uint8."""
     u = uniform(words)
     return (fma(u, exp_minus(x), u) < 1).to(torch.uint8)
+
+
+def acceptance(log_ratio: Tensor) -> Tensor:
+    """min(1, exp(log_ratio)) of float64 log ratios as float32, by the same polynomial."""
+    return torch.where(log_ratio >= 0, torch.ones(()), exp_minus(-log_ratio.float()))
+
+
+def accept(log_ratio: Tensor, words: Tensor) -> Tensor:
+    """Whether a Metropolis move is taken: u < exp(log_ratio), tested as u exp(-log_ratio) < 1 below 0. bool."""
+    return (log_ratio >= 0) | (uniform(words) * exp_minus(log_ratio.float()) < 1)
 
 
 def logistic(x: Tensor) -> Tensor:
@@ -244,6 +255,81 @@ def energy(parameters: Parameters, layers: Sequence[Tensor]) -> Tensor:
         sums = layers[coupling.lower].double() @ parameters.weights[i].double()
         total -= (sums * layers[coupling.upper].double()).sum(1) * 2.0 ** -parameters.fraction_bits[i]
     return total
+
+
+def gap(
+    parameters: Parameters, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]
+) -> Tensor:
+    """E - E_base of each chain, float64 ``[n_chains]``: what a change of beta by one adds to the tempered energy.
+
+    biases: per layer int64 ``[units]``, B_q of bias - base, on the grid ``2**-bias_bits``. Sums over binary layers are
+    exact integers; they are scaled and subtracted in float64, the couplings in order and then the biases. A Gaussian
+    layer comes first. Its quadratic term is shared with a base, and cancels.
+    """
+    n_chains = layers[0].shape[0]
+    total, on = torch.zeros(n_chains, dtype=torch.float64), torch.zeros(n_chains, dtype=torch.int64)
+    for i, layer in enumerate(parameters.graph.layers):
+        if layer.kind is not Kind.GAUSSIAN:
+            on += (layers[i].long() * biases[i]).sum(1)
+            continue
+        state, precision = layers[i].double(), parameters.precisions[i]
+        total -= state @ (biases[i].double() * 2.0**-bias_bits)
+        if precision is not None and not has_base:
+            total += state.square() @ precision.double() / 2
+    for i, coupling in enumerate(parameters.graph.couplings):
+        sums = layers[coupling.lower].double() @ parameters.weights[i].double()
+        total -= (sums * layers[coupling.upper].double()).sum(1) * 2.0 ** -parameters.fraction_bits[i]
+    return total - on.double() * 2.0**-bias_bits
+
+
+def swap(
+    rungs: Tensor,
+    gaps: Tensor,
+    betas: Tensor,
+    attempts: Tensor,
+    acceptances: Tensor,
+    heading: Tensor,
+    trips: Tensor,
+    *,
+    seed: int,
+    first_ladder: int,
+    swap_round: int,
+) -> None:
+    """One round of replica exchange, in place: neighbouring rungs of each ladder exchange their chains, or do not.
+
+    Even rounds try the pairs of rungs (0, 1), (2, 3)…, odd rounds (1, 2), (3, 4)…. With chain a on the lower rung i and
+    chain b on rung i + 1, the rungs change hands where u < exp((betas[i] - betas[i + 1]) (gaps[a] - gaps[b])).
+
+    rungs: int32 ``[n_chains]``, of each run of n_rungs chains (a ladder) a permutation of 0..n_rungs - 1.
+    gaps: float64 ``[n_chains]``; betas: float32 ``[n_rungs]``.
+    attempts, acceptances: int64 and float64 ``[n_rungs - 1]``, to which tries and probabilities of each pair are added,
+        ladder by ladder.
+    heading: uint8 ``[n_chains]``: 1 for a chain that was on rung 0 more lately than on the last rung, 2 for the
+        opposite, 0 for neither yet. trips: int64 ``[n_chains]``: arrivals on the last rung with heading 1.
+    """
+    n_rungs = len(betas)
+    table, energy = rungs.view(-1, n_rungs), gaps.view(-1, n_rungs)
+    chain_on = table.argsort(1)
+    n_ladders = len(table)
+    if not torch.equal(table.gather(1, chain_on), torch.arange(n_rungs, dtype=torch.int32).expand(n_ladders, -1)):
+        raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")
+    words = random_words(
+        n_rungs - 1, torch.arange(first_ladder, first_ladder + n_ladders), swap_round, 0, Purpose.SWAP, seed
+    )
+    step = betas.double()[:-1] - betas.double()[1:]
+    for i in range(swap_round % 2, n_rungs - 1, 2):
+        a, b = chain_on[:, i : i + 1], chain_on[:, i + 1 : i + 2]
+        log_ratio = (step[i] * (energy.gather(1, a) - energy.gather(1, b)))[:, 0]
+        attempts[i] += n_ladders
+        for p in acceptance(log_ratio):
+            acceptances[i] += p.double()
+        taken = accept(log_ratio, words[:, i])[:, None].int()
+        table.scatter_(1, a, i + taken)
+        table.scatter_(1, b, i + 1 - taken)
+    top, bottom = rungs == n_rungs - 1, rungs == 0
+    trips += (top & (heading == 1)).long()
+    heading[top] = 2
+    heading[bottom] = 1
 
 
 def free_energy(

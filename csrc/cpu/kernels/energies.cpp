@@ -79,6 +79,29 @@ void energy(double* out, MachineView machine, ProgramView upward, const ValuesVi
   }
 }
 
+void gap(double* out, MachineView machine, ProgramView upward, const GapView& biases, const ValuesView* values,
+         int64_t first, int64_t n, Scratch scratch) {
+  const double grid = __builtin_ldexp(1., -biases.bits);
+  for (int64_t chain = first; chain < first + n; chain++) {
+    double total = 0;
+    uint64_t on = 0;  // of int64 sums, without undefined overflow
+    for (int i = 0; i < machine.n_layers; i++) {
+      const LayerView& layer = machine.layers[i];
+      if (values[i].real) {
+        const float* state = real_state(values[i], layer.units, chain);
+        total -= dot(state, biases.biases[i], layer.units) * grid;
+        if (layer.precisions && !biases.has_base) total += half_weighted_square(state, layer.precisions, layer.units);
+      } else {
+        const uint8_t* state = binary_state(values[i], layer.units, chain);
+        for (int32_t u = 0; u < layer.units; u++) on += state[u] ? static_cast<uint64_t>(biases.biases[i][u]) : 0;
+      }
+    }
+    for (int i = 0; i < upward.n_updates; i++)
+      total -= interaction(upward.updates[i].inputs[0], values, upward.updates[i].layer, chain, scratch);
+    out[chain] = total - static_cast<double>(static_cast<int64_t>(on)) * grid;
+  }
+}
+
 // --- free energy -----------------------------------------------------------------------------------------------------
 
 typedef double Doubles __attribute__((vector_size(kVectorBytes)));

@@ -13,7 +13,7 @@ static const lookup::Kernels* const kLookup = nullptr;
 #endif
 
 extern const Kernels kernels;
-const Kernels kernels = {BM_STRING(BM_ISA), sweep,        layer_means, energy, free_energy, statistics, bernoulli,
-                         largest_magnitude, largest_byte, quantise,    kLookup};
+const Kernels kernels = {BM_STRING(BM_ISA), sweep,     layer_means,       energy,       gap,      free_energy,
+                         statistics,        bernoulli, largest_magnitude, largest_byte, quantise, kLookup};
 
 }  // namespace bm::cpu::BM_ISA

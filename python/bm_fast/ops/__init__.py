@@ -10,15 +10,19 @@ from bm_fast.ops.machine import Machine
 from bm_fast.ops.native import info
 from bm_fast.ops.random import bernoulli
 from bm_fast.ops.sums import statistics
+from bm_fast.ops.tempering import EnergyGap, Rungs, swap
 
 __all__ = [
     "MAX_CHAINS",
     "MAX_SEED",
+    "EnergyGap",
     "Machine",
+    "Rungs",
     "bernoulli",
     "check",
     "info",
     "quantise",
     "statistics",
+    "swap",
     "whole_number",
 ]

@@ -1,0 +1,193 @@
+"""Replica exchange: the energies that decide swaps, exact and the same on every backend, and the swaps themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bm_fast import reference
+from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
+from bm_fast.ops.machine import Machine
+from bm_fast.ops.native import _C, is_native, value_addresses
+
+MAX_BIAS_BITS = 40
+"""Finest grid of biases in energy gaps: a float32 bias above 2^-16 in size is on it exactly."""
+
+MAX_RUNGS = 2**16
+
+
+class EnergyGap:
+    """E - E_base of a machine's states, by which the tempered energy beta E + (1 - beta) E_base grows with beta.
+
+    E_base = -Σ base·h (+ the machine's quadratic term for Gaussian layers, which cancels in the gap).
+    Biases enter as integers round((bias - base) 2^bits), so that a gap of binary states is the same number on every
+    backend, instruction set and split of the chains (docs/numbers.md).
+
+    base: per layer float32 ``[units]``; None: no base, the gap is E itself.
+    """
+
+    def __init__(self, machine: Machine, base: Sequence[Tensor] | None = None) -> None:
+        machine._check_base(base)
+        self.machine = machine
+        self.base = base
+        biases = [bias.double() for bias in machine.parameters.biases]
+        if base is not None:
+            biases = [bias - other.double() for bias, other in zip(biases, base, strict=True)]
+        n_units = sum(layer.units for layer in machine.graph.layers)
+        largest = max(float(bias.abs().max()) for bias in biases)
+        # the sum over all units stays below 2^62
+        self.bias_bits = min(MAX_BIAS_BITS, 62 - math.frexp(n_units * largest)[1])
+        self.biases = [(bias * 2.0**self.bias_bits).round().long() for bias in biases]
+
+    def of(self, layers: Sequence[Tensor]) -> Tensor:
+        """The gap of each chain, float64 ``[n_chains]``; layers as in ``Chains.layers``."""
+        machine = self.machine
+        machine._check_states("layers", layers, states=True)
+        has_base = self.base is not None
+        if not is_native():
+            return reference.gap(machine.parameters, self.biases, self.bias_bits, has_base, layers)
+        out = torch.empty(layers[0].shape[0], dtype=torch.float64, device=machine.device)
+        machine._impl.gap(
+            [bias.data_ptr() for bias in self.biases],
+            self.bias_bits,
+            has_base,
+            value_addresses(layers),
+            out.shape[0],
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+
+@dataclass
+class Rungs:
+    """On which rung of its ladder each chain is, and what has come of swaps so far.
+
+    Each run of ``n_rungs`` chains is a ladder; a swap exchanges the rungs of two of its chains, never their states.
+
+    rungs: int32 ``[n_chains]``; of each ladder a permutation of 0..n_rungs - 1.
+    attempts: int64 ``[n_rungs - 1]``, tries of each pair of neighbouring rungs.
+    acceptances: float64 ``[n_rungs - 1]``, the sum of the probabilities with which they were taken.
+    heading: uint8 ``[n_chains]``, the end at which a chain was last: 1 rung 0, 2 the last rung, 0 neither yet.
+    trips: int64 ``[n_chains]``, arrivals at the last rung from rung 0.
+    round: rounds of swaps done; its parity chooses the pairs.
+    """
+
+    rungs: Tensor
+    attempts: Tensor
+    acceptances: Tensor
+    heading: Tensor
+    trips: Tensor
+    round: int = 0
+
+    @classmethod
+    def start(cls, n_ladders: int, n_rungs: int, device: torch.device | str = "cpu") -> Rungs:
+        """Chain i of each ladder on rung i, nothing counted."""
+        n_rungs = whole_number("n_rungs", n_rungs, 2, MAX_RUNGS)
+        n_ladders = whole_number("n_ladders", n_ladders, 1, MAX_CHAINS // n_rungs)
+        n_chains = n_ladders * n_rungs
+        rungs = cls(
+            torch.arange(n_rungs, dtype=torch.int32, device=device).repeat(n_ladders),
+            torch.zeros(n_rungs - 1, dtype=torch.int64, device=device),
+            torch.zeros(n_rungs - 1, dtype=torch.float64, device=device),
+            torch.zeros(n_chains, dtype=torch.uint8, device=device),
+            torch.zeros(n_chains, dtype=torch.int64, device=device),
+        )
+        rungs.heading[rungs.rungs == 0] = 1
+        rungs.heading[rungs.rungs == n_rungs - 1] = 2
+        return rungs
+
+    @property
+    def n_rungs(self) -> int:
+        return self.attempts.shape[0] + 1
+
+    def clone(self) -> Rungs:
+        """An independent copy."""
+        return Rungs(
+            self.rungs.clone(),
+            self.attempts.clone(),
+            self.acceptances.clone(),
+            self.heading.clone(),
+            self.trips.clone(),
+            self.round,
+        )
+
+
+def check_rungs(rungs: Rungs, betas: Tensor, first_ladder: int) -> None:
+    """ValueError unless these are whole ladders with strictly rising betas."""
+    device = rungs.rungs.device
+    n_rungs = whole_number("rungs.n_rungs", rungs.n_rungs, 2, MAX_RUNGS)
+    n_chains = rungs.rungs.numel()
+    if n_chains == 0 or n_chains % n_rungs:
+        raise ValueError(f"rungs.rungs: expected a multiple of {n_rungs} chains, got {n_chains}")
+    check("rungs.rungs", rungs.rungs, torch.int32, (n_chains,), device)
+    check("rungs.attempts", rungs.attempts, torch.int64, (n_rungs - 1,), device)
+    check("rungs.acceptances", rungs.acceptances, torch.float64, (n_rungs - 1,), device)
+    check("rungs.heading", rungs.heading, torch.uint8, (n_chains,), device)
+    check("rungs.trips", rungs.trips, torch.int64, (n_chains,), device)
+    check_betas(betas, n_rungs, device)
+    whole_number("first_ladder", first_ladder, 0, MAX_CHAINS // n_rungs - n_chains // n_rungs)
+    whole_number("rungs.round", rungs.round, 0, 2**32 - 1)
+
+
+def check_betas(betas: Tensor, n_rungs: int, device: torch.device) -> None:
+    """ValueError unless these are ``n_rungs`` finite float32 inverse temperatures that rise strictly from 0 or more."""
+    check("betas", betas, torch.float32, (n_rungs,), device)
+    if not (float(betas[0]) >= 0 and bool((betas[1:] > betas[:-1]).all()) and math.isfinite(float(betas[-1]))):
+        raise ValueError(
+            f"betas: expected finite values that rise strictly from 0 or more, got {[f'{b:g}' for b in betas.tolist()]}"
+        )
+
+
+def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int = 0) -> None:
+    """One round of replica exchange between neighbouring rungs, in place; advances ``rungs.round``.
+
+    With chains a and b on rungs i and i + 1 the rungs change hands with probability
+    min(1, exp((beta_i - beta_i+1) (gap_a - gap_b))), which leaves the joint distribution of the ladder alone. Pairs
+    (0, 1), (2, 3)… are tried in even rounds, (1, 2), (3, 4)… in odd ones: alternating makes a chain that was swapped
+    up go on up, so that round trips take a number of rounds proportional to the rungs, not to their square.
+
+    gaps: float64 ``[n_chains]`` of ``EnergyGap.of``; betas: float32 ``[n_rungs]``, strictly rising.
+    first_ladder: number of the first ladder in the random counter, for ladders that are split over several objects.
+
+    Source: Okabe et al. (2001); Syed, Bouchard-Côté, Deligiannidis and Doucet, Non-reversible parallel tempering,
+    JRSS B 84 (2022).
+    """
+    check_rungs(rungs, betas, first_ladder)
+    check("gaps", gaps, torch.float64, tuple(rungs.rungs.shape), rungs.rungs.device)
+    seed = whole_number("seed", seed, 0, MAX_SEED)
+    if not bool(gaps.isfinite().all()):
+        raise ValueError("gaps: expected finite numbers, got NaN or infinity")
+    if not is_native():
+        reference.swap(
+            rungs.rungs,
+            gaps,
+            betas,
+            rungs.attempts,
+            rungs.acceptances,
+            rungs.heading,
+            rungs.trips,
+            seed=seed,
+            first_ladder=first_ladder,
+            swap_round=rungs.round,
+        )
+    else:
+        _C.swap(
+            rungs.rungs.data_ptr(),
+            rungs.attempts.data_ptr(),
+            rungs.acceptances.data_ptr(),
+            rungs.heading.data_ptr(),
+            rungs.trips.data_ptr(),
+            gaps.data_ptr(),
+            betas.data_ptr(),
+            rungs.n_rungs,
+            rungs.rungs.numel(),
+            seed,
+            first_ladder,
+            rungs.round,
+        )
+    rungs.round += 1
