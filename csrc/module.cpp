@@ -7,7 +7,9 @@
 
 #include <exception>
 #include <initializer_list>
+#include <limits>
 #include <optional>
+#include <stdexcept>
 #include <tuple>
 
 #include "ops.h"
@@ -137,6 +139,29 @@ class Machine {
                     threads);
   }
 
+  void mean_field(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<PlainValues>& plain_values,
+                  int64_t n_cases, int64_t iterations, float tolerance, float damping, Address changes,
+                  Address performed, int threads) const {
+    bm::Program program;
+    for (const auto& block : plain) program.push_back(block_of(block));
+    const std::vector<bm::Values> values = values_of(plain_values);
+    structure_->check_program(program);
+    structure_->check_values(values);
+    for (const bm::Block& block : program)
+      for (const bm::Update& update : block)
+        if (!values[update.layer].real)
+          throw std::invalid_argument("values[" + std::to_string(update.layer) +
+                                      "]: expected real values of a layer that is updated");
+    bm::check_range("n_cases", n_cases, 1, bm::kMaxChains);
+    bm::check_range("iterations", iterations, 1, std::numeric_limits<int32_t>::max());
+    bm::check_address("changes", at<const void>(changes));
+    bm::check_address("performed", at<const void>(performed));
+    bm::check_threads(threads);
+    const py::gil_scoped_release release;
+    bm::mean_field(*machine_, program, values,
+                   {n_cases, iterations, tolerance, damping, at<float>(changes), at<int32_t>(performed)}, threads);
+  }
+
   void energy(const std::vector<PlainValues>& values, int64_t n_chains, Address out, int threads) const {
     check({}, values, n_chains, at<const void>(out), threads);
     const py::gil_scoped_release release;
@@ -202,6 +227,9 @@ PYBIND11_MODULE(_C, m) {
            py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("sweeps_done"), py::arg("progress"))
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
+      .def("mean_field", &Machine::mean_field, py::arg("program"), py::arg("values"), py::arg("n_cases"),
+           py::arg("iterations"), py::arg("tolerance"), py::arg("damping"), py::arg("changes"), py::arg("performed"),
+           py::arg("threads"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("threads"))
       .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("has_base"), py::arg("values"),
            py::arg("n_chains"), py::arg("out"), py::arg("threads"))

@@ -84,6 +84,20 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
                  int64_t n_chains, const float* beta /* [n_chains] or null */, const std::vector<const float*>& base,
                  int threads);
 
+struct MeanField {
+  int64_t n_cases;
+  int64_t iterations;  // at most
+  float tolerance;     // a case stops once no mean changes by more; 0: never
+  float damping;       // share of the old mean that an update keeps
+  float* changes;      // [n_cases], largest change of a mean in the case's last iteration
+  int32_t* performed;  // [n_cases], iterations
+};
+
+// Runs a program on means instead of states: each update replaces the values of its layer, which are real, by the means
+// given all other values. A case's result does not depend on the cases beside it.
+void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
+                const MeanField& what, int threads);
+
 // out[n_chains] = energy at beta = 1.
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains, int threads);
 

@@ -17,6 +17,9 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace vnni {
+extern const mean_field::Kernels mean_field_kernels;
+}
 #endif
 
 namespace {
@@ -69,6 +72,14 @@ const Kernels& choose() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+const mean_field::Kernels& mean_field_kernels() {
+#if defined(__x86_64__)
+  // an extension that most processors with AVX-512 have: no level of its own, since it serves this alone
+  if (&kernels() == &avx512::kernels && __builtin_cpu_supports("avx512vnni")) return vnni::mean_field_kernels;
+#endif
+  return *kernels().mean_field;
 }
 
 }  // namespace bm::cpu

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/lookup_kernels.h"
+#include "cpu/mean_field_kernels.h"
 #include "cpu/views.h"
 
 namespace bm::cpu {
@@ -87,6 +88,7 @@ struct Kernels {
   uint8_t (*largest_byte)(const uint8_t* bytes, int64_t n);
   void (*quantise)(int16_t* out, const float* values, int64_t n, float scale);
 
+  const mean_field::Kernels* mean_field;
   const lookup::Kernels* lookup;  // null where the instruction set has none
 };
 

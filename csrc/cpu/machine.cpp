@@ -17,7 +17,7 @@ void copy_padded(T* to, const T* from, int64_t n, int64_t size, T rest) {
 
 Machine::Machine(const std::vector<LayerParameters>& layers, const std::vector<CouplingParameters>& couplings,
                  int threads)
-    : couplings_(couplings) {
+    : limbs(2 * couplings.size()), couplings_(couplings) {
   for (const LayerParameters& layer : layers) {
     const auto units = static_cast<int32_t>(layer.units), size = cpu::padded(units);
     cpu::LayerView view{units, size, layer.kind, nullptr, nullptr};

@@ -12,6 +12,7 @@
 namespace bm::cpu {
 
 struct LookupTables;  // of the lookup kernel, which alone knows what is in it
+class Limbs;          // of mean field, likewise
 
 }  // namespace bm::cpu
 
@@ -34,6 +35,10 @@ class Machine {
   mutable std::once_flag lookup_once;
   mutable std::atomic<bool> has_lookup_tables{false};
   mutable std::shared_ptr<const cpu::LookupTables> lookup_tables;
+
+  // Split weights for mean field, by coupling and end; those that were wanted.
+  mutable std::mutex limbs_mutex;
+  mutable std::vector<std::shared_ptr<const cpu::Limbs>> limbs;
 
  private:
   std::vector<std::string> names_;

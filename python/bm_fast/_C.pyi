@@ -40,6 +40,18 @@ class Machine:
         base: Sequence[int],
         threads: int,
     ) -> None: ...
+    def mean_field(
+        self,
+        program: Sequence[Sequence[_Update]],
+        values: Sequence[_Values],
+        n_cases: int,
+        iterations: int,
+        tolerance: float,
+        damping: float,
+        changes: int,
+        performed: int,
+        threads: int,
+    ) -> None: ...
     def energy(self, values: Sequence[_Values], n_chains: int, out: int, threads: int) -> None: ...
     def gap(
         self,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
-from bm_fast import arrays, checkpoints
+from bm_fast import arrays
 from bm_fast.arrays import Array
-from bm_fast.chains import Chains
-from bm_fast.graph import Graph, Kind, chain_graph
-from bm_fast.ops import Machine
-from bm_fast.program import full_update, gibbs_program
+from bm_fast.graph import Kind, chain_graph
+from bm_fast.model import VISIBLE as VISIBLE
+from bm_fast.model import BoltzmannModel
+from bm_fast.program import full_update
 
-VISIBLE, HIDDEN = 0, 1
+HIDDEN = 1
 
 
-class RBM(nn.Module):
+class RBM(BoltzmannModel):
     """A restricted Boltzmann machine with Bernoulli hidden units and Bernoulli or Gaussian visible units.
 
     E(v, h) = -vᵀ W h - bᵀv - cᵀh                   Bernoulli visible units, v in {0, 1}
@@ -41,6 +36,8 @@ class RBM(nn.Module):
     Source: Smolensky (1986); Hinton, Training products of experts (2002); Cho et al. (2011) for learned variances.
     """
 
+    name = "rbm"
+
     def __init__(
         self,
         n_visible: int,
@@ -49,111 +46,31 @@ class RBM(nn.Module):
         seed: int = 0,
         weight_scale: float = 0.01,
     ) -> None:
-        super().__init__()
-        if not 0 <= weight_scale < math.inf:
-            raise ValueError(f"weight_scale: expected a finite number of at least 0, got {weight_scale}")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
-        self.graph: Graph = chain_graph((n_visible, n_hidden), visible)
+        super().__init__(chain_graph((n_visible, n_hidden), visible), seed, weight_scale)
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(weight_scale * torch.randn(n_visible, n_hidden, generator=generator))
         self.visible_bias = nn.Parameter(torch.zeros(n_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(n_hidden))
-        self.log_precision = nn.Parameter(torch.zeros(n_visible)) if self.visible is Kind.GAUSSIAN else None
+        self.log_precision = self._first_log_precision()
 
     @property
-    def n_visible(self) -> int:
-        return self.graph.layers[VISIBLE].units
+    def coupling_weights(self) -> tuple[nn.Parameter, ...]:
+        return (self.weight,)
+
+    @property
+    def layer_biases(self) -> tuple[nn.Parameter, ...]:
+        return (self.visible_bias, self.hidden_bias)
 
     @property
     def n_hidden(self) -> int:
         return self.graph.layers[HIDDEN].units
 
-    @property
-    def visible(self) -> Kind:
-        """Kind of the visible units."""
-        return self.graph.layers[VISIBLE].kind
-
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
+    def shape(self) -> dict[str, Any]:
+        """The arguments that make an RBM of the same shape."""
+        return {"n_visible": self.n_visible, "n_hidden": self.n_hidden}
 
     def extra_repr(self) -> str:
         return f"{self.n_visible}, {self.n_hidden}, visible={self.visible.name}"
-
-    def machine(self) -> Machine:
-        """The machine that runs the present parameters; ValueError if they are not finite or leave the grid.
-
-        Building it costs a pass over the weights: build one for many calls while the parameters stay.
-        """
-        precision = None if self.log_precision is None else self.log_precision.detach().exp()
-        return Machine.build(
-            self.graph,
-            (self.weight.detach(),),
-            (self.visible_bias.detach(), self.hidden_bias.detach()),
-            (precision, None),
-        )
-
-    # --- sampling ---------------------------------------------------------------------------------------------------
-
-    def chains(self, n_chains: int, seed: int, visible: Tensor | NDArray[np.generic] | None = None) -> Chains:
-        """Chains at sweep 0, visible units at fair coins (Bernoulli), zero (Gaussian) or the given states.
-
-        visible: states to start from, ``[n_chains, n_visible]`` in the dtype of the units: uint8 0/1 or float32.
-        """
-        chains = self.machine().chains(n_chains, seed)
-        if visible is not None:
-            start = arrays.rows("visible", visible, self.graph.layers[VISIBLE], self.device)
-            state = chains.layers[VISIBLE]
-            if start.shape != state.shape or start.dtype is not state.dtype:
-                raise ValueError(
-                    f"visible: expected {state.dtype} {list(state.shape)}, got {start.dtype} {list(start.shape)}"
-                )
-            state.copy_(start)
-        return chains
-
-    def sample(
-        self,
-        chains: Chains,
-        sweeps: int,
-        beta: float | Tensor | None = None,
-        clamp: Tensor | NDArray[np.generic] | None = None,
-        progress: bool | Callable[[int], None] = False,
-    ) -> Chains:
-        """Runs ``sweeps`` block Gibbs sweeps, hidden units first, in place; returns ``chains``.
-
-        beta: inverse temperature, one number or float32 ``[n_chains]``; default 1.
-        clamp: visible units that keep their value where it is 1: bool or uint8 0/1, ``[n_visible]`` or
-            ``[n_chains, n_visible]``.
-        progress: True for a progress bar, or a function that is called now and then with the number of sweeps done.
-
-        Ctrl-C stops within a second: the chains then hold a whole number of sweeps (``chains.sweep``) and can go on.
-        """
-        machine = self.machine()
-        masks = {} if clamp is None else {VISIBLE: self._mask(clamp, chains.n_chains)}
-        if isinstance(beta, (int, float)):
-            beta = torch.full((chains.n_chains,), float(beta), device=self.device)
-        program = gibbs_program(self.graph)
-        if progress is not True:
-            report = progress if callable(progress) else None
-            machine.sweep(program, chains, sweeps, beta=beta, clamp=masks, progress=report)
-            return chains
-        with tqdm(total=sweeps, unit="sweep") as bar:
-            machine.sweep(program, chains, sweeps, beta=beta, clamp=masks, progress=lambda n: bar.update(n - bar.n))
-        return chains
-
-    def _mask(self, clamp: Tensor | NDArray[np.generic], n_chains: int) -> Tensor:
-        mask = arrays.tensor("clamp", clamp)
-        full = (n_chains, self.n_visible)
-        if mask.dtype not in (torch.bool, torch.uint8) or tuple(mask.shape) not in (full, full[1:]):
-            raise ValueError(
-                f"clamp: expected bool or uint8 [{self.n_visible}] or {list(full)}, got {mask.dtype} {list(mask.shape)}"
-            )
-        if int(mask.max()) > 1:
-            raise ValueError(f"clamp: expected 0 and 1 only, got {int(mask.max())}")
-        if mask.device != self.device:
-            raise ValueError(f"clamp: expected a tensor on {self.device}, got one on {mask.device}")
-        return mask.to(torch.uint8).expand(full).contiguous()
 
     # --- means and free energies ------------------------------------------------------------------------------------
 
@@ -186,48 +103,3 @@ class RBM(nn.Module):
         unread = values.new_zeros((len(values), self.n_hidden), dtype=torch.uint8)
         summed_out = (full_update(self.graph, HIDDEN),)
         return arrays.given_kind(self.machine().free_energy(summed_out, (values, unread))[0], v)
-
-    # --- initialisation and files -----------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def initialise_biases(self, data: Tensor | NDArray[np.generic]) -> None:
-        """Sets the visible parameters so that, without weights, units have their mean (and variance) in the data.
-
-        Bernoulli: b = log(p / (1 - p)) with p = (Σ v + 1) / (n + 2), which stays finite for units that never change.
-        Gaussian: λ = 1 / variance and b = λ mean; variances below 1/1000 of the average one are raised to that.
-
-        Source: Hinton, A practical guide to training RBMs (2010), section 8.1; p by Laplace's rule of succession.
-        """
-        values = arrays.rows("data", data, self.graph.layers[VISIBLE], self.device)
-        if self.log_precision is None:
-            on = (values.sum(0, dtype=torch.float64) + 1) / (len(values) + 2)
-            self.visible_bias.copy_(torch.logit(on))
-            return
-        mean = values.mean(0, dtype=torch.float64)
-        variance = (values.square().mean(0, dtype=torch.float64) - mean.square()).clamp(min=0)
-        if float(variance.sum()) == 0:
-            raise ValueError("data: expected values that vary, got the same row again and again")
-        precision = 1 / variance.clamp(min=1e-3 * float(variance.mean()))
-        self.log_precision.copy_(precision.log())
-        self.visible_bias.copy_(precision * mean)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to a safetensors file, atomically; errors as in ``checkpoints.save``."""
-        checkpoints.save(path, {"rbm": self.settings()})
-
-    def settings(self) -> dict[str, object]:
-        """What a checkpoint holds of a model: its shape and its parameters."""
-        return {
-            "n_visible": self.n_visible,
-            "n_hidden": self.n_hidden,
-            "visible": self.visible.name,
-            "parameters": dict(self.state_dict()),
-        }
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> RBM:
-        """The model in a file written by ``RBM.save`` or ``Trainer.save``; errors as in ``checkpoints.load``."""
-        held = checkpoints.entry(checkpoints.load(path), "rbm", path)
-        rbm = cls(held["n_visible"], held["n_hidden"], Kind[held["visible"]])
-        rbm.load_state_dict(held["parameters"])
-        return rbm.to(device)

@@ -239,6 +239,45 @@ def layer_means(
     out.copy_(layer_mean(parameters, update.layer, x, beta, base))
 
 
+def mean_field(
+    parameters: Parameters,
+    program: Program,
+    values: Sequence[Tensor],
+    *,
+    iterations: int,
+    tolerance: float,
+    damping: float,
+    changes: Tensor,
+    performed: Tensor,
+) -> None:
+    """Runs a program on means: each update replaces the values of its layer by the means given all other values.
+
+    An update moves the old mean m to f + damping (m - f), f being the mean given the field. A case stops by itself once
+    none of its means changes by more than ``tolerance`` in an iteration; with tolerance 0 it never does.
+
+    values: per layer ``[n_cases, units]``, uint8 0/1 or float32; float32 and updated in place in layers of the program.
+    changes: float32 ``[n_cases]``, largest change of a mean in a case's last iteration.
+    performed: int32 ``[n_cases]``, iterations of each case.
+    """
+    active = torch.arange(values[0].shape[0])
+    for iteration in range(iterations):
+        largest = torch.zeros(len(active))
+        for block in program:
+            for update in block:
+                x = model_field(parameters, update, [value[active] for value in values])
+                mean = layer_mean(parameters, update.layer, x, None, None)
+                old = values[update.layer][active]
+                mean = fma(torch.tensor(damping), old - mean, mean)
+                largest = torch.maximum(largest, (mean - old).abs().amax(1))
+                values[update.layer][active] = mean
+        changes[active] = largest
+        performed[active] = iteration + 1
+        if tolerance > 0:
+            active = active[largest > tolerance]
+            if len(active) == 0:
+                return
+
+
 def energy(parameters: Parameters, layers: Sequence[Tensor]) -> Tensor:
     """E(state) of each chain, float64 ``[n_chains]``; the coupling terms of binary layers are exact integers.
 

@@ -6,7 +6,7 @@ The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=ref
 
 from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
 from bm_fast.ops.grid import quantise
-from bm_fast.ops.machine import Machine
+from bm_fast.ops.machine import Convergence, Machine
 from bm_fast.ops.native import info
 from bm_fast.ops.random import bernoulli
 from bm_fast.ops.sums import statistics
@@ -15,6 +15,7 @@ from bm_fast.ops.tempering import EnergyGap, Rungs, swap
 __all__ = [
     "MAX_CHAINS",
     "MAX_SEED",
+    "Convergence",
     "EnergyGap",
     "Machine",
     "Rungs",

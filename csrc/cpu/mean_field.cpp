@@ -1,0 +1,138 @@
+// The driver of mean-field iterations: what stays is added up once, then each thread iterates blocks of cases.
+#include <omp.h>
+
+#include <algorithm>
+
+#include "cpu/work.h"
+
+namespace bm {
+namespace cpu {
+
+// W_q of a coupling seen from one end, as limbs.
+class Limbs {
+ public:
+  Limbs(const WeightsView& weights, const mean_field::Kernels& kernels) {
+    const size_t size = static_cast<size_t>(weights.inputs + mean_field::kQuad - 1) / mean_field::kQuad *
+                        mean_field::kQuad * weights.stride;
+    high_ = Array<uint8_t>(size);
+    low_ = Array<uint8_t>(size);
+    steps_ = Array<float>(weights.stride);
+    kernels.split(high_.data(), low_.data(), steps_.data(), weights);
+  }
+  mean_field::LimbsView view() const { return {high_.data(), low_.data(), steps_.data()}; }
+
+ private:
+  Array<uint8_t> high_, low_;
+  Array<float> steps_;
+};
+
+namespace {
+
+// A program in two: inputs from layers that stay as they are, and inputs from those that move.
+Program with_inputs(const Machine& machine, const Program& program, bool moving) {
+  std::vector<bool> moves(machine.n_layers());
+  for (const Block& block : program)
+    for (const Update& update : block) moves[update.layer] = true;
+  Program part = program;
+  for (Block& block : part)
+    for (Update& update : block)
+      std::erase_if(update.inputs, [&](const Input& input) {
+        const CouplingParameters& coupling = machine.coupling(input.coupling);
+        return moves[input.transposed ? coupling.upper : coupling.lower] != moving;
+      });
+  return part;
+}
+
+// Memory of one thread for the layers that move.
+class Work {
+ public:
+  Work(const Machine& machine, const ProgramView& program, bool feeds) {
+    for (int i = 0; i < program.n_updates; i++) {
+      const size_t size = static_cast<size_t>(mean_field::kCases) * machine.layer(program.updates[i].layer).padded;
+      mean_field::LayerWork work{floats(size), {}};
+      for (mean_field::Feed& feed : work.feeds) {
+        if (!feeds) break;
+        bytes_.emplace_back(size);
+        totals_.emplace_back(mean_field::kCases);
+        feed = {floats(size), bytes_.back().data(), floats(mean_field::kCases), totals_.back().data()};
+      }
+      work_.push_back(work);
+    }
+  }
+  const mean_field::LayerWork* data() const { return work_.data(); }
+
+ private:
+  float* floats(size_t size) {
+    floats_.emplace_back(size);
+    return floats_.back().data();
+  }
+  std::vector<Array<float>> floats_;
+  std::vector<Array<int8_t>> bytes_;
+  std::vector<Array<int32_t>> totals_;
+  std::vector<mean_field::LayerWork> work_;
+};
+
+// Split on first use by whoever comes first.
+mean_field::LimbsView limbs_of(const Machine& machine, const InputView& input, const mean_field::Kernels& kernels) {
+  const std::lock_guard lock(machine.limbs_mutex);
+  std::shared_ptr<const Limbs>& limbs = machine.limbs[2 * input.coupling + input.transposed];
+  if (!limbs) limbs = std::make_shared<const Limbs>(input.weights, kernels);
+  return limbs->view();
+}
+
+}  // namespace
+}  // namespace cpu
+
+void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
+                const MeanField& what, int threads) {
+  const cpu::Kernels& k = cpu::kernels();
+  const cpu::mean_field::Kernels& kernels = cpu::mean_field_kernels();
+  std::vector<cpu::ValuesView> inputs;
+  std::vector<float*> means;
+  for (const Values& v : values) {
+    inputs.push_back({v.data, v.real});
+    means.push_back(v.real ? static_cast<float*>(const_cast<void*>(v.data)) : nullptr);
+  }
+  cpu::ProgramPlan staying(machine, cpu::with_inputs(machine, program, false));
+  cpu::ProgramPlan moving(machine, cpu::with_inputs(machine, program, true));
+  const double operations = cpu::multiply_adds(staying.view(), what.n_cases) +
+                            cpu::multiply_adds(moving.view(), what.n_cases) * static_cast<double>(what.iterations);
+  threads = cpu::useful_threads(operations, threads);
+  std::vector<bool> is_read(machine.n_layers());
+  for (const cpu::ProgramPlan* plan : {&staying, &moving})
+    for (int i = 0; i < plan->view().n_updates; i++) {
+      const cpu::UpdateView& update = plan->view().updates[i];
+      is_read[update.layer] = true;  // damping and changes read the old means
+      for (int j = 0; j < update.n_inputs; j++) is_read[update.inputs[j].layer] = true;
+    }
+  cpu::check_values(machine, inputs.data(), is_read, what.n_cases, threads);
+  staying.lay_out(cpu::dense_layers(machine, inputs.data(), what.n_cases, threads), threads);
+  moving.lay_out(std::vector<bool>(machine.n_layers()), threads);
+  std::vector<cpu::mean_field::LimbsView> limbs;
+  if (kernels.split)
+    for (int i = 0; i < moving.view().n_updates; i++)
+      for (int j = 0; j < moving.view().updates[i].n_inputs; j++)
+        limbs.push_back(cpu::limbs_of(machine, moving.view().updates[i].inputs[j], kernels));
+  const cpu::mean_field::Iterations iterations{what.iterations, what.tolerance, what.damping, what.changes,
+                                               what.performed};
+  const cpu::ThreadScratch scratch(machine, threads);
+  std::vector<cpu::Work> work;
+  for (int t = 0; t < threads; t++) work.emplace_back(machine, moving.view(), kernels.split != nullptr);
+#pragma omp parallel for num_threads(threads)
+  for (int t = 0; t < threads; t++) {
+    const cpu::Part part = cpu::part(what.n_cases, t, threads, cpu::mean_field::kTileCases);
+    const int blocks = static_cast<int>((part.n + cpu::mean_field::kCases - 1) / cpu::mean_field::kCases);
+    for (int b = 0; b < blocks; b++) {
+      const cpu::Part block = cpu::part(part.n, b, blocks, cpu::mean_field::kTileCases);
+      const int64_t first = part.first + block.first;
+      const auto n = static_cast<int32_t>(block.n);
+      for (int i = 0; i < staying.view().n_updates; i++)
+        k.mean_field->constant_fields(work[t].data()[i].fields, machine.view(), staying.view().updates[i],
+                                      inputs.data(), first, n, scratch[t]);
+      kernels.iterate(machine.view(), moving.view(), means.data(), work[t].data(), limbs.data(), iterations, first, n,
+                      scratch[t]);
+    }
+  }
+}
+
+}  // namespace bm

@@ -1,0 +1,66 @@
+// Kernels of mean-field iterations, as a table like kernels.h. docs/kernels.md has the arithmetic.
+//
+// Cases are iterated in blocks. The fields that come from layers which stay as they are (data) are computed once; each
+// iteration adds to them what comes from the layers that move.
+#pragma once
+
+#include "cpu/views.h"
+
+namespace bm::cpu {
+
+struct Scratch;
+
+namespace mean_field {
+
+constexpr int32_t kCases = 64;       // cases of a block
+constexpr int32_t kTileCases = 4;    // cases that share loads of weights
+constexpr int32_t kPanelUnits = 64;  // outputs whose limbs lie together
+constexpr int32_t kQuad = 4;         // inputs that one instruction adds up
+
+enum Limb { kHigh, kLow, kLimbs };
+
+// W_q = step * high + low of a coupling seen from its inputs, as bytes limb + 128: [panels][quads][kPanelUnits][kQuad].
+struct LimbsView {
+  const uint8_t *high, *low;
+  const float* steps;  // [outputs rounded up to panels]
+};
+
+// What the products with one limb have been given of the means of a layer, and what they are given next:
+// scale times digits is added to `given` and to the fields of the neighbours.
+struct Feed {
+  float* given;     // [kCases, padded]
+  int8_t* digits;   // [kCases, padded], -127 to 127
+  float* scales;    // [kCases]; 0: nothing
+  int32_t* totals;  // [kCases], sums of the digits
+};
+
+// One layer that moves, in the order of the program. Feeds are for kernels that take limbs.
+struct LayerWork {
+  float* fields;  // [kCases, padded]; at first those from layers that stay
+  Feed feeds[kLimbs];
+};
+
+struct Iterations {
+  int64_t most;
+  float tolerance;     // a case stops once no mean changes by more; 0: never
+  float damping;       // share of the old mean that is kept
+  float* changes;      // [n_cases], largest change of a mean in the case's last iteration
+  int32_t* performed;  // [n_cases]
+};
+
+struct Kernels {
+  // fields[n, padded] = biases and all inputs of the update, for n <= kCases cases from `first` on.
+  void (*constant_fields)(float* fields, MachineView machine, UpdateView update, const ValuesView* values,
+                          int64_t first, int32_t n, Scratch scratch);
+
+  // Iterates n <= kCases cases. moving: updates with their inputs from layers that move; means: per layer
+  // [n_cases, units], updated in place; work: [updates]; limbs: one for each input of the program.
+  void (*iterate)(MachineView machine, ProgramView moving, float* const* means, const LayerWork* work,
+                  const LimbsView* limbs, const Iterations& what, int64_t first, int32_t n, Scratch scratch);
+
+  // Splits W_q into limbs; null where `iterate` takes none.
+  void (*split)(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights);
+};
+
+}  // namespace mean_field
+}  // namespace bm::cpu

@@ -1,0 +1,159 @@
+"""The deep Boltzmann machine: a row of layers, each coupled to the next, all couplings undirected."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bm_fast import arrays, mean_field
+from bm_fast.arrays import Array
+from bm_fast.graph import Kind, chain_graph
+from bm_fast.mean_field import Posterior
+from bm_fast.model import VISIBLE, BoltzmannModel
+from bm_fast.ops import Machine, whole_number
+from bm_fast.program import full_update, gibbs_program
+
+ITERATIONS = 50
+"""Most mean-field iterations of a case, unless the caller says otherwise."""
+
+TOLERANCE = 1e-4
+"""Change of a mean below which a case has come to rest, unless the caller says otherwise."""
+
+
+class DBM(BoltzmannModel):
+    """A deep Boltzmann machine with Bernoulli hidden layers and Bernoulli or Gaussian visible units.
+
+    E(v, h¹ … hᴸ) = -Σ_l hˡ⁻¹ᵀ Wˡ hˡ - Σ_l bˡᵀ hˡ, with h⁰ = v, + ½ Σ λ v² for Gaussian units, λ = exp(log_precision).
+
+    units: those of the visible and of each hidden layer, as in ``(784, 500, 1000)``; with one hidden layer the model is
+        an RBM.
+    weights: one float32 ``[units[l], units[l + 1]]`` per coupling, drawn from N(0, weight_scale²) by ``seed``.
+    biases: one float32 ``[units[l]]`` per layer, zero at first.
+
+    Source: Salakhutdinov and Hinton, Deep Boltzmann machines (AISTATS 2009).
+    """
+
+    name = "dbm"
+
+    def __init__(
+        self, units: Sequence[int], visible: Kind = Kind.BERNOULLI, seed: int = 0, weight_scale: float = 0.01
+    ) -> None:
+        if len(units) < 2:
+            raise ValueError(
+                f"units: expected those of the visible and of at least one hidden layer, got {list(units)}"
+            )
+        super().__init__(chain_graph(units, visible), seed, weight_scale)
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = nn.ParameterList(
+            weight_scale * torch.randn(lower, upper, generator=generator) for lower, upper in itertools.pairwise(units)
+        )
+        self.biases = nn.ParameterList(torch.zeros(n) for n in units)
+        self.log_precision = self._first_log_precision()
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Numbers of units, from the visible layer up."""
+        return tuple(layer.units for layer in self.graph.layers)
+
+    @property
+    def coupling_weights(self) -> Sequence[nn.Parameter]:
+        return tuple(self.weights)
+
+    @property
+    def layer_biases(self) -> Sequence[nn.Parameter]:
+        return tuple(self.biases)
+
+    def shape(self) -> dict[str, Any]:
+        """The arguments that make a DBM of the same shape."""
+        return {"units": list(self.units)}
+
+    def extra_repr(self) -> str:
+        return f"{self.units}, visible={self.visible.name}"
+
+    # --- inference --------------------------------------------------------------------------------------------------
+
+    def mean_field(
+        self,
+        v: Tensor | NDArray[np.generic],
+        iterations: int = ITERATIONS,
+        tolerance: float = TOLERANCE,
+        damping: float = 0.0,
+    ) -> Posterior:
+        """The mean-field posterior of each case: its hidden means are ``layers[1:]``, float32 ``[n, units]``.
+
+        v: ``[n, n_visible]``, states or grey levels. The iterations start from one pass up with doubled inputs, and a
+        case stops once no mean changes by more than ``tolerance``; tolerance 0 makes exactly ``iterations`` of them.
+        damping: share of the old mean that an update keeps, for cases that swing.
+
+        Warns with ``MeanFieldNotConverged``, stating the share of cases, where the tolerance was not reached.
+        """
+        return self._infer(self.machine(), v, iterations, tolerance, damping)
+
+    def variational_free_energy(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """F_Q(v) of the mean-field posterior, float64 ``[n]``: log p(v) >= -F_Q(v) - log Z.
+
+        Arguments as for ``mean_field``; ``estimation.variational_bound`` is the bound itself.
+        """
+        machine = self.machine()
+        posterior = self._infer(machine, v, iterations, tolerance, damping)
+        return arrays.given_kind(mean_field.free_energy(machine, posterior.layers), v)
+
+    def features(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """The mean-field means of all hidden layers side by side, float32 ``[n, sum of hidden units]``."""
+        posterior = self._infer(self.machine(), v, iterations, tolerance, damping)
+        return arrays.given_kind(torch.cat(posterior.layers[1:], 1), v)
+
+    def reconstruct(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """Mean of v given the mean-field means of v, float32 ``[n, n_visible]``."""
+        machine = self.machine()
+        layers = self._infer(machine, v, iterations, tolerance, damping).layers
+        return arrays.given_kind(machine.layer_means(full_update(self.graph, VISIBLE), layers), v)
+
+    def complete(
+        self,
+        v: Array,
+        mask: Tensor | NDArray[np.generic],
+        sweeps: int = 100,
+        seed: int = 0,
+        what: Literal["means", "states"] = "means",
+    ) -> Array:
+        """Fills in what ``mask`` leaves open by Gibbs sampling with the rest clamped, ``[n, n_visible]``.
+
+        v: states ``[n, n_visible]``, uint8 0/1 or float32 for Gaussian units; open units may hold anything, and the
+            chains start from it. mask: bool or uint8, 1 where v is known; ``[n_visible]`` or ``[n, n_visible]``.
+        what: "means" gives float32 means of the open units in the last sweep beside the known values, "states" a sample
+            in the dtype of v.
+        """
+        if what not in ("means", "states"):
+            raise ValueError(f"what: expected 'means' or 'states', got {what!r}")
+        sweeps = whole_number("sweeps", sweeps, 1, 2**32 - 1)
+        machine = self.machine()
+        chains = self.chains(len(v), seed, v)
+        known = self._mask("mask", mask, len(v))
+        means = torch.empty(chains.layers[VISIBLE].shape, device=self.device)
+        program = gibbs_program(self.graph)
+        machine.sweep(program, chains, sweeps, clamp={VISIBLE: known}, means={VISIBLE: means})
+        return arrays.given_kind(means if what == "means" else chains.layers[VISIBLE], v)
+
+    def _infer(
+        self,
+        machine: Machine,
+        v: Tensor | NDArray[np.generic],
+        iterations: int,
+        tolerance: float,
+        damping: float,
+    ) -> Posterior:
+        values = arrays.rows("v", v, self.graph.layers[VISIBLE], self.device)
+        return mean_field.infer(machine, {VISIBLE: values}, iterations, tolerance, damping)

@@ -1,0 +1,150 @@
+"""Mean-field inference: the independent units Q that come closest to p(h | v), and the bound on log p(v) they give.
+
+Q gives unit k the mean μ_k and maximises log p(v) - KL(Q ‖ p(h | v)), which is, but for log Z,
+
+    -F_Q(v) = -E_Q[E(v, h)] + Σ_k H(μ_k) <= log Σ_h exp(-E(v, h))
+
+At a maximum every mean is that of its unit given the means of all others, μ_k = σ(field of k). The iterations update
+layers that are not coupled to each other together, and all others after them, so that without damping F_Q never rises.
+
+Source: Saul, Jaakkola and Jordan, Mean field theory for sigmoid belief networks (1996); Salakhutdinov and Hinton, Deep
+Boltzmann machines (2009).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bm_fast.graph import Kind
+from bm_fast.ops import Machine
+from bm_fast.program import Block, Input, Program, Update, full_update, gibbs_program
+
+_CASES = 1024  # whose float64 terms are computed together
+
+
+class MeanFieldNotConverged(RuntimeWarning):
+    """Some cases still changed by more than the tolerance when mean field reached its last iteration."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Means of all layers given the clamped ones, and how the iterations ended.
+
+    layers: per layer float32 ``[n, units]``; what was given for the clamped layers.
+    changes: float32 ``[n]``, largest change of a mean in the last iteration of the case.
+    iterations: int32 ``[n]``, iterations of the case.
+    converged: bool ``[n]``, whether the case came to rest within the tolerance; all False for tolerance 0.
+    """
+
+    layers: tuple[Tensor, ...]
+    changes: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+    @property
+    def unconverged(self) -> float:
+        """Share of the cases that did not come to rest."""
+        return 1 - self.converged.float().mean().item()
+
+
+def upward_program(machine: Machine, clamped: Collection[int]) -> Program:
+    """One pass from the clamped layers outwards, each layer from those reached before it.
+
+    The fields from inputs that are not yet known are made up for by scaling the known ones by the number of all
+    couplings over that of the known: in a chain all layers below the top are doubled (Salakhutdinov and Hinton, 2009).
+    """
+    graph = machine.graph
+    known = set(clamped)
+    program: list[Block] = []
+    while True:
+        front = [
+            layer
+            for layer in range(len(graph.layers))
+            if layer not in known and any(other in known for _, other in graph.neighbours(layer))
+        ]
+        if not front:
+            return tuple(program)
+        for layer in front:
+            neighbours = graph.neighbours(layer)
+            reached = [coupling for coupling, other in neighbours if other in known]
+            scale = len(neighbours) / len(reached)
+            inputs = tuple(
+                Input(source.coupling, source.transposed, scale)
+                for source in full_update(graph, layer).inputs
+                if source.coupling in reached
+            )
+            program.append((Update(layer, inputs),))
+        known.update(front)
+
+
+def infer(
+    machine: Machine,
+    given: dict[int, Tensor],
+    iterations: int,
+    tolerance: float,
+    damping: float = 0.0,
+    start: Sequence[Tensor] | None = None,
+) -> Posterior:
+    """Means of all layers but the given ones.
+
+    given: layer -> values ``[n, units]``, uint8 0/1 or float32. start: means to begin with, per layer; default: one
+    pass outwards from the given layers (``upward_program``).
+
+    Warns with ``MeanFieldNotConverged`` where a tolerance above 0 was not reached; it states the share of the cases.
+    """
+    graph = machine.graph
+    n = len(next(iter(given.values())))
+    layers = [
+        given[i] if i in given else torch.zeros(n, layer.units, device=machine.device)
+        for i, layer in enumerate(graph.layers)
+    ]
+    if start is None:
+        for (update,) in upward_program(machine, given):
+            machine.layer_means(update, layers, out=layers[update.layer])
+    else:
+        for i, means in enumerate(start):
+            if i not in given:
+                layers[i].copy_(means)
+    program = gibbs_program(graph, clamped=given)
+    changes, performed = machine.mean_field(program, layers, iterations, tolerance=tolerance, damping=damping)
+    converged = changes <= tolerance if tolerance > 0 else torch.zeros_like(changes, dtype=torch.bool)
+    posterior = Posterior(tuple(layers), changes, performed, converged)
+    if tolerance > 0 and posterior.unconverged > 0:
+        warnings.warn(
+            f"mean field: {posterior.unconverged:.1%} of {n} cases still changed by more than {tolerance:g} after "
+            f"{iterations} iterations (the largest by {changes.max().item():.2g}); allow more of them, or damp them",
+            MeanFieldNotConverged,
+            stacklevel=3,
+        )
+    return posterior
+
+
+def free_energy(machine: Machine, layers: Sequence[Tensor], clamped: Collection[int] = (0,)) -> Tensor:
+    """F_Q = E_Q[E] - Σ H(μ) of each case in float64 ``[n]``, an upper bound of -log Σ_h exp(-E(v, h)) for any means.
+
+    layers: per layer values or means ``[n, units]``; Bernoulli units of layers that are not clamped add their entropy.
+    """
+    parameters, graph = machine.parameters, machine.graph
+    free = [i for i in range(len(graph.layers)) if i not in clamped]
+    if any(graph.layers[i].kind is not Kind.BERNOULLI for i in free):
+        raise ValueError("layers: the bound needs Bernoulli units in all layers that are not clamped")
+    weights = [parameters.weight(i).double() for i in range(len(graph.couplings))]
+    parts = []
+    for rows in zip(*(torch.split(layer, _CASES) for layer in layers), strict=True):
+        values = [row.double() for row in rows]
+        total = torch.zeros(len(values[0]), dtype=torch.float64, device=machine.device)
+        for value, bias, precision in zip(values, parameters.biases, parameters.precisions, strict=True):
+            total -= value @ bias.double()
+            if precision is not None:
+                total += value.square() @ precision.double() / 2
+        for coupling, weight in zip(graph.couplings, weights, strict=True):
+            total -= ((values[coupling.lower] @ weight) * values[coupling.upper]).sum(1)
+        for i in free:
+            total -= (torch.special.entr(values[i]) + torch.special.entr(1 - values[i])).sum(1)
+        parts.append(total)
+    return torch.cat(parts)

@@ -1,0 +1,209 @@
+"""The mean-field operation: kernels against the reference, cases independent of each other, errors by name.
+
+Kernels with 8-bit products stay within a share of the last change of the reference and come to rest at the same point;
+docs/numbers.md states both tolerances.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from bm_fast import Machine, chain_graph, mean_field, reference
+from bm_fast.graph import Graph, Kind
+from bm_fast.program import gibbs_program
+from enumeration import GRAPHS, machine
+
+SHARE_OF_CHANGE = 0.25
+AT_REST = 2e-5
+
+
+def values_for(graph: Graph, n: int, seed: int = 0, grey: bool = False) -> list[Tensor]:
+    """Layer 0 as data, means anywhere in all other layers."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.rand(n, graph.layers[0].units, generator=generator)
+    data = v if grey or graph.layers[0].kind is Kind.GAUSSIAN else (v < 0.3).to(torch.uint8)
+    return [data, *(torch.rand(n, layer.units, generator=generator) for layer in graph.layers[1:])]
+
+
+def big_machine(
+    units: tuple[int, ...] = (150, 70, 131, 66), sd: float = 0.1, visible: Kind = Kind.BERNOULLI
+) -> Machine:
+    return machine(chain_graph(units, visible), coupling_sd=sd)
+
+
+def run_reference(
+    built: Machine, values: list[Tensor], iterations: int, **options: float
+) -> tuple[list[Tensor], Tensor]:
+    copies = [value.clone() for value in values]
+    changes, performed = torch.empty(len(values[0])), torch.empty(len(values[0]), dtype=torch.int32)
+    reference.mean_field(
+        built.parameters,
+        gibbs_program(built.graph, clamped=[0]),
+        copies,
+        iterations=iterations,
+        tolerance=options.get("tolerance", 0.0),
+        damping=options.get("damping", 0.0),
+        changes=changes,
+        performed=performed,
+    )
+    return copies, changes
+
+
+def largest_difference(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Of each case."""
+    return torch.stack([(x - y).abs().amax(1) for x, y in zip(a[1:], b[1:], strict=True)]).amax(0)
+
+
+@pytest.mark.parametrize("n", [1, 3, 64, 67, 130])
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+def test_follows_the_reference(n: int, grey: bool, iterations: int) -> None:
+    built = big_machine()
+    values = values_for(built.graph, n, grey=grey)
+    expected, last = run_reference(built, values, iterations)
+    changes, performed = built.mean_field(gibbs_program(built.graph, clamped=[0]), values, iterations)
+    assert bool((performed == iterations).all())
+    assert bool((largest_difference(values, expected) <= SHARE_OF_CHANGE * last + AT_REST).all())
+    assert bool(((changes - last).abs() <= 2 * (SHARE_OF_CHANGE * last + AT_REST)).all())
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+@pytest.mark.parametrize("visible", [Kind.BERNOULLI, Kind.GAUSSIAN])
+def test_comes_to_rest_at_the_fixed_point_of_the_reference(damping: float, visible: Kind) -> None:
+    built = big_machine(visible=visible)
+    values = values_for(built.graph, 40)
+    expected, last = run_reference(built, values, 150, damping=damping)
+    assert last.max() < 1e-6, "the case must have a point of rest"
+    program = gibbs_program(built.graph, clamped=[0])
+    changes, performed = built.mean_field(program, values, 150, tolerance=1e-6, damping=damping)
+    assert bool((changes <= 1e-6).all())
+    assert int(performed.max()) < 150
+    assert largest_difference(values, expected).max() <= AT_REST
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_graph_and_free_layers_anywhere(name: str) -> None:
+    built = machine(GRAPHS[name], coupling_sd=0.4)
+    n = 9
+    for clamped in ([0], [len(built.graph.layers) - 1], [0, 1], []):
+        program = gibbs_program(built.graph, clamped=clamped)
+        values = [value.float() for value in values_for(built.graph, n)]
+        expected = [value.clone() for value in values]
+        changes, performed = torch.empty(n), torch.empty(n, dtype=torch.int32)
+        reference.mean_field(
+            built.parameters, program, expected, iterations=60, tolerance=0, damping=0.2, changes=changes,
+            performed=performed,
+        )  # fmt: skip
+        built.mean_field(program, values, 60, damping=0.2)
+        for value, other in zip(values, expected, strict=True):
+            assert bool(((value - other).abs() <= SHARE_OF_CHANGE * changes[:, None] + AT_REST).all())
+
+
+def test_extreme_weights_keep_the_point_of_rest() -> None:
+    """The largest weights of the grid beside small ones: both limbs at their ends, steps of all sizes."""
+    graph = chain_graph((5, 200, 130))
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(5, 200, generator=generator), 0.05 * torch.randn(200, 130, generator=generator)]
+    weights[1][0, 0], weights[1][1, 0], weights[1][0, 1] = 4.0, -4.0, 3.984
+    built = Machine.build(graph, weights, [torch.zeros(layer.units) for layer in graph.layers])
+    values = values_for(graph, 20)
+    expected, last = run_reference(built, values, 200)
+    assert last.max() < 1e-6
+    built.mean_field(gibbs_program(graph, clamped=[0]), values, 200)
+    assert largest_difference(values, expected).max() <= AT_REST
+
+
+def test_a_case_does_not_depend_on_those_beside_it(backend: str) -> None:
+    built = big_machine(units=(20, 17, 9))
+    program = gibbs_program(built.graph, clamped=[0])
+    together = values_for(built.graph, 70)
+    apart = [value.clone() for value in together]
+    changes, performed = built.mean_field(program, together, 30, tolerance=1e-3)
+    for first, last in ((0, 1), (1, 40), (40, 70)):
+        part = [value[first:last].contiguous() for value in apart]
+        part_changes, part_performed = built.mean_field(program, part, 30, tolerance=1e-3)
+        assert torch.equal(part_changes, changes[first:last])
+        assert torch.equal(part_performed, performed[first:last])
+        for value, other in zip(part, together, strict=True):
+            assert torch.equal(value, other[first:last])
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    built = big_machine((200, 150, 300))
+    program, results = gibbs_program(built.graph, clamped=[0]), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        values = values_for(built.graph, 100)
+        built.mean_field(program, values, 8)
+        results.append(values)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+_ON_ISA = """
+import torch
+from test_mean_field import big_machine, values_for
+from bm_fast.program import gibbs_program
+built = big_machine()
+values = values_for(built.graph, 50)
+built.mean_field(gibbs_program(built.graph, clamped=[0]), values, 100, tolerance=1e-6)
+torch.save(values, {path!r})
+"""
+
+
+def test_instruction_sets_come_to_rest_at_the_same_point(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bm_fast.ops import info
+
+    expected = values_for(big_machine().graph, 50)
+    big_machine().mean_field(gibbs_program(big_machine().graph, clamped=[0]), expected, 100, tolerance=1e-6)
+    for isa in info()["isas_usable"]:
+        path = f"{tmp_path}/{isa}.pt"
+        monkeypatch.setenv("BM_FAST_ISA", isa)
+        subprocess.run([sys.executable, "-c", _ON_ISA.format(path=path)], check=True, cwd=__file__.rsplit("/", 1)[0])
+        assert largest_difference(torch.load(path), expected).max() <= AT_REST
+
+
+def test_upward_pass_makes_up_for_the_layers_above() -> None:
+    built = machine(GRAPHS["dbm4"])
+    scales = [[source.scale for source in update.inputs] for (update,) in mean_field.upward_program(built, [0])]
+    assert scales == [[2.0], [2.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"iterations": 0}, "iterations: expected 1 to"),
+        ({"iterations": 2.5}, "iterations: expected a whole number"),
+        ({"tolerance": -1.0}, "tolerance: expected 0 to below 1, got -1.0"),
+        ({"tolerance": float("nan")}, "tolerance: expected 0 to below 1, got nan"),
+        ({"damping": 1.0}, "damping: expected 0 to below 1, got 1.0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    built = machine(GRAPHS["dbm3"])
+    with pytest.raises(ValueError, match=message):
+        built.mean_field(
+            gibbs_program(built.graph, clamped=[0]), values_for(built.graph, 2), **{"iterations": 3} | arguments
+        )
+
+
+def test_bad_values(backend: str) -> None:
+    built = machine(GRAPHS["dbm3"])
+    program = gibbs_program(built.graph, clamped=[0])
+    values = values_for(built.graph, 2)
+    with pytest.raises(ValueError, match=r"values\[1\] \(hidden1\), which the program updates: .*torch.float32"):
+        built.mean_field(program, [values[0], values[1].to(torch.uint8), values[2]], 3)
+    with pytest.raises(ValueError, match=r"values\[2\] \(hidden2\): expected a contiguous"):
+        built.mean_field(program, [values[0], values[1], values[2][:, :1]], 3)
+
+
+def test_means_that_are_not_finite_are_refused() -> None:
+    built = machine(GRAPHS["dbm3"])
+    values = values_for(built.graph, 2)
+    values[2][1, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"hidden2.*finite"):
+        built.mean_field(gibbs_program(built.graph, clamped=[0]), values, 3)
