@@ -5,71 +5,25 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <exception>
 #include <initializer_list>
 #include <limits>
 #include <optional>
 #include <stdexcept>
-#include <tuple>
 
+#include "binding.h"
 #include "ops.h"
 #include "structure.h"
 
 namespace py = pybind11;
+using namespace bm::binding;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-std::vector<T*> all_at(const std::vector<Address>& addresses) {
-  std::vector<T*> pointers;
-  for (const Address address : addresses) pointers.push_back(at<T>(address));
-  return pointers;
-}
-
-using PlainInput = std::tuple<int, bool, double>;                            // coupling, transposed, scale
-using PlainUpdate = std::tuple<int, std::vector<PlainInput>>;                // layer, inputs
-using PlainValues = std::tuple<Address, bool>;                               // address, real
-using PlainLayer = std::tuple<std::string, int64_t, int, Address, Address>;  // name, units, kind, biases, precisions
-using PlainCoupling = std::tuple<int, int, Address, int>;                    // lower, upper, weights, fraction bits
-
-bm::Update update_of(const PlainUpdate& plain) {
-  bm::Update update{std::get<0>(plain), {}};
-  for (const auto& [coupling, transposed, scale] : std::get<1>(plain))
-    update.inputs.push_back({coupling, transposed, scale});
-  return update;
-}
-
-bm::Block block_of(const std::vector<PlainUpdate>& plain) {
-  bm::Block block;
-  for (const PlainUpdate& update : plain) block.push_back(update_of(update));
-  return block;
-}
-
-bm::Values values_of(const PlainValues& plain) { return {at<const void>(std::get<0>(plain)), std::get<1>(plain)}; }
-
-std::vector<bm::Values> values_of(const std::vector<PlainValues>& plain) {
-  std::vector<bm::Values> values;
-  for (const PlainValues& v : plain) values.push_back(values_of(v));
-  return values;
-}
 
 class Machine {
  public:
   Machine(const std::vector<PlainLayer>& layers, const std::vector<PlainCoupling>& couplings, int threads) {
-    std::vector<bm::LayerParameters> layer_parameters;
-    for (const auto& [name, units, kind, biases, precisions] : layers)
-      layer_parameters.push_back(
-          {name, units, static_cast<bm::Kind>(kind), at<const float>(biases), at<const float>(precisions)});
-    std::vector<bm::CouplingParameters> coupling_parameters;
-    for (const auto& [lower, upper, weights, bits] : couplings)
-      coupling_parameters.push_back({lower, upper, at<const int16_t>(weights), bits});
+    const std::vector<bm::LayerParameters> layer_parameters = layers_of(layers);
+    const std::vector<bm::CouplingParameters> coupling_parameters = couplings_of(couplings);
     structure_.emplace(layer_parameters, coupling_parameters);
     bm::check_threads(threads);
     const py::gil_scoped_release release;
@@ -80,8 +34,7 @@ class Machine {
              int64_t n_sweeps, uint64_t seed, uint32_t first_chain, int64_t first_sweep, Address beta,
              const std::vector<Address>& base, const std::vector<Address>& clamp, const std::vector<Address>& means,
              int threads, Address sweeps_done, const py::function& progress) const {
-    bm::Program program;
-    for (const auto& block : plain) program.push_back(block_of(block));
+    const bm::Program program = program_of(plain);
     const std::vector<void*> states_at = all_at<void>(states);
     const bm::Sweep what{n_chains,
                          n_sweeps,
@@ -102,30 +55,9 @@ class Machine {
     bm::check_range("n_sweeps", n_sweeps, 0, bm::kMaxSweeps - first_sweep);
     bm::check_threads(threads);
     bm::check_address("sweeps_done", at<const void>(sweeps_done));
-    std::exception_ptr interruption;
-    {
-      const py::gil_scoped_release release;
-      bm::sweep(
-          *machine_, program, states_at, what, threads,
-          [&](int64_t done) {
-            *at<int64_t>(sweeps_done) = done;  // first: Python may raise a pending signal before `progress` begins
-            if (interruption) return;
-            const py::gil_scoped_acquire acquire;
-            progress(done);
-          },
-          [&] {
-            const py::gil_scoped_acquire acquire;
-            if (PyErr_CheckSignals() != 0) {
-              try {
-                throw py::error_already_set();
-              } catch (...) {  // or std::bad_alloc: none may leave the kernel's threads
-                interruption = std::current_exception();
-              }
-            }
-            return interruption != nullptr;
-          });
-    }
-    if (interruption) std::rethrow_exception(interruption);
+    run_interruptible(sweeps_done, progress, [&](const auto& report, const auto& interrupted) {
+      bm::sweep(*machine_, program, states_at, what, threads, report, interrupted);
+    });
   }
 
   void layer_means(const PlainUpdate& update, const std::vector<PlainValues>& values, int64_t n_chains, Address out,
@@ -298,5 +230,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("compiled_isas", &bm::compiled_isas, "Instruction sets in the module, from the least to the most demanding.");
   m.def("usable_isas", &bm::usable_isas, "Instruction sets that this processor has.");
   m.def("isa", &bm::isa, "The instruction set in use; ValueError where BM_FAST_ISA names none that can be.");
-  m.def("gpu", &bm::gpu, "The current CUDA device, or \"none: \" and the reason.");
 }

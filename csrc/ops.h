@@ -145,11 +145,10 @@ float largest_weight(const float* weights /* [n] */, int64_t n, int threads);
 // out[n] = round(weights 2^fraction_bits), halves to even; the caller has made sure that all fit.
 void quantise(int16_t* out, const float* weights /* [n] */, int64_t n, int fraction_bits, int threads);
 
-// --- the processor and the GPU ---------------------------------------------------------------------------------------
+// --- the processor ---------------------------------------------------------------------------------------------------
 
 std::vector<std::string> compiled_isas();  // from the least to the most demanding
 std::vector<std::string> usable_isas();    // those that this processor has
 std::string isa();  // the one in use: the last usable, or BM_FAST_ISA; throws where that is unknown or absent
-std::string gpu();  // the current CUDA device, or "none: " and the reason; never throws
 
 }  // namespace bm

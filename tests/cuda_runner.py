@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "weights.cu")
+KERNELS = ("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "weights.cu")
 RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
 BETAS = (0.0, 0.3, 1.0)  # of free energies
@@ -34,6 +35,10 @@ SANITIZERS = {
 SANITIZER_EXIT = 66
 TIME_LIMIT = 120  # seconds
 
+HOST_FLAGS = (
+    *("-std=c++20", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"),
+)
+NO_LOOP_CALLS = ("-fno-tree-loop-distribute-patterns",)  # for the scheduler of the emulation, see there
 NVCC_FLAGS = (
     *("-std=c++20", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings"),
     *("-Xcompiler", "-Wall,-Wextra,-ffp-contract=off"),
@@ -51,13 +56,10 @@ class Change:
 
 def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = None) -> list[str]:
     """Command of the runner with the kernels emulated on the host."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    flags = ("-std=c++20", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", f"-I{ROOT / 'csrc'}")
+    compiler, flags = _compiler(), HOST_FLAGS
     watched = SANITIZERS[sanitizer]
     # the scheduler stays out of ThreadSanitizer's sight, see there
-    scheduler = ("-fno-tree-loop-distribute-patterns",)
+    scheduler = NO_LOOP_CALLS
     scheduler += ("-DSIMT_THREAD_SANITIZER",) if sanitizer == "thread" else watched
     objects = [_object(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
     objects += [_object(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
@@ -74,6 +76,27 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
     program = folder / "runner"
     subprocess.run([compiler, *watched, *objects, "-o", program], check=True)
     return [str(program)]
+
+
+def emulated_module(folder: Path) -> Path:
+    """The module ``bm_fast._cuda`` with the kernels emulated on the host."""
+    headers = pytest.importorskip("pybind11").get_include()
+    compiler = _compiler()
+    binding = (f"-isystem{headers}", f"-isystem{sysconfig.get_path('include')}", "-fvisibility=hidden")
+    objects = [_object(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt/emulation.cpp")]
+    objects += [_object(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in KERNELS]
+    for name in ("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/machine.cpp", "tests/cuda/device.cpp"):
+        objects.append(_object(compiler, (*HOST_FLAGS, *binding), ROOT / name))
+    module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([compiler, "-shared", *objects, "-o", module], check=True)
+    return module
+
+
+def _compiler() -> str:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    return compiler
 
 
 @functools.cache

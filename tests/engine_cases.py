@@ -20,7 +20,7 @@ from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 SIZES = ((1, 1), (3, 4), (5, 63), (64, 65), (65, 129), (257, 3), (300, 513))
 
 
-def make_machine(graph: Graph, seed: int = 0, scale: float = 0.4) -> Machine:
+def make_machine(graph: Graph, seed: int = 0, scale: float = 0.4, device: torch.device | str = "cpu") -> Machine:
     g = torch.Generator().manual_seed(seed)
     weights = [
         scale * torch.randn(graph.layers[c.lower].units, graph.layers[c.upper].units, generator=g)
@@ -30,7 +30,8 @@ def make_machine(graph: Graph, seed: int = 0, scale: float = 0.4) -> Machine:
     precisions = [
         0.5 + torch.rand(layer.units, generator=g) if layer.kind is Kind.GAUSSIAN else None for layer in graph.layers
     ]
-    return Machine.build(graph, weights, biases, precisions)
+    there = [[None if t is None else t.to(device) for t in tensors] for tensors in (weights, biases, precisions)]
+    return Machine.build(graph, *there)
 
 
 def tree() -> Graph:
@@ -47,15 +48,18 @@ def run(
     graph, g = machine.graph, torch.Generator().manual_seed(1)
     chains = machine.chains(n_chains, seed=2**63 + 12345, first_chain=77)
     beta = torch.rand(n_chains, generator=g) * 1.5 + 0.01 if "beta" in options or "base" in options else None
-    base = [torch.randn(layer.units, generator=g) for layer in graph.layers] if "base" in options else None
+    beta = None if beta is None else beta.to(machine.device)
+    base = None
+    if "base" in options:
+        base = [torch.randn(layer.units, generator=g).to(machine.device) for layer in graph.layers]
     clamp = {}
     if "clamp" in options:
         for i in (0, len(graph.layers) - 1):
             shape = (n_chains, graph.layers[i].units)
-            clamp[i] = (torch.rand(shape, generator=g) < 0.4).to(torch.uint8) * 3
+            clamp[i] = ((torch.rand(shape, generator=g) < 0.4).to(torch.uint8) * 3).to(machine.device)
     program = gibbs_program(graph) if program is None else program
     updated = {update.layer for block in program for update in block}
-    means = {i: torch.zeros(n_chains, graph.layers[i].units) for i in updated}
+    means = {i: torch.zeros(n_chains, graph.layers[i].units, device=machine.device) for i in updated}
     machine.sweep(program, chains, n_sweeps, beta=beta, base=base, clamp=clamp, means=means)
     return [*chains.layers, *(means[i] for i in sorted(means)), machine.energy(chains.layers)]
 

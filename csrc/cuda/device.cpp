@@ -1,14 +1,18 @@
-// What GPU there is, asked of the CUDA runtime, which is linked statically: the module loads without a driver.
+// The CUDA runtime is linked statically: the module loads without a driver.
+#include "cuda/device.h"
+
 #include <cuda_runtime_api.h>
 
-#include <string>
+#include <stdexcept>
 
-#include "ops.h"
-
-namespace bm {
+namespace bm::cuda {
 namespace {
 
 constexpr int kOldestMajor = 8;  // compute capability of the oldest GPUs that the kernels are compiled for
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
+}
 
 std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
@@ -28,11 +32,10 @@ std::string why_none(cudaError_t error) {
 
 }  // namespace
 
-std::string gpu() {
-  int n_devices = 0, device = 0;
+std::string gpu(int device) {
+  int n_devices = 0;
   cudaDeviceProp properties;
   cudaError_t error = cudaGetDeviceCount(&n_devices);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, device);
   if (error != cudaSuccess) {
     cudaGetLastError();  // the runtime would report it again to whoever asks next
@@ -46,4 +49,34 @@ std::string gpu() {
   return name;
 }
 
-}  // namespace bm
+void use_device(int device) { check(cudaSetDevice(device), "choice of the device"); }
+
+bool is_capturing(void* stream) {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "state of the stream");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+Event::Event() {
+  cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
+  event_ = event;
+}
+
+Event::~Event() { cudaEventDestroy(static_cast<cudaEvent_t>(event_)); }
+
+void Event::record(void* stream) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), static_cast<cudaStream_t>(stream)), "event");
+}
+
+bool Event::has_passed() const {
+  const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event_));
+  if (error == cudaErrorNotReady) {
+    cudaGetLastError();  // torch would take it for a failure
+    return false;
+  }
+  check(error, "work on the device");
+  return true;
+}
+
+}  // namespace bm::cuda

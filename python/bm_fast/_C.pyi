@@ -124,6 +124,3 @@ def usable_isas() -> list[str]:
 
 def isa() -> str:
     """The instruction set in use; ValueError where BM_FAST_ISA names none that can be."""
-
-def gpu() -> str:
-    """The current CUDA device, or "none: " and the reason."""

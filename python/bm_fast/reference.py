@@ -283,7 +283,7 @@ def energy(parameters: Parameters, layers: Sequence[Tensor]) -> Tensor:
 
     E = -Σ bias·h - Σ h_lower W h_upper + Σ_Gaussian ½ precision v²
     """
-    total = torch.zeros(layers[0].shape[0], dtype=torch.float64)
+    total = torch.zeros(layers[0].shape[0], dtype=torch.float64, device=layers[0].device)
     for i, layer in enumerate(parameters.graph.layers):
         state = layers[i].double()
         total -= state @ parameters.biases[i].double()
@@ -306,7 +306,9 @@ def gap(
     layer comes first. Its quadratic term is shared with a base, and cancels.
     """
     n_chains = layers[0].shape[0]
-    total, on = torch.zeros(n_chains, dtype=torch.float64), torch.zeros(n_chains, dtype=torch.int64)
+    device = layers[0].device
+    total = torch.zeros(n_chains, dtype=torch.float64, device=device)
+    on = torch.zeros(n_chains, dtype=torch.int64, device=device)
     for i, layer in enumerate(parameters.graph.layers):
         if layer.kind is not Kind.GAUSSIAN:
             on += (layers[i].long() * biases[i]).sum(1)
@@ -387,7 +389,7 @@ def free_energy(
     """
     n_chains = layers[0].shape[0]
     summed = {update.layer for update in updates}
-    out = torch.zeros(len(betas), n_chains, dtype=torch.float64)
+    out = torch.zeros(len(betas), n_chains, dtype=torch.float64, device=layers[0].device)
     for i, layer in enumerate(parameters.graph.layers):
         if i in summed:
             continue

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         result["bases"] = {name: _figures(estimate) for name, estimate in estimates.items()}
         result |= _verdict(estimates, best)
         with output.writing(WEIGHTS) as path:
-            np.save(path, log_z.log_weights.numpy())
+            np.save(path, log_z.log_weights.cpu().numpy())
         with output.writing(WEIGHTS_PICTURE) as path:
             plots.save(plots.ais_weights(log_z), path)
     likelihood = mean_log_likelihood(rbm, images, log_z)

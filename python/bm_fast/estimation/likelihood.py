@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bm_fast.arrays import Array, given_kind, tensor
+from bm_fast.arrays import Array, given_kind
 from bm_fast.estimation._machine import Model, as_machine, hidden_updates, visible_values, with_visible
 from bm_fast.estimation._softplus import softplus_sums
 from bm_fast.estimation.ais import AISEstimate
@@ -55,7 +55,9 @@ def log_likelihood(model: Model, v: Array, log_z: float | AISEstimate) -> Array:
 
 def mean_log_likelihood(model: Model, v: Tensor | NDArray[np.generic], log_z: float | AISEstimate) -> MeanLogLikelihood:
     """Mean of ``log_likelihood`` over the cases, with standard errors; arguments as there."""
-    each = log_likelihood(model, tensor("v", v), log_z)
+    each = (
+        log_likelihood(model, v, log_z) if isinstance(v, Tensor) else torch.from_numpy(log_likelihood(model, v, log_z))
+    )
     case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
     return MeanLogLikelihood(
         each.mean().item(), case_error, log_z.standard_error if isinstance(log_z, AISEstimate) else 0.0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bm_fast import reference
 from bm_fast.chains import Chains, empty_layers
 from bm_fast.graph import Graph, Kind
-from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, require_cpu, whole_number
+from bm_fast.ops.backends import backend
+from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, may_look, whole_number
 from bm_fast.ops.grid import quantise
-from bm_fast.ops.native import _C, address, is_native, value_addresses
 from bm_fast.ops.random import bernoulli
 from bm_fast.parameters import Parameters, snapshot
 from bm_fast.program import Program, Update, check_program
@@ -47,24 +46,7 @@ class Machine:
         self.parameters = parameters
         self.graph: Graph = parameters.graph
         self.device = parameters.biases[0].device
-        require_cpu("biases[0]", parameters.biases[0])
-        self._impl: Any = None
-        if is_native():
-            self._impl = _C.Machine(
-                [
-                    (layer.name, layer.units, int(layer.kind), address(bias), address(precision))
-                    for layer, bias, precision in zip(
-                        self.graph.layers, parameters.biases, parameters.precisions, strict=True
-                    )
-                ],
-                [
-                    (coupling.lower, coupling.upper, address(weights), bits)
-                    for coupling, weights, bits in zip(
-                        self.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
-                    )
-                ],
-                torch.get_num_threads(),
-            )
+        self._impl = backend("biases[0]", parameters.biases[0]).Machine(parameters)
 
     @classmethod
     def build(
@@ -86,10 +68,17 @@ class Machine:
         first_chain = whole_number("first_chain", first_chain, 0, MAX_CHAINS - 1)
         n_chains = whole_number("n_chains", n_chains, 1, MAX_CHAINS - first_chain)
         layers = empty_layers(self.graph, n_chains, self.device)
-        rows = torch.arange(first_chain, first_chain + n_chains)
+        rows = torch.arange(first_chain, first_chain + n_chains, device=self.device)
         for i, (layer, state) in enumerate(zip(self.graph.layers, layers, strict=True)):
             if layer.kind is Kind.BERNOULLI:
-                bernoulli(torch.full(state.shape, 0.5), rows, state, seed=seed, layer=i, purpose=Purpose.INITIAL)
+                bernoulli(
+                    torch.full(state.shape, 0.5, device=self.device),
+                    rows,
+                    state,
+                    seed=seed,
+                    layer=i,
+                    purpose=Purpose.INITIAL,
+                )
         return Chains(layers, seed, 0, first_chain)
 
     def sweep(
@@ -134,43 +123,24 @@ class Machine:
             if progress is not None:
                 progress(done)
 
-        if self._impl is None:
-            for s in range(n_sweeps):
-                reference.sweep(
-                    self.parameters,
-                    program,
-                    chains.layers,
-                    1,
-                    seed=seed,
-                    first_chain=first_chain,
-                    first_sweep=first + s,
-                    beta=beta,
-                    base=base,
-                    clamp=clamp,
-                    means=means,
-                )
-                advance(s + 1)
-        else:
-            done = torch.zeros(1, dtype=torch.int64)  # written by the kernel: Ctrl-C may come before `advance` begins
-            try:
-                self._impl.sweep(
-                    _plain(program),
-                    [layer.data_ptr() for layer in chains.layers],
-                    n_chains,
-                    n_sweeps,
-                    seed,
-                    first_chain,
-                    first,
-                    address(beta),
-                    [] if base is None else [address(b) for b in base],
-                    [address(clamp.get(i)) for i in range(len(self.graph.layers))],
-                    [address(means.get(i)) for i in range(len(self.graph.layers))],
-                    torch.get_num_threads(),
-                    done.data_ptr(),
-                    advance,
-                )
-            finally:
-                chains.sweep = first + int(done)
+        done = torch.zeros(1, dtype=torch.int64)  # written by the kernels: Ctrl-C may come before `advance` begins
+        try:
+            self._impl.sweep(
+                program,
+                chains.layers,
+                n_sweeps,
+                seed=seed,
+                first_chain=first_chain,
+                first_sweep=first,
+                beta=beta,
+                base=base,
+                clamp=clamp,
+                means=means,
+                done=done,
+                progress=advance,
+            )
+        finally:
+            chains.sweep = first + int(done)
 
     def layer_means(
         self,
@@ -192,18 +162,7 @@ class Machine:
         shape = (n_chains, self.graph.layers[update.layer].units)
         out = torch.empty(shape, device=self.device) if out is None else out
         check("out", out, torch.float32, shape, self.device)
-        if self._impl is None:
-            reference.layer_means(self.parameters, update, values, out, beta=beta, base=base)
-        else:
-            self._impl.layer_means(
-                _plain(((update,),))[0][0],
-                value_addresses(values),
-                n_chains,
-                out.data_ptr(),
-                address(beta),
-                [] if base is None else [address(b) for b in base],
-                torch.get_num_threads(),
-            )
+        self._impl.layer_means(update, values, out, beta=beta, base=base)
         return out
 
     def mean_field(
@@ -240,39 +199,21 @@ class Machine:
         performed = torch.empty(n_cases, dtype=torch.int32, device=self.device)
         blocks = zip(*(torch.split(tensor, _CASES) for tensor in (*values, changes, performed)), strict=True)
         for *part, part_changes, part_performed in blocks:
-            if self._impl is None:
-                reference.mean_field(
-                    self.parameters,
-                    program,
-                    part,
-                    iterations=iterations,
-                    tolerance=tolerance,
-                    damping=damping,
-                    changes=part_changes,
-                    performed=part_performed,
-                )
-            else:
-                self._impl.mean_field(
-                    _plain(program),
-                    value_addresses(part),
-                    len(part_changes),
-                    iterations,
-                    tolerance,
-                    damping,
-                    part_changes.data_ptr(),
-                    part_performed.data_ptr(),
-                    torch.get_num_threads(),
-                )
+            self._impl.mean_field(
+                program,
+                part,
+                iterations=iterations,
+                tolerance=tolerance,
+                damping=damping,
+                changes=part_changes,
+                performed=part_performed,
+            )
         return Convergence(changes, performed)
 
     def energy(self, layers: Sequence[Tensor]) -> Tensor:
         """Energy of each chain at beta = 1, float64 ``[n_chains]``; layers as in ``Chains.layers``."""
         self._check_states("layers", layers, states=True)
-        if self._impl is None:
-            return reference.energy(self.parameters, layers)
-        out = torch.empty(layers[0].shape[0], dtype=torch.float64, device=self.device)
-        self._impl.energy(value_addresses(layers), out.shape[0], out.data_ptr(), torch.get_num_threads())
-        return out
+        return self._impl.energy(layers)
 
     def free_energy(
         self,
@@ -300,20 +241,7 @@ class Machine:
         check("betas", betas, torch.float32, (betas.numel() if isinstance(betas, Tensor) else 0,), self.device)
         self._check_base(base)
         self._check_temperatures("betas", betas, base, range(len(self.graph.layers)))
-        if self._impl is None:
-            return reference.free_energy(self.parameters, updates, values, betas=betas, base=base)
-        out = torch.empty(len(betas), values[0].shape[0], dtype=torch.float64, device=self.device)
-        self._impl.free_energy(
-            _plain((tuple(updates),))[0],
-            value_addresses(values),
-            out.shape[1],
-            betas.data_ptr(),
-            len(betas),
-            [] if base is None else [address(b) for b in base],
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return out
+        return self._impl.free_energy(updates, values, betas=betas, base=base)
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
@@ -348,8 +276,9 @@ class Machine:
                 )
             for i, (layer, bias) in enumerate(zip(self.graph.layers, base, strict=True)):
                 check(f"base[{i}]", bias, torch.float32, (layer.units,), self.device)
-                if not bool(bias.isfinite().all()):
-                    raise ValueError(f"base[{i}]: expected finite numbers, got NaN or infinity")
+            if may_look(self.device) and not bool(torch.cat(list(base)).isfinite().all()):
+                i = next(i for i, bias in enumerate(base) if not bool(bias.isfinite().all()))
+                raise ValueError(f"base[{i}]: expected finite numbers, got NaN or infinity")
 
     def _check_beta(self, beta: Tensor | None, base: Sequence[Tensor] | None, n_chains: int, program: Program) -> None:
         self._check_base(base)
@@ -365,12 +294,10 @@ class Machine:
     ) -> None:
         if beta.numel() == 0:
             raise ValueError(f"{name}: expected at least one inverse temperature, got none")
-        low, high = float(beta.min()), float(beta.max())
+        if not may_look(self.device):
+            return
+        low, high = (float(end) for end in torch.stack(beta.aminmax()).tolist())
         if not (low >= 0 and high < float("inf")):
             raise ValueError(f"{name}: expected finite values of at least 0, got {low} to {high}")
         if low == 0 and base is None and any(self.graph.layers[i].kind is Kind.GAUSSIAN for i in concerned):
             raise ValueError(f"{name}: a Gaussian layer has no distribution at beta = 0 without a base")
-
-
-def _plain(program: Program) -> list[list[tuple[int, list[tuple[int, bool, float]]]]]:
-    return [[(u.layer, [(i.coupling, i.transposed, i.scale) for i in u.inputs]) for u in block] for block in program]

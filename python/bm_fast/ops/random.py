@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bm_fast import reference
-from bm_fast.ops.checks import MAX_SEED, MAX_WORD, check, check_matrix, require_cpu, whole_number
-from bm_fast.ops.native import _C, is_native
+from bm_fast.ops.backends import backend
+from bm_fast.ops.checks import MAX_SEED, MAX_WORD, check, check_matrix, may_look, whole_number
 from bm_fast.reference import Purpose
 
 
@@ -27,7 +26,7 @@ def bernoulli(
     any batch. ValueError for rows out of range, and for probabilities that are not between 0 and 1.
     """
     check_matrix("probabilities", probabilities)
-    require_cpu("probabilities", probabilities)
+    chosen = backend("probabilities", probabilities)
     shape, device = tuple(probabilities.shape), probabilities.device
     check("probabilities", probabilities, torch.float32, shape, device)
     check("rows", rows, torch.int64, (shape[0],), device)
@@ -36,25 +35,12 @@ def bernoulli(
     layer = whole_number("layer", layer, 0, 2**16 - 1)
     out = torch.empty(shape, dtype=torch.uint8, device=device) if out is None else out
     check("out", out, torch.uint8, shape, device)
-    if out.numel():
+    if out.numel() and may_look(device):
         first, last = (int(row) for row in rows.aminmax())
         if not (first >= 0 and last <= MAX_WORD):
             raise ValueError(f"rows: expected 0 to {MAX_WORD}, got {first} to {last}")
         low, high = (float(p) for p in probabilities.aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"probabilities: expected values from 0 to 1, got {low} to {high}")
-    if not is_native():
-        reference.bernoulli(probabilities, rows, out, seed=seed, sweep=sweep, layer=layer, purpose=purpose)
-    else:
-        _C.bernoulli(
-            probabilities.data_ptr(),
-            rows.data_ptr(),
-            shape[0],
-            shape[1],
-            out.data_ptr(),
-            seed,
-            sweep,
-            layer | purpose << 16,
-            torch.get_num_threads(),
-        )
+    chosen.bernoulli(probabilities, rows, out, seed=seed, sweep=sweep, layer=layer, purpose=purpose)
     return out

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bm_fast import reference
-from bm_fast.ops.checks import check, check_matrix, require_cpu
-from bm_fast.ops.native import _C, is_native, value_addresses
+from bm_fast.ops.backends import backend
+from bm_fast.ops.checks import check, check_matrix
 
 
 def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tensor:
@@ -18,15 +17,11 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tenso
     both = (torch.uint8, torch.float32)
     check_matrix("lower", lower)
     check_matrix("upper", upper)
-    require_cpu("lower", lower)
+    chosen = backend("lower", lower)
     check("lower", lower, both, tuple(lower.shape), lower.device)
     check("upper", upper, both, (lower.shape[0], upper.shape[1]), lower.device)
     shape = (lower.shape[1], upper.shape[1])
     out = torch.empty(shape, device=lower.device) if out is None else out
     check("out", out, torch.float32, shape, lower.device)
-    if not is_native():
-        reference.statistics(lower, upper, out)
-    else:
-        (a, a_real), (b, b_real) = value_addresses((lower, upper))
-        _C.statistics(a, a_real, shape[0], b, b_real, shape[1], lower.shape[0], out.data_ptr(), torch.get_num_threads())
+    chosen.statistics(lower, upper, out)
     return out

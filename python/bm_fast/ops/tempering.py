@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bm_fast import reference
+from bm_fast.ops.backends import backend
 from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
 from bm_fast.ops.machine import Machine
-from bm_fast.ops.native import _C, is_native, value_addresses
 
 MAX_BIAS_BITS = 40
 """Finest grid of biases in energy gaps: a float32 bias above 2^-16 in size is on it exactly."""
@@ -47,20 +46,7 @@ class EnergyGap:
         """The gap of each chain, float64 ``[n_chains]``; layers as in ``Chains.layers``."""
         machine = self.machine
         machine._check_states("layers", layers, states=True)
-        has_base = self.base is not None
-        if not is_native():
-            return reference.gap(machine.parameters, self.biases, self.bias_bits, has_base, layers)
-        out = torch.empty(layers[0].shape[0], dtype=torch.float64, device=machine.device)
-        machine._impl.gap(
-            [bias.data_ptr() for bias in self.biases],
-            self.bias_bits,
-            has_base,
-            value_addresses(layers),
-            out.shape[0],
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return out
+        return machine._impl.gap(self.biases, self.bias_bits, self.base is not None, layers)
 
 
 @dataclass
@@ -162,32 +148,16 @@ def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: 
     seed = whole_number("seed", seed, 0, MAX_SEED)
     if not bool(gaps.isfinite().all()):
         raise ValueError("gaps: expected finite numbers, got NaN or infinity")
-    if not is_native():
-        reference.swap(
-            rungs.rungs,
-            gaps,
-            betas,
-            rungs.attempts,
-            rungs.acceptances,
-            rungs.heading,
-            rungs.trips,
-            seed=seed,
-            first_ladder=first_ladder,
-            swap_round=rungs.round,
-        )
-    else:
-        _C.swap(
-            rungs.rungs.data_ptr(),
-            rungs.attempts.data_ptr(),
-            rungs.acceptances.data_ptr(),
-            rungs.heading.data_ptr(),
-            rungs.trips.data_ptr(),
-            gaps.data_ptr(),
-            betas.data_ptr(),
-            rungs.n_rungs,
-            rungs.rungs.numel(),
-            seed,
-            first_ladder,
-            rungs.round,
-        )
+    backend("rungs.rungs", rungs.rungs).swap(
+        rungs.rungs,
+        gaps,
+        betas,
+        rungs.attempts,
+        rungs.acceptances,
+        rungs.heading,
+        rungs.trips,
+        seed=seed,
+        first_ladder=first_ladder,
+        swap_round=rungs.round,
+    )
     rungs.round += 1

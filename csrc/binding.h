@@ -1,0 +1,107 @@
+// What the binding files share: addresses and plain tuples of Python as the types of ops.h.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <functional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ops.h"
+
+namespace bm::binding {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+std::vector<T*> all_at(const std::vector<Address>& addresses) {
+  std::vector<T*> pointers;
+  for (const Address address : addresses) pointers.push_back(at<T>(address));
+  return pointers;
+}
+
+using PlainInput = std::tuple<int, bool, double>;                            // coupling, transposed, scale
+using PlainUpdate = std::tuple<int, std::vector<PlainInput>>;                // layer, inputs
+using PlainValues = std::tuple<Address, bool>;                               // address, real
+using PlainLayer = std::tuple<std::string, int64_t, int, Address, Address>;  // name, units, kind, biases, precisions
+using PlainCoupling = std::tuple<int, int, Address, int>;                    // lower, upper, weights, fraction bits
+
+inline Update update_of(const PlainUpdate& plain) {
+  Update update{std::get<0>(plain), {}};
+  for (const auto& [coupling, transposed, scale] : std::get<1>(plain))
+    update.inputs.push_back({coupling, transposed, scale});
+  return update;
+}
+
+inline Block block_of(const std::vector<PlainUpdate>& plain) {
+  Block block;
+  for (const PlainUpdate& update : plain) block.push_back(update_of(update));
+  return block;
+}
+
+inline Program program_of(const std::vector<std::vector<PlainUpdate>>& plain) {
+  Program program;
+  for (const auto& block : plain) program.push_back(block_of(block));
+  return program;
+}
+
+inline Values values_of(const PlainValues& plain) { return {at<const void>(std::get<0>(plain)), std::get<1>(plain)}; }
+
+inline std::vector<Values> values_of(const std::vector<PlainValues>& plain) {
+  std::vector<Values> values;
+  for (const PlainValues& v : plain) values.push_back(values_of(v));
+  return values;
+}
+
+inline std::vector<LayerParameters> layers_of(const std::vector<PlainLayer>& plain) {
+  std::vector<LayerParameters> layers;
+  for (const auto& [name, units, kind, biases, precisions] : plain)
+    layers.push_back({name, units, static_cast<Kind>(kind), at<const float>(biases), at<const float>(precisions)});
+  return layers;
+}
+
+inline std::vector<CouplingParameters> couplings_of(const std::vector<PlainCoupling>& plain) {
+  std::vector<CouplingParameters> couplings;
+  for (const auto& [lower, upper, weights, bits] : plain)
+    couplings.push_back({lower, upper, at<const int16_t>(weights), bits});
+  return couplings;
+}
+
+// Runs long work, `work(progress, interrupted)`, without the GIL. Sweeps done are written to an address and then told
+// to Python; a signal handler that raises, Ctrl-C above all, ends the work, and its exception leaves this function.
+template <class Work>
+void run_interruptible(Address sweeps_done, const pybind11::function& progress, const Work& work) {
+  std::exception_ptr interruption;
+  {
+    const pybind11::gil_scoped_release release;
+    work(
+        [&](int64_t done) {
+          *at<int64_t>(sweeps_done) = done;  // first: Python may raise a pending signal before `progress` begins
+          if (interruption) return;
+          const pybind11::gil_scoped_acquire acquire;
+          progress(done);
+        },
+        [&] {
+          const pybind11::gil_scoped_acquire acquire;
+          if (PyErr_CheckSignals() != 0) {
+            try {
+              throw pybind11::error_already_set();
+            } catch (...) {  // or std::bad_alloc: none may leave the kernel's threads
+              interruption = std::current_exception();
+            }
+          }
+          return interruption != nullptr;
+        });
+  }
+  if (interruption) std::rethrow_exception(interruption);
+}
+
+}  // namespace bm::binding

@@ -1,0 +1,113 @@
+"""Which backend serves a tensor. Each is a module with the same functions, whose arguments have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from bm_fast.ops import cpu, cuda, plain
+from bm_fast.ops.native import is_native
+from bm_fast.parameters import Parameters
+from bm_fast.program import Program, Update
+from bm_fast.reference import Purpose
+
+
+class Runner(Protocol):
+    """A machine of a backend."""
+
+    def sweep(
+        self,
+        program: Program,
+        layers: Sequence[Tensor],
+        n_sweeps: int,
+        *,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        beta: Tensor | None,
+        base: Sequence[Tensor] | None,
+        clamp: Mapping[int, Tensor],
+        means: Mapping[int, Tensor],
+        done: Tensor,
+        progress: Callable[[int], None],
+    ) -> None:
+        """done: int64 ``[1]``, the sweeps done so far, written before ``progress`` is called."""
+
+    def layer_means(
+        self,
+        update: Update,
+        values: Sequence[Tensor],
+        out: Tensor,
+        *,
+        beta: Tensor | None,
+        base: Sequence[Tensor] | None,
+    ) -> None: ...
+
+    def mean_field(
+        self,
+        program: Program,
+        values: Sequence[Tensor],
+        *,
+        iterations: int,
+        tolerance: float,
+        damping: float,
+        changes: Tensor,
+        performed: Tensor,
+    ) -> None: ...
+
+    def energy(self, layers: Sequence[Tensor]) -> Tensor: ...
+
+    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor: ...
+
+    def free_energy(
+        self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None
+    ) -> Tensor: ...
+
+
+class Backend(Protocol):
+    """What the modules ``cpu``, ``cuda`` and ``plain`` have in common."""
+
+    def Machine(self, parameters: Parameters) -> Runner: ...
+
+    def quantise(self, weight: Tensor, name: str) -> tuple[Tensor, int]: ...
+
+    def statistics(self, lower: Tensor, upper: Tensor, out: Tensor) -> None: ...
+
+    def bernoulli(
+        self,
+        probabilities: Tensor,
+        rows: Tensor,
+        out: Tensor,
+        *,
+        seed: int,
+        sweep: int,
+        layer: int,
+        purpose: Purpose,
+    ) -> None: ...
+
+    def swap(
+        self,
+        rungs: Tensor,
+        gaps: Tensor,
+        betas: Tensor,
+        attempts: Tensor,
+        acceptances: Tensor,
+        heading: Tensor,
+        trips: Tensor,
+        *,
+        seed: int,
+        first_ladder: int,
+        swap_round: int,
+    ) -> None: ...
+
+
+def backend(name: str, tensor: Tensor) -> Backend:
+    """The backend for a tensor; ValueError, naming the argument, where none serves its device."""
+    if is_native() and cuda.serves(tensor.device):
+        return cuda
+    if tensor.device.type != "cpu":
+        served = "the CPU and on CUDA devices" if is_native() else "the CPU"
+        raise ValueError(f"{name}: bm_fast runs on {served}, got a tensor on {tensor.device}")
+    return cpu if is_native() else plain

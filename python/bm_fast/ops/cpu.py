@@ -1,0 +1,195 @@
+"""Operations on tensors of the processor, by the module ``_C``; arguments have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bm_fast.ops.native import _C, address, addresses, plain, plain_layers, value_addresses
+from bm_fast.parameters import Parameters, fraction_bits
+from bm_fast.program import Program, Update
+from bm_fast.reference import Purpose
+
+
+class Machine:
+    """A machine on the processor. Kernels may keep derived tables in it."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        couplings = [
+            (coupling.lower, coupling.upper, weights.data_ptr(), bits)
+            for coupling, weights, bits in zip(
+                parameters.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
+            )
+        ]
+        self._compiled = _C.Machine(plain_layers(parameters), couplings, torch.get_num_threads())
+
+    def sweep(
+        self,
+        program: Program,
+        layers: Sequence[Tensor],
+        n_sweeps: int,
+        *,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        beta: Tensor | None,
+        base: Sequence[Tensor] | None,
+        clamp: Mapping[int, Tensor],
+        means: Mapping[int, Tensor],
+        done: Tensor,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._compiled.sweep(
+            plain(program),
+            addresses(layers),
+            layers[0].shape[0],
+            n_sweeps,
+            seed,
+            first_chain,
+            first_sweep,
+            address(beta),
+            addresses(base),
+            [address(clamp.get(i)) for i in range(len(layers))],
+            [address(means.get(i)) for i in range(len(layers))],
+            torch.get_num_threads(),
+            done.data_ptr(),
+            progress,
+        )
+
+    def layer_means(
+        self,
+        update: Update,
+        values: Sequence[Tensor],
+        out: Tensor,
+        *,
+        beta: Tensor | None,
+        base: Sequence[Tensor] | None,
+    ) -> None:
+        self._compiled.layer_means(
+            plain(((update,),))[0][0],
+            value_addresses(values),
+            values[0].shape[0],
+            out.data_ptr(),
+            address(beta),
+            addresses(base),
+            torch.get_num_threads(),
+        )
+
+    def mean_field(
+        self,
+        program: Program,
+        values: Sequence[Tensor],
+        *,
+        iterations: int,
+        tolerance: float,
+        damping: float,
+        changes: Tensor,
+        performed: Tensor,
+    ) -> None:
+        self._compiled.mean_field(
+            plain(program),
+            value_addresses(values),
+            len(changes),
+            iterations,
+            tolerance,
+            damping,
+            changes.data_ptr(),
+            performed.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def energy(self, layers: Sequence[Tensor]) -> Tensor:
+        out = torch.empty(layers[0].shape[0], dtype=torch.float64)
+        self._compiled.energy(value_addresses(layers), len(out), out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
+        out = torch.empty(layers[0].shape[0], dtype=torch.float64)
+        self._compiled.gap(
+            addresses(biases),
+            bias_bits,
+            has_base,
+            value_addresses(layers),
+            len(out),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def free_energy(
+        self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None
+    ) -> Tensor:
+        out = torch.empty(len(betas), values[0].shape[0], dtype=torch.float64)
+        self._compiled.free_energy(
+            plain((tuple(updates),))[0],
+            value_addresses(values),
+            out.shape[1],
+            betas.data_ptr(),
+            len(betas),
+            addresses(base),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
+    threads = torch.get_num_threads()
+    bits = fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), threads), name)
+    out = torch.empty_like(weight, dtype=torch.int16)
+    _C.quantise(weight.data_ptr(), weight.numel(), bits, out.data_ptr(), threads)
+    return out, bits
+
+
+def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:
+    (a, a_real), (b, b_real) = value_addresses((lower, upper))
+    _C.statistics(
+        a, a_real, out.shape[0], b, b_real, out.shape[1], lower.shape[0], out.data_ptr(), torch.get_num_threads()
+    )
+
+
+def bernoulli(
+    probabilities: Tensor, rows: Tensor, out: Tensor, *, seed: int, sweep: int, layer: int, purpose: Purpose
+) -> None:
+    _C.bernoulli(
+        probabilities.data_ptr(),
+        rows.data_ptr(),
+        out.shape[0],
+        out.shape[1],
+        out.data_ptr(),
+        seed,
+        sweep,
+        layer | purpose << 16,
+        torch.get_num_threads(),
+    )
+
+
+def swap(
+    rungs: Tensor,
+    gaps: Tensor,
+    betas: Tensor,
+    attempts: Tensor,
+    acceptances: Tensor,
+    heading: Tensor,
+    trips: Tensor,
+    *,
+    seed: int,
+    first_ladder: int,
+    swap_round: int,
+) -> None:
+    _C.swap(
+        rungs.data_ptr(),
+        attempts.data_ptr(),
+        acceptances.data_ptr(),
+        heading.data_ptr(),
+        trips.data_ptr(),
+        gaps.data_ptr(),
+        betas.data_ptr(),
+        len(betas),
+        rungs.numel(),
+        seed,
+        first_ladder,
+        swap_round,
+    )

@@ -1,0 +1,263 @@
+"""Operations on tensors of a GPU: memory and streams are torch's, the kernels those of the module ``_cuda``.
+
+Nothing here waits for the device but where a function says so, and everything can be recorded into a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bm_fast import reference
+from bm_fast.ops import cpu, native
+from bm_fast.ops.native import address, addresses, plain, plain_layers, value_addresses
+from bm_fast.parameters import Parameters, fraction_bits
+from bm_fast.program import Program, Update
+from bm_fast.reference import Purpose
+
+
+def serves(device: torch.device) -> bool:
+    """Whether tensors on this device are a matter of this module."""
+    return device.type == "cuda"
+
+
+@cache
+def module(device: torch.device) -> Any:
+    """The compiled module for a device; RuntimeError, saying why, where it cannot run there."""
+    found = native.gpu(device.index or 0)
+    if found.startswith("none: "):
+        raise RuntimeError(f"{device}: the CUDA kernels of bm_fast cannot run there: {found.removeprefix('none: ')}")
+    return native.cuda_module()
+
+
+def stream(device: torch.device) -> int:
+    """torch's current stream."""
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+class Memory:
+    """Tensors whose memory kernels work in, held as long as this is; torch's error where there is not enough."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: list[Tensor] = []
+
+    def take(self, n_bytes: int) -> int:
+        self._held.append(torch.empty(n_bytes, dtype=torch.uint8, device=self._device))
+        return self._held[-1].data_ptr()
+
+
+@contextmanager
+def place(device: torch.device, memory: Memory | None = None) -> Iterator[Any]:
+    """Where a call works: the device is the current one meanwhile, as torch's own operations have it.
+
+    Memory that ends with the call may be used again at once, as torch gives it to later work of the same stream only.
+    """
+    compiled = module(device)
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        yield compiled.Place(device.index or 0, stream(device), (memory or Memory(device)).take)
+
+
+class Machine:
+    """A machine on a GPU; arguments have been checked by ``ops.Machine``."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._device = parameters.biases[0].device
+        self._parameters = parameters  # the biases are used where they are
+        self._memory = Memory(self._device)
+        couplings = []
+        self._grids = []
+        for coupling, weights, bits in zip(
+            parameters.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
+        ):
+            self._grids.append(torch.full((1,), 2.0**-bits, device=self._device))
+            couplings.append((coupling.lower, coupling.upper, weights.data_ptr(), False, self._grids[-1].data_ptr()))
+        with place(self._device, self._memory) as here:
+            self._compiled = module(self._device).Machine(plain_layers(parameters), couplings, here)
+        refused = torch.zeros(1, dtype=torch.int32, device=self._device)
+        with place(self._device) as here:
+            self._compiled.refresh(refused.data_ptr(), here)
+
+    def sweep(
+        self,
+        program: Program,
+        layers: Sequence[Tensor],
+        n_sweeps: int,
+        *,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        beta: Tensor | None,
+        base: Sequence[Tensor] | None,
+        clamp: Mapping[int, Tensor],
+        means: Mapping[int, Tensor],
+        done: Tensor,
+        progress: Callable[[int], None],
+    ) -> None:
+        with place(self._device) as here:
+            self._compiled.sweep(
+                plain(program),
+                [layer.data_ptr() for layer in layers],
+                layers[0].shape[0],
+                n_sweeps,
+                seed,
+                first_chain,
+                first_sweep,
+                address(beta),
+                addresses(base),
+                [address(clamp.get(i)) for i in range(len(layers))],
+                [address(means.get(i)) for i in range(len(layers))],
+                0,
+                here,
+                done.data_ptr(),
+                progress,
+            )
+
+    def layer_means(
+        self,
+        update: Update,
+        values: Sequence[Tensor],
+        out: Tensor,
+        *,
+        beta: Tensor | None,
+        base: Sequence[Tensor] | None,
+    ) -> None:
+        with place(self._device) as here:
+            self._compiled.layer_means(
+                plain(((update,),))[0][0],
+                value_addresses(values),
+                values[0].shape[0],
+                out.data_ptr(),
+                address(beta),
+                addresses(base),
+                here,
+            )
+
+    def mean_field(
+        self,
+        program: Program,
+        values: Sequence[Tensor],
+        *,
+        iterations: int,
+        tolerance: float,
+        damping: float,
+        changes: Tensor,
+        performed: Tensor,
+    ) -> None:
+        performed.zero_()
+        scratch = torch.zeros(2, len(changes), dtype=torch.int32, device=self._device)
+        with place(self._device) as here:
+            self._compiled.mean_field(
+                plain(program),
+                value_addresses(values),
+                len(changes),
+                iterations,
+                tolerance,
+                damping,
+                changes.data_ptr(),
+                performed.data_ptr(),
+                scratch.data_ptr(),
+                here,
+            )
+
+    def energy(self, layers: Sequence[Tensor]) -> Tensor:
+        if _any_real(layers):
+            return reference.energy(self._parameters, layers)
+        out = torch.zeros(layers[0].shape[0], dtype=torch.float64, device=self._device)
+        with place(self._device) as here:
+            self._compiled.energy(value_addresses(layers), len(out), out.data_ptr(), here)
+        return out
+
+    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
+        return reference.gap(self._parameters, biases, bias_bits, has_base, layers)
+
+    def free_energy(
+        self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None
+    ) -> Tensor:
+        summed = {update.layer for update in updates}
+        if _any_real(value for i, value in enumerate(values) if i not in summed) or any(
+            self._parameters.precisions[i] is not None for i in summed
+        ):
+            return reference.free_energy(self._parameters, updates, values, betas=betas, base=base)
+        out = torch.zeros(len(betas), values[0].shape[0], dtype=torch.float64, device=self._device)
+        with place(self._device) as here:
+            self._compiled.free_energy(
+                plain((tuple(updates),))[0],
+                value_addresses(values),
+                out.shape[1],
+                betas.data_ptr(),
+                len(betas),
+                addresses(base),
+                out.data_ptr(),
+                here,
+            )
+        return out
+
+
+def _any_real(values: Iterable[Tensor]) -> bool:
+    """Whether energies are sums of floats, which torch does as well as any kernel: docs/numbers.md asks for float64."""
+    return any(value.dtype is torch.float32 for value in values)
+
+
+def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
+    """Waits for the device: f is a number of the host."""
+    bits = fraction_bits(float(weight.abs().max()), name)
+    return (weight * 2.0**bits).round_().to(torch.int16), bits
+
+
+def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:
+    with place(out.device) as here:
+        module(out.device).statistics(
+            *value_addresses((lower,))[0],
+            lower.shape[1],
+            *value_addresses((upper,))[0],
+            upper.shape[1],
+            lower.shape[0],
+            out.data_ptr(),
+            here,
+        )
+
+
+def bernoulli(
+    probabilities: Tensor, rows: Tensor, out: Tensor, *, seed: int, sweep: int, layer: int, purpose: Purpose
+) -> None:
+    if out.numel() == 0:
+        return
+    with place(out.device) as here:
+        module(out.device).bernoulli(
+            probabilities.data_ptr(),
+            rows.data_ptr(),
+            out.shape[0],
+            out.shape[1],
+            out.data_ptr(),
+            seed,
+            sweep,
+            layer | purpose << 16,
+            here,
+        )
+
+
+def swap(
+    rungs: Tensor,
+    gaps: Tensor,
+    betas: Tensor,
+    attempts: Tensor,
+    acceptances: Tensor,
+    heading: Tensor,
+    trips: Tensor,
+    *,
+    seed: int,
+    first_ladder: int,
+    swap_round: int,
+) -> None:
+    """Waits for the device: a few numbers of each chain are swapped on the processor."""
+    changing = (rungs, attempts, acceptances, heading, trips)
+    here = [t.cpu() for t in changing]
+    cpu.swap(here[0], gaps.cpu(), betas.cpu(), *here[1:], seed=seed, first_ladder=first_ladder, swap_round=swap_round)
+    for there, changed in zip(changing, here, strict=True):
+        there.copy_(changed)

@@ -1,0 +1,299 @@
+"""Operations on tensors of a GPU: with the kernels emulated on the host, and on a GPU where there is one.
+
+Emulated, the compiled module and all of Python's part are those of a GPU, but tensors lie on the processor.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from bm_fast import Graph, Kind, Layer, Machine, chain_graph, ops
+from bm_fast.ops import cuda
+from bm_fast.program import Input, Program, Update, full_update, gibbs_program
+from cuda_runner import emulated_module
+from engine_cases import make_machine, run, tree
+
+
+class Gpu:
+    """Where a test runs: inside the context, tensors on ``device`` are served by the kernels for GPUs."""
+
+    def __init__(self, device: str, module: ModuleType | None = None) -> None:
+        self.device = torch.device(device)
+        self._module, self._patch = module, pytest.MonkeyPatch()
+
+    def __enter__(self) -> torch.device:
+        if self._module is not None:
+            self._patch.setattr(cuda, "serves", lambda device: device == self.device)
+            self._patch.setattr(cuda, "module", lambda device: self._module)
+            self._patch.setattr(cuda, "stream", lambda device: 0)
+        return self.device
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.undo()
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The compiled module for GPUs with the kernels emulated."""
+    path = emulated_module(tmp_path_factory.mktemp("module"))
+    spec = importlib.util.spec_from_file_location("emulated._cuda", path)  # a name apart from the package's own
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["emulated", "device"])
+def gpu(request: pytest.FixtureRequest) -> Gpu:
+    if request.param == "emulated":
+        return Gpu("cpu", request.getfixturevalue("emulation"))
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    if ops.info()["gpu"].startswith("none"):
+        pytest.skip(f"GPU {ops.info()['gpu']}")
+    return Gpu("cuda:0")
+
+
+def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
+    """States and means are equal, and energies within the tolerances of docs/numbers.md."""
+    assert [t.shape for t in got] == [t.shape for t in wanted]
+    for a, b in zip(got, wanted, strict=True):
+        there = a.cpu()
+        if a.dtype is torch.float64:
+            torch.testing.assert_close(there, b, rtol=1e-12 if a.dim() == 1 else 1e-9, atol=1e-9)
+        else:
+            assert torch.equal(there, b), f"{int((there != b).sum())} of {a.numel()} values of {list(a.shape)} differ"
+
+
+# --- the same bits as the processor's --------------------------------------------------------------------------------
+
+SCALED: Program = ((Update(1, (Input(0, False, 2.0),)),), (Update(0, (Input(0, True, 0.3),)),))
+
+Case = Callable[[torch.device], list[Tensor]]
+CASES: dict[str, Case] = {
+    "rbm": lambda device: run(make_machine(chain_graph((131, 67)), device=device), 70, 3),
+    "one unit": lambda device: run(make_machine(chain_graph((1, 1)), device=device), 1, 3),
+    "options": lambda device: run(make_machine(tree(), device=device), 13, 2, options="base clamp"),
+    "beta": lambda device: run(make_machine(chain_graph((40, 33, 17)), device=device), 11, 3, options="beta"),
+    "scaled inputs": lambda device: run(make_machine(chain_graph((131, 67)), device=device), 9, 3, program=SCALED),
+    "clamped layer": lambda device: run(
+        make_machine(chain_graph((131, 67)), device=device), 9, 2, program=gibbs_program(chain_graph((2, 2)), (0,))
+    ),
+    "no couplings": lambda device: run(make_machine(Graph((Layer("alone", 70),), ()), device=device), 9, 2),
+    "no sweeps": lambda device: run(make_machine(chain_graph((9, 7)), device=device), 3, 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sweeps_have_the_bits_of_the_processor(gpu: Gpu, name: str) -> None:
+    """First states, states after some sweeps, their means and energies."""
+    wanted = CASES[name](torch.device("cpu"))
+    with gpu as device:
+        assert_same(CASES[name](device), wanted)
+
+
+def test_sweeps_may_be_split_over_calls_and_chains(gpu: Gpu) -> None:
+    wanted = run(make_machine(tree()), 13, 4)[: len(tree().layers)]
+    with gpu as device:
+        machine = make_machine(tree(), device=device)
+        chains = machine.chains(13, seed=2**63 + 12345, first_chain=77)
+        machine.sweep(gibbs_program(tree()), chains, 1)
+        for part in (chains.select(0, 5), chains.select(5, 13)):
+            machine.sweep(gibbs_program(tree()), part, 1)
+            machine.sweep(gibbs_program(tree()), part, 2)
+            assert part.sweep == 4
+        assert_same(list(chains.layers), wanted)
+
+
+def means_and_free_energies(machine: Machine, options: str) -> list[Tensor]:
+    g, device = torch.Generator().manual_seed(3), machine.device
+    layers = machine.graph.layers
+    states = [(torch.rand(9, layer.units, generator=g) < 0.4).to(torch.uint8).to(device) for layer in layers]
+    base = [torch.randn(layer.units, generator=g).to(device) for layer in layers] if "base" in options else None
+    beta = torch.rand(9, generator=g).to(device) if options else None
+    betas = torch.tensor([0.0, 0.3, 1.0]).to(device)
+    colour = machine.graph.colours()[1]
+    updates = [full_update(machine.graph, layer) for layer in colour]
+    return [
+        *(machine.layer_means(full_update(machine.graph, i), states, beta=beta, base=base) for i in range(len(layers))),
+        machine.energy(states),
+        machine.free_energy(updates, states, betas=betas, base=base),
+        machine.free_energy(updates, states),
+    ]
+
+
+@pytest.mark.parametrize("options", ["", "beta", "base"])
+@pytest.mark.parametrize("graph", [chain_graph((131, 67)), tree()], ids=["rbm", "tree"])
+def test_means_and_free_energies_are_those_of_the_processor(gpu: Gpu, graph: Graph, options: str) -> None:
+    wanted = means_and_free_energies(make_machine(graph), options)
+    with gpu as device:
+        assert_same(means_and_free_energies(make_machine(graph, device=device), options), wanted)
+
+
+@pytest.mark.parametrize("units", [1, 3, 130])
+def test_draws_have_the_bits_of_the_processor(gpu: Gpu, units: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    grey = torch.rand(7, units, generator=g)
+    grey[0, 0], grey[1, 0] = 0, 1
+    rows = torch.tensor([5, 0, 2**32 - 1, 3, 4, 1, 2])
+    wanted = ops.bernoulli(grey, rows, seed=9, sweep=4, layer=1)
+    with gpu as device:
+        assert_same([ops.bernoulli(grey.to(device), rows.to(device), seed=9, sweep=4, layer=1)], [wanted])
+
+
+@pytest.mark.parametrize("units", [3, 130])
+def test_statistics_have_the_bits_of_the_processor(gpu: Gpu, units: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    binary = [(torch.rand(70, n, generator=g) < 0.3).to(torch.uint8) for n in (units, 67)]
+    real = [torch.randn(70, n, generator=g) for n in (units, 67)]
+    for lower in (binary[0], real[0]):
+        for upper in (binary[1], real[1]):
+            wanted = ops.statistics(lower, upper)
+            with gpu as device:
+                assert_same([ops.statistics(lower.to(device), upper.to(device))], [wanted])
+
+
+def test_integers_on_the_grid_are_those_of_the_processor(gpu: Gpu) -> None:
+    g = torch.Generator().manual_seed(3)
+    for scale in (1e-9, 0.01, 1.0, 1e4 / 4):
+        weights = scale * torch.randn(13, 7, generator=g)
+        wanted, bits = ops.quantise(weights)
+        with gpu as device:
+            got, got_bits = ops.quantise(weights.to(device))
+        assert_same([got], [wanted])
+        assert got_bits == bits
+    with gpu as device, pytest.raises(ValueError, match="weight: expected finite weights, got nan"):
+        ops.quantise(torch.tensor([[float("nan")]], device=device))
+
+
+# --- real values: within the tolerances of docs/numbers.md -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["", "beta", "base clamp"])
+def test_gaussian_layers_agree_with_the_processor(gpu: Gpu, options: str) -> None:
+    """Three sweeps: a hidden unit would decide differently in about one case of 10^5."""
+    graph = chain_graph((70, 33), Kind.GAUSSIAN)
+    wanted = run(make_machine(graph, scale=0.1), 13, 3, options=options)
+    with gpu as device:
+        got = run(make_machine(graph, scale=0.1, device=device), 13, 3, options=options)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
+
+
+def real_means(device: torch.device) -> list[Tensor]:
+    g = torch.Generator().manual_seed(3)
+    machine = make_machine(chain_graph((131, 67)), device=device)
+    values = [torch.rand(9, n, generator=g).to(device) for n in (131, 67)]
+    up, down = full_update(machine.graph, 1), full_update(machine.graph, 0)
+    betas = torch.tensor([0.3, 1.0]).to(device)
+    return [
+        machine.layer_means(up, values),
+        machine.layer_means(down, values, beta=torch.linspace(0, 1, 9).to(device)),
+        machine.free_energy((up,), values, betas=betas),
+    ]
+
+
+def test_real_inputs_agree_with_the_processor(gpu: Gpu) -> None:
+    wanted = real_means(torch.device("cpu"))
+    with gpu as device:
+        got = real_means(device)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=2e-6, atol=2e-6)
+
+
+# --- long calls ------------------------------------------------------------------------------------------------------
+
+LONG = 250  # sweeps: more than a round of a small machine has
+
+
+def test_a_long_call_tells_its_progress(gpu: Gpu) -> None:
+    told = list[int]()
+    with gpu as device:
+        machine = make_machine(chain_graph((5, 4)), device=device)
+        chains = machine.chains(1, seed=0)
+        machine.sweep(gibbs_program(machine.graph), chains, LONG, progress=told.append)
+    assert told == [100, 200, LONG]
+    assert chains.sweep == LONG
+
+
+def test_an_interrupted_call_leaves_whole_sweeps(gpu: Gpu) -> None:
+    """Ctrl-C in the middle: the states are those of ``chains.sweep`` sweeps, and can go on."""
+    graph = chain_graph((5, 4))
+
+    def interrupt(done: int) -> None:
+        if done == 100:
+            raise KeyboardInterrupt
+
+    with gpu as device:
+        machine = make_machine(graph, device=device)
+        chains = machine.chains(3, seed=0)
+        with pytest.raises(KeyboardInterrupt):
+            machine.sweep(gibbs_program(graph), chains, LONG, progress=interrupt)
+        assert chains.sweep == 100
+        machine.sweep(gibbs_program(graph), chains, 50)
+    here = make_machine(graph)
+    wanted = here.chains(3, seed=0)
+    here.sweep(gibbs_program(graph), wanted, 150)
+    assert_same(list(chains.layers), list(wanted.layers))
+
+
+def test_a_signal_ends_a_long_call(gpu: Gpu) -> None:
+    with gpu as device:
+        machine = make_machine(chain_graph((5, 4)), device=device)
+        chains = machine.chains(1, seed=0)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            machine.sweep(gibbs_program(machine.graph), chains, 2**31)
+        assert 0 < chains.sweep < 2**31
+        assert chains.sweep % 100 == 0
+
+
+# --- what cannot be --------------------------------------------------------------------------------------------------
+
+
+def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bm_fast.ops.native.cuda_module", lambda: None)
+    cuda.module.cache_clear()
+    with pytest.raises(RuntimeError, match="cuda:7: the CUDA kernels of bm_fast cannot run there: built without CUDA"):
+        cuda.module(torch.device("cuda:7"))
+
+
+def test_a_device_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "none: GeForce (compute capability 7.5, 8 GiB) is too old, compute capability 8.0 is needed"
+    monkeypatch.setattr("bm_fast.ops.native.gpu", lambda device: why)
+    cuda.module.cache_clear()
+    with pytest.raises(RuntimeError, match=r"cuda:1: .* cannot run there: GeForce .* is too old"):
+        cuda.module(torch.device("cuda:1"))
+
+
+def test_a_lack_of_memory_is_an_error_that_destroys_nothing(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(memory: cuda.Memory, n_bytes: int) -> int:
+        raise torch.OutOfMemoryError(f"Tried to allocate {n_bytes} bytes, 5 are free")
+
+    with gpu as device:
+        machine = make_machine(chain_graph((130, 70)), device=device)
+        chains = machine.chains(3, seed=0)
+        before = chains.clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda.Memory, "take", refuse)
+            with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 96 bytes, 5 are free"):
+                machine.sweep(gibbs_program(machine.graph), chains, 2)
+        assert chains.sweep == 0
+        assert all(torch.equal(a, b) for a, b in zip(chains.layers, before.layers, strict=True))
+        machine.sweep(gibbs_program(machine.graph), chains, 2)
+        assert chains.sweep == 2
+
+
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights\[0\]: bm_fast runs on the CPU and on CUDA devices, got a .* meta"):
+        Machine.build(chain_graph((2, 2)), [torch.zeros(2, 2, device="meta")], [torch.zeros(2, device="meta")] * 2)
