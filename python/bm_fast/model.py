@@ -135,6 +135,7 @@ class BoltzmannModel(nn.Module, ABC):
 
     def _mask(self, name: str, given: Tensor | NDArray[np.generic], n_chains: int) -> Tensor:
         mask = arrays.tensor(name, given)
+        mask = mask.to(self.device) if isinstance(given, np.ndarray) else mask
         full = (n_chains, self.n_visible)
         if mask.dtype not in (torch.bool, torch.uint8) or tuple(mask.shape) not in (full, full[1:]):
             raise ValueError(
