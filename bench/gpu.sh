@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds, tests, checks and times the CUDA kernels on the GPU of this machine, from a clean checkout and without network:
+# Builds, tests, checks and times bm_fast on the GPU of this machine, from a clean checkout and without network:
 #     bench/gpu.sh [result.json]
 # PYTHON (default python3) must have torch with CUDA, numpy, pytest, pybind11, scikit-build-core, safetensors and tqdm.
 set -euo pipefail
@@ -13,7 +13,5 @@ site=$PWD/build/gpu/site
 export PYTHONPATH=$site
 # Without a GPU all its tests would be skipped and look well.
 "$python" -c "from bm_fast import ops; gpu = ops.info()['gpu']; assert not gpu.startswith('none'), gpu; print(gpu)"
-"$python" -m pytest -q tests/test_cuda_device.py tests/test_cuda_kernels.py -k "gpu or compute_sanitizer or compile"
-nvcc -std=c++20 -O3 -fmad=false -arch=native -Icsrc -shared -Xcompiler -fPIC,-ffp-contract=off \
-    bench/gpu_sweeps.cu csrc/cuda/gibbs.cu csrc/cuda/pack.cu -o build/gpu/libsweeps.so
-"$python" bench/gpu.py build/gpu/libsweeps.so "$out"
+"$python" -m pytest -q -k "device or gpu or compute_sanitizer" tests/test_cuda_*.py
+"$python" bench/gpu.py "$out"

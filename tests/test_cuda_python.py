@@ -12,12 +12,23 @@ import threading
 from collections.abc import Callable
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Graph, Kind, Layer, Machine, chain_graph, ops
-from bm_fast.ops import cuda
+from bm_fast import RBM, Graph, Kind, Layer, Machine, chain_graph, ops
+from bm_fast.estimation import (
+    adaptive_betas,
+    ais,
+    base_biases,
+    exact_log_z,
+    log_likelihood,
+    mean_log_likelihood,
+    pseudo_log_likelihood,
+    reconstruction_error,
+)
+from bm_fast.ops import cuda, native
 from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from cuda_runner import emulated_module
 from engine_cases import make_machine, run, tree
@@ -209,6 +220,132 @@ def test_real_inputs_agree_with_the_processor(gpu: Gpu) -> None:
         got = real_means(device)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=2e-6, atol=2e-6)
+
+
+def mean_field(device: torch.device, tolerance: float) -> list[Tensor]:
+    g = torch.Generator().manual_seed(3)
+    machine = make_machine(chain_graph((70, 33, 17)), device=device)
+    values = [torch.rand(9, layer.units, generator=g).to(device) for layer in machine.graph.layers]
+    program = gibbs_program(machine.graph, clamped=(0,))
+    convergence = machine.mean_field(program, values, 20, tolerance=tolerance, damping=0.2)
+    return [*values, convergence.changes, convergence.iterations]
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_mean_field_agrees_with_the_reference(gpu: Gpu, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:  # processors may take products of eight bits
+        patch.setenv("BM_FAST_BACKEND", "reference")
+        wanted = mean_field(torch.device("cpu"), tolerance)
+    with gpu as device:
+        got = mean_field(device, tolerance)
+    assert torch.equal(got[-1].cpu(), wanted[-1])
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=2e-5)
+
+
+def tempering(device: torch.device) -> list[Tensor]:
+    machine = make_machine(chain_graph((13, 7)), device=device)
+    base = [torch.linspace(-1, 1, layer.units).to(device) for layer in machine.graph.layers]
+    gap = ops.EnergyGap(machine, base)
+    chains, rungs = machine.chains(6, seed=1), ops.Rungs.start(2, 3, device)
+    betas = torch.tensor([0.0, 0.4, 1.0]).to(device)
+    for _ in range(5):
+        machine.sweep(gibbs_program(machine.graph), chains, 1, beta=betas[rungs.rungs.long()], base=base)
+        ops.swap(rungs, gap.of(chains.layers), betas, seed=1)
+    return [*chains.layers, rungs.rungs, rungs.attempts, rungs.acceptances, rungs.heading, rungs.trips]
+
+
+def test_replica_exchange_has_the_bits_of_the_processor(gpu: Gpu) -> None:
+    wanted = tempering(torch.device("cpu"))
+    with gpu as device:
+        assert_same(tempering(device), wanted)
+
+
+# --- models and estimates --------------------------------------------------------------------------------------------
+
+
+def estimates(device: torch.device) -> list[Tensor]:
+    rbm = RBM(20, 9, seed=3, weight_scale=0.3).to(device)
+    data = (torch.rand(30, 20, generator=torch.Generator().manual_seed(3)) < 0.4).to(torch.uint8)
+    rbm.initialise_biases(data.numpy())
+    v, clamp = data.to(device), np.arange(20, dtype=np.uint8) % 2
+    chains = rbm.sample(rbm.chains(30, 5, visible=v), 3, beta=0.7, clamp=clamp)
+    log_z = exact_log_z(rbm)
+    annealed = ais(rbm, n_runs=20, betas=30, base=base_biases(rbm, v), seed=2)
+    adapted = adaptive_betas(rbm, drop=0.1, n_runs=10)
+    return [
+        *chains.layers,
+        rbm.hidden_means(v),
+        torch.from_numpy(rbm.hidden_means(data.numpy())),
+        torch.tensor([log_z, mean_log_likelihood(rbm, data.numpy(), annealed).mean], dtype=torch.float64),
+        annealed.log_weights,
+        adapted.double(),
+        log_likelihood(rbm, v, log_z),
+        pseudo_log_likelihood(rbm, v),
+        pseudo_log_likelihood(rbm, v, method="stochastic"),
+    ]
+
+
+def test_models_and_estimates_are_those_of_the_processor(gpu: Gpu) -> None:
+    wanted = estimates(torch.device("cpu"))
+    with gpu as device:
+        got = estimates(device)
+    for a, b in zip(got, wanted, strict=True):
+        tolerance = 1e-9 if b.dtype is torch.float64 else 0
+        torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance)
+
+
+def test_reconstructions_agree_with_the_processor(gpu: Gpu) -> None:
+    data = (torch.rand(30, 20, generator=torch.Generator().manual_seed(3)) < 0.4).to(torch.uint8)
+    rbm = RBM(20, 9, seed=3, weight_scale=0.3)
+    wanted, errors = rbm.reconstruct(data), reconstruction_error(rbm, data)
+    with gpu as device:
+        there = rbm.to(device)
+        torch.testing.assert_close(there.reconstruct(data.to(device)).cpu(), wanted, rtol=0, atol=4e-6)
+        torch.testing.assert_close(reconstruction_error(there, data.to(device)).cpu(), errors, rtol=0, atol=1e-5)
+
+
+# --- what a recorded update of training is made of -------------------------------------------------------------------
+
+
+def test_weights_are_put_on_their_grid_where_they_are(gpu: Gpu) -> None:
+    """A module's machine over real weights, refreshed after they change, whose sweeps are counted on the device."""
+    graph, n_chains, seed = chain_graph((131, 67)), 9, 5
+    g = torch.Generator().manual_seed(3)
+    weights = [scale * torch.randn(131, 67, generator=g) for scale in (0.01, 0.4)]
+    biases = [torch.randn(layer.units, generator=g) for layer in graph.layers]
+    with gpu as device:
+        weight, grid = weights[0].to(device), torch.zeros(1, device=device)
+        held = [bias.to(device) for bias in biases]
+        counter, refused = torch.zeros(2, 1, dtype=torch.int32, device=device).unbind()
+        module, memory, done = cuda.module(device), cuda.Memory(device), torch.zeros(1, dtype=torch.int64)
+        layers = [(f"{i}", len(bias), 0, bias.data_ptr(), 0) for i, bias in enumerate(held)]
+        with cuda.place(device, memory) as here:
+            machine = module.Machine(layers, [(0, 1, weight.data_ptr(), True, grid.data_ptr())], here)
+            weight.copy_(weights[1])
+            machine.refresh(refused.data_ptr(), here)
+            states = [torch.ones(n_chains, len(bias), dtype=torch.uint8, device=device) for bias in held]
+            for _ in range(2):
+                program = native.plain(gibbs_program(graph))
+                addresses = native.addresses(states)
+                machine.sweep(
+                    *(program, addresses, n_chains, 3, seed, 0, 7, 0, [], [0, 0], [0, 0]),
+                    *(counter.data_ptr(), here, done.data_ptr(), lambda done: None),
+                )
+                module.advance(counter.data_ptr(), 3, here)
+        got = [state.cpu() for state in states]
+        assert int(refused) == 0
+        weight[3, 4] = float("nan")
+        with cuda.place(device) as here:
+            machine.refresh(refused.data_ptr(), here)
+        assert int(refused) == 1
+    machine_here = Machine.build(graph, weights[1:], biases)
+    wanted = machine_here.chains(n_chains, seed)
+    wanted.sweep = 7
+    for layer in wanted.layers:
+        layer.fill_(1)
+    machine_here.sweep(gibbs_program(graph), wanted, 6)
+    assert_same(got, list(wanted.layers))
 
 
 # --- long calls ------------------------------------------------------------------------------------------------------
