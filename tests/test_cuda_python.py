@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import RBM, Graph, Kind, Layer, Machine, chain_graph, ops
+import enumeration
+from bm_fast import RBM, Chains, Graph, Kind, Layer, Machine, chain_graph, ops
 from bm_fast.estimation import (
     adaptive_betas,
     ais,
@@ -29,9 +30,12 @@ from bm_fast.estimation import (
     reconstruction_error,
 )
 from bm_fast.ops import cuda, native
+from bm_fast.parameters import Parameters
 from bm_fast.program import Input, Program, Update, full_update, gibbs_program
+from bm_fast.training import CD, PCD, Trainer
 from cuda_runner import emulated_module
 from engine_cases import make_machine, run, tree
+from enumeration import DRIFT_BOUND, GRAPHS, enumerate_machine, variation_ratio
 
 
 class Gpu:
@@ -305,6 +309,25 @@ def test_reconstructions_agree_with_the_processor(gpu: Gpu) -> None:
         torch.testing.assert_close(reconstruction_error(there, data.to(device)).cpu(), errors, rtol=0, atol=1e-5)
 
 
+def trained(device: torch.device, estimator: PCD | CD) -> list[Tensor]:
+    rbm = RBM(20, 9, seed=3, weight_scale=0.3).to(device)
+    grey = torch.rand(50, 20, generator=torch.Generator().manual_seed(3)).to(device)
+    optimizer = torch.optim.SGD(rbm.parameters(), lr=0.05, momentum=0.5)
+    trainer = Trainer(rbm, optimizer, estimator, batch_size=20, seed=4)
+    trainer.fit(grey, epochs=2, validation=grey[:10])
+    return [*(parameter.detach() for parameter in rbm.parameters()), *trainer.chains.layers]
+
+
+@pytest.mark.parametrize("estimator", [PCD(n_chains=7, sweeps=2), CD()], ids=["PCD", "CD"])
+def test_training_agrees_with_the_processor(gpu: Gpu, estimator: PCD | CD) -> None:
+    """torch may add in another order on a GPU, which has not changed a unit of these chains."""
+    wanted = trained(torch.device("cpu"), estimator)
+    with gpu as device:
+        got = trained(device, estimator)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-6)
+
+
 # --- what a recorded update of training is made of -------------------------------------------------------------------
 
 
@@ -346,6 +369,25 @@ def test_weights_are_put_on_their_grid_where_they_are(gpu: Gpu) -> None:
         layer.fill_(1)
     machine_here.sweep(gibbs_program(graph), wanted, 6)
     assert_same(got, list(wanted.layers))
+
+
+# --- the right distribution, on a GPU alone: emulated, the bits are the processor's ----------------------------------
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_chains_at_their_distribution_stay_there_on_a_gpu(name: str) -> None:
+    """As in test_no_drift.py, where the bound is explained."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    here = enumeration.machine(GRAPHS[name])
+    truth = enumerate_machine(here)
+    chains = Chains(tuple(layer.cuda() for layer in truth.draw(40_000, torch.Generator().manual_seed(1))), seed=7)
+    held = here.parameters
+    weights, biases = (tuple(t.cuda() for t in tensors) for tensors in (held.weights, held.biases))
+    there = Machine(Parameters(held.graph, weights, held.fraction_bits, biases, held.precisions))
+    for n_sweeps in (1, 1, 6):
+        there.sweep(gibbs_program(here.graph), chains, n_sweeps)
+        assert variation_ratio(truth.p, truth.numbers([layer.cpu() for layer in chains.layers])) < DRIFT_BOUND
 
 
 # --- long calls ------------------------------------------------------------------------------------------------------
