@@ -85,9 +85,9 @@ def assert_same_parameters(a: RBM, b: RBM) -> None:
 def test_learning_raises_the_exact_likelihood(estimator: Estimator, centred: bool) -> None:
     data = patterns()
     trainer = trainer_of(estimator=estimator, rate=0.1, centred=centred, seed=2)
-    before = mean_log_likelihood(trainer.rbm, data)
+    before = mean_log_likelihood(trainer.model, data)
     trainer.fit(data, 25)
-    after = mean_log_likelihood(trainer.rbm, data)
+    after = mean_log_likelihood(trainer.model, data)
     assert before == pytest.approx(-N_VISIBLE * math.log(2), abs=0.05)
     assert after > before + 0.9  # independent units with the right means would gain 0.35
 
@@ -116,7 +116,7 @@ def test_grey_data_are_learnt_as_probabilities() -> None:
     trainer = trainer_of(rate=0.2)
     trainer.fit(grey, 40)
     states = all_states(N_VISIBLE)
-    p = torch.softmax(-trainer.rbm.free_energy(states), 0)
+    p = torch.softmax(-trainer.model.free_energy(states), 0)
     assert (p @ states.double() - grey[0]).abs().max().item() < 0.12  # binomial noise of 50 draws: 0.07
 
 
@@ -160,7 +160,7 @@ def test_the_ragged_last_batch_is_divided_by_its_own_size() -> None:
     trainer = trainer_of(estimator=PCD(7), rate=0, centred=False)
     trainer.fit(data, 1)
     assert len(last_batch(trainer)) == 3
-    rbm = trainer.rbm
+    rbm = trainer.model
     expected = {}
     for sign, rows in ((-1, last_batch(trainer)), (1, trainer.chains.layers[VISIBLE])):
         means = rbm.hidden_means(rows)
@@ -201,7 +201,7 @@ def test_zeros_and_ones_are_the_same_in_every_form() -> None:
         trainer.fit(train, 2)
         trainers.append(trainer)
     for trainer in trainers[1:]:
-        assert_same_parameters(trainer.rbm, trainers[0].rbm)
+        assert_same_parameters(trainer.model, trainers[0].model)
 
 
 def test_a_loader_gives_its_own_batches() -> None:
@@ -237,7 +237,7 @@ def test_epochs_are_counted_over_calls() -> None:
     parts.fit(patterns(), 4)
     parts.fit(patterns(), 3)
     assert parts.epoch == 4
-    assert_same_parameters(whole.rbm, parts.rbm)
+    assert_same_parameters(whole.model, parts.model)
 
 
 def test_the_scheduler_steps_after_each_epoch() -> None:
@@ -258,7 +258,7 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
     torch.manual_seed(2)
     second = trainer_of()
     second.fit(patterns().float(), 2)
-    assert_same_parameters(first.rbm, second.rbm)
+    assert_same_parameters(first.model, second.model)
 
 
 # --- callbacks --------------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_the_free_energy_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Gap(Callback):
         def on_epoch(self, progress: Progress) -> None:
-            rbm = progress.trainer.rbm
+            rbm = progress.trainer.model
             expected = rbm.free_energy(valid).mean() - rbm.free_energy(train[::2].contiguous()).mean()
             assert progress.metrics["free_energy_gap"] == pytest.approx(float(expected), abs=1e-9)
             gaps.append(float(expected))
@@ -320,7 +320,7 @@ def test_the_free_energy_gap_of_a_loader_uses_the_last_batch() -> None:
     trainer = trainer_of(callbacks=[Keep()])
     valid = patterns(30, seed=9)
     trainer.fit(DataLoader(TensorDataset(patterns(25)), batch_size=10), 1, validation=valid)
-    rbm = trainer.rbm
+    rbm = trainer.model
     expected = rbm.free_energy(valid).mean() - rbm.free_energy(patterns(25)[20:]).mean()
     assert metrics["free_energy_gap"] == pytest.approx(float(expected), abs=1e-9)
 
@@ -348,7 +348,7 @@ def test_divergence_in_the_last_update_is_noticed_too(epochs: int) -> None:
         def on_update(self, progress: Progress) -> None:
             if progress.trainer.update == 6 * epochs:
                 with torch.no_grad():
-                    progress.trainer.rbm.hidden_bias[0] = math.nan
+                    progress.trainer.model.hidden_bias[0] = math.nan
 
     with pytest.raises(TrainingError, match=rf"after update {6 * epochs}: parameter 'hidden_bias'"):
         trainer_of(callbacks=[Break()]).fit(patterns(), epochs)
@@ -379,7 +379,7 @@ def test_bad_data_are_named_and_change_nothing(bad: Any, message: str) -> None:
     before = RBM(N_VISIBLE, N_HIDDEN, seed=1)
     with pytest.raises(ValueError, match=message):
         trainer.fit(bad, 1)
-    assert_same_parameters(trainer.rbm, before)
+    assert_same_parameters(trainer.model, before)
     assert trainer.update == 0
     trainer.fit(patterns(), 1)
 
@@ -409,12 +409,12 @@ def test_bad_settings_are_named() -> None:
         ({"batch_size": 2.5}, "batch_size: .* got 2.5"),
         ({"seed": -1}, "seed: expected 0 to 2.64 - 1, got -1"),
         ({"binarise": "static"}, "binarise: expected 'dynamic' or 'none', got 'static'"),
-        ({"optimizer": foreign}, "optimizer: expected parameters of rbm only"),
+        ({"optimizer": foreign}, "optimizer: expected parameters of model only"),
         ({"scheduler": StepLR(foreign, 1)}, "scheduler: expected a scheduler of the given optimizer"),
         ({"scheduler": ReduceLROnPlateau(optimizer)}, "scheduler: .* got ReduceLROnPlateau"),
     ):
         with pytest.raises(ValueError, match=message):
-            Trainer(**{"rbm": rbm, "optimizer": optimizer, "estimator": PCD(5), **settings})
+            Trainer(**{"model": rbm, "optimizer": optimizer, "estimator": PCD(5), **settings})
     gaussian = RBM(N_VISIBLE, N_HIDDEN, Kind.GAUSSIAN)
     with pytest.raises(ValueError, match="binarise: expected 'none' for GAUSSIAN visible units"):
         Trainer(gaussian, SGD(gaussian.parameters(), lr=0.1), PCD(5), binarise="dynamic")

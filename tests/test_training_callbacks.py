@@ -42,7 +42,7 @@ def trainer_of(callbacks: Sequence[Callback], rate: float = 0.1) -> Trainer:
 
 
 def weights_of(trainer: Trainer) -> Tensor:
-    return trainer.rbm.weight.detach().clone()
+    return trainer.model.weight.detach().clone()
 
 
 class Weights(Callback):
@@ -79,7 +79,7 @@ def test_after_the_last_epoch_the_latest_model_stays_and_the_best_one_is_at_hand
     trainer = trainer_of([figures([1, 3, 2]), weights, stopping])
     trainer.fit(data(), 3)
     assert torch.equal(weights_of(trainer), weights.after[2])
-    trainer.rbm.load_state_dict(stopping.best_parameters)
+    trainer.model.load_state_dict(stopping.best_parameters)
     assert torch.equal(weights_of(trainer), weights.after[1])
 
 
@@ -232,7 +232,7 @@ def test_history_is_the_learning_curve() -> None:
     assert [(row["epoch"], row["update"]) for row in history.rows] == [(1, 3), (2, 6), (3, 9), (4, 12)]
     assert [row["learning_rate"] for row in history.rows] == [0.4, 0.2, 0.1, 0.05]
     assert ["bias" in row for row in history.rows] == [False, True, False, True]
-    assert history.rows[-1]["bias"] == float(trainer.rbm.hidden_bias.detach().sum())
+    assert history.rows[-1]["bias"] == float(trainer.model.hidden_bias.detach().sum())
     assert all("free_energy_gap" in row for row in history.rows)
     assert 0 < history.rows[0]["seconds"] < history.rows[-1]["seconds"]
 
@@ -257,7 +257,7 @@ def test_the_progress_bar_shows_live_figures(capfd: pytest.CaptureFixture[str]) 
     assert "epoch=2/2" in shown
     assert "figure=0.25" in shown
     rows = data()
-    error = (trainer.rbm.reconstruct(rows) - rows).square().mean()
+    error = (trainer.model.reconstruct(rows) - rows).square().mean()
     assert float(shown.rsplit("reconstruction=", 1)[1][:6]) == pytest.approx(float(error), abs=0.05)
 
 

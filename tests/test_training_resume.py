@@ -79,7 +79,7 @@ def resume(path: Path, make: Callable[[RBM], Optimizer], callbacks: Any = (), rb
 
 def assert_same(a: Trainer, b: Trainer) -> None:
     """The same bits in everything that goes on: parameters, optimiser, chains, counts."""
-    for (name, p), (_, q) in zip(a.rbm.named_parameters(), b.rbm.named_parameters(), strict=True):
+    for (name, p), (_, q) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
         assert torch.equal(p, q), name
     assert all(torch.equal(x, y) for x, y in zip(a.chains.layers, b.chains.layers, strict=True))
     assert (a.chains.sweep, a.chains.seed) == (b.chains.sweep, b.chains.seed)
@@ -181,7 +181,7 @@ def test_the_state_of_callbacks_comes_back(tmp_path: Path) -> None:
     assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4, 5]
     seconds = [row["seconds"] for row in history.rows]
     assert seconds == sorted(seconds)
-    assert all(torch.equal(p, best.best_parameters[name]) for name, p in resumed.rbm.named_parameters())
+    assert all(torch.equal(p, best.best_parameters[name]) for name, p in resumed.model.named_parameters())
 
 
 def test_early_stopping_that_does_not_stop_leaves_no_trace(tmp_path: Path) -> None:
@@ -201,10 +201,10 @@ def test_early_stopping_that_does_not_stop_leaves_no_trace(tmp_path: Path) -> No
     resumed = resume(path, momentum, rest)
     resumed.fit(grey(), 8)
     assert_same(resumed, unbroken)
-    assert resumed._offsets is not None
-    assert unbroken._offsets is not None
-    assert torch.equal(resumed._offsets.visible, unbroken._offsets.visible)
-    assert torch.equal(resumed._offsets.hidden, unbroken._offsets.hidden)
+    assert resumed._learner.offsets is not None
+    assert unbroken._learner.offsets is not None
+    assert torch.equal(resumed._learner.offsets.visible, unbroken._learner.offsets.visible)
+    assert torch.equal(resumed._learner.offsets.hidden, unbroken._learner.offsets.hidden)
     assert (second.best, second.best_epoch) == (first.best, first.best_epoch) == (3.0, 2)
     assert all(torch.equal(p, first.best_parameters[name]) for name, p in second.best_parameters.items())
 
@@ -296,7 +296,7 @@ def test_a_broken_model_never_replaces_a_good_checkpoint(tmp_path: Path) -> None
         def on_update(self, progress: Progress) -> None:
             if progress.trainer.update == 9:
                 with torch.no_grad():
-                    progress.trainer.rbm.weight[2, 3] = float("nan")
+                    progress.trainer.model.weight[2, 3] = float("nan")
 
     trainer = start(PCD(7), momentum, [Break(), Checkpoint(path, every_updates=1)])
     with pytest.raises(TrainingError, match="after update 9: parameter 'weight' is not finite"):

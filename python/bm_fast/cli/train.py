@@ -114,7 +114,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     folder = _run_folder(options.resume) if options.resume else options.output or "train-output"
     output = Output(folder, names, overwrite=options.overwrite or bool(options.resume))
     history = History()
-    trainer = _trainer(dataset, settings, output, history, resume=bool(options.resume))
+    rbm = RBM(dataset.n_units, settings["hidden"], seed=settings["seed"])
+    trainer = _trainer(rbm, dataset, settings, output, history, resume=bool(options.resume))
     console.say(
         f"RBM with {dataset.n_units} visible and {settings['hidden']} hidden units on {len(dataset.train):,} rows of "
         f"{settings['data']} ({dataset.protocol}); {settings['epochs']} epochs, results in {output.folder}"
@@ -125,11 +126,11 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     try:
         trainer.fit(dataset.train, epochs=settings["epochs"], validation=dataset.valid)
     except KeyboardInterrupt:
-        draw(output, history, trainer.rbm, dataset.shape)
+        draw(output, history, rbm, dataset.shape)
         raise KeyboardInterrupt(
             f"interrupted in epoch {trainer.epoch + 1} and saved; go on with: bm-fast train --resume {output.folder}"
         ) from None
-    draw(output, history, trainer.rbm, dataset.shape)
+    draw(output, history, rbm, dataset.shape)
     last = history.rows[-1] if history.rows else {}
     seconds = time.monotonic() - started
     console.say(f"\n{trainer.update:,} updates done, this call took {seconds:.1f} s")
@@ -189,8 +190,9 @@ def optimiser(rbm: RBM, settings: Result) -> tuple[Optimizer, LambdaLR]:
     return sgd, LambdaLR(sgd, factors[settings["schedule"]])
 
 
-def _trainer(dataset: Dataset, settings: Result, output: Output, history: History, *, resume: bool) -> Trainer:
-    rbm = RBM(dataset.n_units, settings["hidden"], seed=settings["seed"])
+def _trainer(
+    rbm: RBM, dataset: Dataset, settings: Result, output: Output, history: History, *, resume: bool
+) -> Trainer:
     rbm.initialise_biases(dataset.train)
     sgd, schedule = optimiser(rbm, settings)
     callbacks = [

@@ -9,6 +9,7 @@ from bm_fast.training.callbacks import (
     ProgressBar,
     TensorBoard,
 )
+from bm_fast.training.deep import MeanFieldPCD, robbins_monro
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
 from bm_fast.training.trainer import Trainer, TrainingError
@@ -21,10 +22,12 @@ __all__ = [
     "EarlyStopping",
     "Evaluate",
     "History",
+    "MeanFieldPCD",
     "Progress",
     "ProgressBar",
     "StopOnOverfitting",
     "TensorBoard",
     "Trainer",
     "TrainingError",
+    "robbins_monro",
 ]

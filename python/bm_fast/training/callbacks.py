@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bm_fast.rbm import RBM
-
 if TYPE_CHECKING:
     from bm_fast.training.trainer import Trainer
 
 Outcome = Literal["running", "done", "stopped", "interrupted", "failed"]
 
-Metric = Callable[[RBM], float]
+Metric = Callable[[Any], float]
 
 
 @dataclass
@@ -107,17 +105,16 @@ class ProgressBar(Callback):
     def _show(self, progress: Progress) -> None:
         trainer = progress.trainer
         figures = {"epoch": f"{trainer.epoch}/{progress.epochs}"}
-        if trainer.last_batch is not None:
-            rows = trainer.last_batch
-            error = (trainer.rbm.reconstruct(rows) - rows).square().mean()
-            figures["reconstruction"] = f"{float(error):.4f}"
+        error = trainer.reconstruction_error()
+        if error is not None:
+            figures["reconstruction"] = f"{error:.4f}"
         figures |= {name: f"{value:.4g}" for name, value in progress.metrics.items()}
         self._bar.set_postfix(figures)
         self._shown = time.monotonic()
 
 
 class Evaluate(Callback):
-    """Computes figures of the model after every ``every``-th epoch: name -> function of the RBM.
+    """Computes figures of the model after every ``every``-th epoch: name -> function of the model.
 
     >>> Evaluate({"log_likelihood": lambda rbm: ...}, every=5)  # doctest: +SKIP
     """
@@ -129,7 +126,7 @@ class Evaluate(Callback):
     def on_epoch(self, progress: Progress) -> None:
         if progress.trainer.epoch % self._every == 0:
             with torch.no_grad():
-                progress.metrics |= {name: float(f(progress.trainer.rbm)) for name, f in self.metrics.items()}
+                progress.metrics |= {name: float(f(progress.trainer.model)) for name, f in self.metrics.items()}
 
 
 class History(Callback):

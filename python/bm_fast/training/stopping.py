@@ -19,7 +19,7 @@ from bm_fast.training.callbacks import Callback, Evaluate, Progress
 class _Stopping(Callback):
     """Keeps the parameters of the last good epoch and stops after ``patience`` others in a row.
 
-    best, best_epoch: figure and number of that epoch. best_parameters: for ``rbm.load_state_dict``.
+    best, best_epoch: figure and number of that epoch. best_parameters: for ``model.load_state_dict``.
     """
 
     def __init__(self, metric: str, patience: int) -> None:
@@ -56,7 +56,7 @@ class _Stopping(Callback):
         value, trainer = float(progress.metrics[self.metric]), progress.trainer
         if self.is_good(value):
             self.best, self.best_epoch, self._waited = value, trainer.epoch, 0
-            self.best_parameters = {name: p.detach().clone() for name, p in trainer.rbm.named_parameters()}
+            self.best_parameters = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
             return
         self._waited += 1
         if self._waited >= self.patience:
@@ -72,7 +72,7 @@ class _Stopping(Callback):
                 f"metric: no epoch had a usable {self.metric!r}; the last one had {sorted(progress.metrics)}"
             )
         if progress.outcome == "stopped" and self._stopped and self.best_parameters:
-            progress.trainer.rbm.load_state_dict(self.best_parameters)
+            progress.trainer.model.load_state_dict(self.best_parameters)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -94,8 +94,8 @@ class EarlyStopping(_Stopping):
         not count. A value that is not a number counts as no better.
 
     best, best_epoch, best_parameters: figure, number and parameters of the best epoch. Where ``fit`` ends without being
-    stopped, the RBM keeps the parameters of the last epoch; ``rbm.load_state_dict(stopping.best_parameters)`` brings
-    the best ones back.
+    stopped, the model keeps the parameters of the last epoch;
+    ``model.load_state_dict(stopping.best_parameters)`` brings the best ones back.
 
     ``fit`` raises ValueError before the first update if none of the callbacks before this one adds the metric, and at
     its end if no epoch had it.

@@ -22,20 +22,25 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from bm_fast import arrays, checkpoints, ops
 from bm_fast.chains import Chains
 from bm_fast.checkpoints import CheckpointError
+from bm_fast.dbm import DBM
 from bm_fast.graph import Kind
+from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.ops import Machine
-from bm_fast.rbm import HIDDEN, RBM, VISIBLE
+from bm_fast.rbm import RBM
 from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
 from bm_fast.training.callbacks import Callback, Outcome, Progress
-from bm_fast.training.estimators import CD, PCD, Estimator
-from bm_fast.training.gradient import Gradient, Offsets, Rows
+from bm_fast.training.deep import DBMLearner, MeanFieldPCD
+from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.learner import Learner, RBMLearner
 
 Binarise = Literal["dynamic", "none"]
 
 GAP_ROWS = 1000
 """Most rows of each data set from which the free energy gap is computed: cheap beside any epoch that has more."""
 
-_ESTIMATORS: dict[str, type[CD] | type[PCD]] = {"CD": CD, "PCD": PCD}
+Estimator = CD | PCD | MeanFieldPCD
+
+_ESTIMATORS: dict[str, type[Estimator]] = {"CD": CD, "PCD": PCD, "MeanFieldPCD": MeanFieldPCD}
 
 
 class TrainingError(RuntimeError):
@@ -43,13 +48,13 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """Maximises the log-likelihood of an RBM by stochastic gradients; see docs/training.md.
+    """Maximises the log-likelihood of an RBM, or the bound of a DBM, by stochastic gradients; see docs/training.md.
 
     Each update takes one snapshot of the parameters on the integer grid, fills ``.grad`` with the gradient of the
     negative log-likelihood per data row, and calls ``optimizer.step()``.
 
-    optimizer: any torch optimiser over parameters of ``rbm``; momentum and weight decay are its business.
-    estimator: ``CD(sweeps)`` or ``PCD(n_chains, sweeps)``.
+    optimizer: any torch optimiser over parameters of ``model``; momentum and weight decay are its business.
+    estimator: ``CD(sweeps)`` or ``PCD(n_chains, sweeps)`` for an RBM, ``MeanFieldPCD(n_chains, sweeps)`` for a DBM.
     batch_size: rows per update; the last batch of an epoch has what is left over.
     seed: decides the order of the rows, the binarisation and every chain.
     centred: use the centred gradient.
@@ -59,12 +64,12 @@ class Trainer:
     callbacks: called in this order.
 
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
-    chains: those of the model phase. last_batch: states of the last data rows; the next update overwrites them.
+    last_batch: states of the last data rows; the next update overwrites them.
     """
 
     def __init__(
         self,
-        rbm: RBM,
+        model: BoltzmannModel,
         optimizer: Optimizer,
         estimator: Estimator,
         batch_size: int = 100,
@@ -74,33 +79,37 @@ class Trainer:
         binarise: Binarise | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        _check_optimiser(rbm, optimizer, scheduler)
+        _check_optimiser(model, optimizer, scheduler)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number of at least 1, got {batch_size!r}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
         if binarise not in (None, "dynamic", "none"):
             raise ValueError(f"binarise: expected 'dynamic' or 'none', got {binarise!r}")
-        if binarise == "dynamic" and rbm.visible is not Kind.BERNOULLI:
-            raise ValueError(f"binarise: expected 'none' for {rbm.visible.name} visible units, got 'dynamic'")
-        default: Binarise = "dynamic" if rbm.visible is Kind.BERNOULLI else "none"
-        self.rbm, self.optimizer, self.estimator, self.scheduler = rbm, optimizer, estimator, scheduler
+        if binarise == "dynamic" and model.visible is not Kind.BERNOULLI:
+            raise ValueError(f"binarise: expected 'none' for {model.visible.name} visible units, got 'dynamic'")
+        default: Binarise = "dynamic" if model.visible is Kind.BERNOULLI else "none"
+        self.model, self.optimizer, self.estimator, self.scheduler = model, optimizer, estimator, scheduler
         self.batch_size, self.seed, self.centred = batch_size, seed, centred
         self.binarise: Binarise = binarise or default
         self.callbacks = tuple(callbacks)
         self.epoch = self.batch = self.update = 0
-        n_chains = estimator.n_chains_for(batch_size)
-        self._rows = Rows(rbm, batch_size, n_chains)
-        self._gradient = Gradient(rbm)
-        self._offsets = Offsets(rbm) if centred else None
-        start = rbm.machine().chains(n_chains, seed)
-        self._rows.model_visible.copy_(start.layers[VISIBLE])
-        self.chains = Chains((self._rows.model_visible, start.layers[HIDDEN]), seed)
+        self._learner = _learner(model, estimator, batch_size, seed, centred)
         self._generator = torch.Generator().manual_seed(seed)
         self._order: Tensor | None = None  # what the batches of the present epoch follow from
         self._data: str | None = None  # which data that is the order of
         self._resumed = False
         self.last_batch: Tensor | None = None
+
+    @property
+    def chains(self) -> Chains:
+        """The chains of the model phase."""
+        return self._learner.chains
+
+    def reconstruction_error(self) -> float | None:
+        """Mean square per unit between the last batch and what its hidden means give back; None before an update."""
+        rows = self.last_batch
+        return None if rows is None else float((self._learner.reconstruct(rows) - rows).square().mean())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -121,17 +130,17 @@ class Trainer:
         Ctrl-C finishes the update, lets the callbacks save, and raises KeyboardInterrupt; ``fit`` can then go on. A
         second Ctrl-C interrupts at once. TrainingError names the parameter and the update if one is not finite.
         """
-        layer = self.rbm.graph.layers[VISIBLE]
+        layer = self.model.graph.layers[VISIBLE]
         if not isinstance(epochs, int) or epochs < 0:
             raise ValueError(f"epochs: expected a whole number of at least 0, got {epochs!r}")
         must_be_binary = self.binarise == "none" and layer.kind is Kind.BERNOULLI
-        batches = make_batches(train, layer, self.batch_size, self.rbm.device, self._generator, binary=must_be_binary)
-        held_out = None if validation is None else arrays.rows("validation", validation, layer, self.rbm.device)
+        batches = make_batches(train, layer, self.batch_size, self.model.device, self._generator, binary=must_be_binary)
+        held_out = None if validation is None else arrays.rows("validation", validation, layer, self.model.device)
         if held_out is not None and must_be_binary:
             held_out = as_binary("validation", held_out)
         self._take_up_order(batches)
-        if self._offsets is not None and isinstance(batches, ArrayBatches):
-            self._offsets.start_at(batches.data.mean(0, dtype=torch.float32))
+        if isinstance(batches, ArrayBatches):
+            self._learner.start_at(batches.data.mean(0, dtype=torch.float32))
         progress = Progress(self, epochs, batches.n_batches, held_out)
         first: BaseException | None = None
         for callback in self.callbacks:
@@ -172,7 +181,7 @@ class Trainer:
             self.epoch, self.batch, self._order = self.epoch + 1, 0, batches.order
             self.check_finite()
             self._schedule()
-            progress.metrics = {}
+            progress.metrics = self._learner.metrics()
             if progress.validation is not None:
                 progress.metrics["free_energy_gap"] = self._free_energy_gap(batches, progress.validation)
             for callback in self.callbacks:
@@ -185,13 +194,11 @@ class Trainer:
 
     def _step(self, values: Tensor, numbers: Tensor) -> None:
         n_data = len(values)
-        block = self._rows.block(n_data, self.estimator.n_model(n_data))
-        self._draw(values, numbers, self.epoch, block.data)
-        machine = self._machine()
-        self.estimator.run(machine, self.chains, block)
-        self._gradient.fill(block, machine.parameters.precisions[VISIBLE], self._offsets)
+        data = self._learner.batch(n_data)
+        self._draw(values, numbers, self.epoch, data)
+        self._learner.fill_gradient(self._machine(), n_data)
         self.optimizer.step()
-        self.last_batch = block.data
+        self.last_batch = data
         self.batch += 1
         self.update += 1
 
@@ -205,7 +212,7 @@ class Trainer:
 
     def _draw(self, values: Tensor, numbers: Tensor, epoch: int, out: Tensor) -> None:
         """Writes the states that the visible units take for these data rows."""
-        if not is_grey(values, self.rbm.graph.layers[VISIBLE]):
+        if not is_grey(values, self.model.graph.layers[VISIBLE]):
             out.copy_(values)
         elif self.binarise == "none":
             out.copy_(as_binary("train", values))
@@ -214,14 +221,14 @@ class Trainer:
 
     def _machine(self) -> Machine:
         try:
-            return self.rbm.machine()
+            return self.model.machine()
         except ValueError as error:
             self.check_finite()
             raise TrainingError(f"after update {self.update}: {error}; a lower learning rate may help") from error
 
     def check_finite(self) -> None:
         """TrainingError naming the first parameter that is not finite, and the update after which it was found."""
-        for name, parameter in self.rbm.named_parameters():
+        for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise TrainingError(
                     f"after update {self.update}: parameter {name!r} is not finite any more; "
@@ -235,9 +242,9 @@ class Trainer:
 
     def _mean_free_energy(self, values: Tensor) -> float:
         values = values[:: -(-len(values) // GAP_ROWS)].contiguous()  # spread: the rows may be sorted by class
-        states = torch.empty_like(values, dtype=self._rows.model_visible.dtype)
+        states = torch.empty_like(values, dtype=self.chains.layers[VISIBLE].dtype)
         self._draw(values, torch.arange(len(values), device=values.device), 0, states)
-        return float(self.rbm.free_energy(states).mean())
+        return float(self._learner.free_energy(states).mean())
 
     def _take_up_order(self, batches: Batches) -> None:
         """Goes on with the order of the batches where a checkpoint or an interrupted call left it."""
@@ -254,10 +261,9 @@ class Trainer:
         """Writes everything that training depends on to a safetensors file, atomically.
 
         TrainingError if a parameter is not finite: a good checkpoint is never replaced by a bad one. Other errors as in
-        ``checkpoints.save``. The file also serves ``RBM.load``.
+        ``checkpoints.save``. The file also serves ``load`` of the model.
         """
         self.check_finite()
-        offsets = self._offsets
         state = {
             "settings": {
                 "estimator": {"name": type(self.estimator).__name__, **asdict(self.estimator)},
@@ -266,47 +272,46 @@ class Trainer:
                 "centred": self.centred,
                 "binarise": self.binarise,
             },
-            "parts": _parts(self.rbm, self.optimizer, self.scheduler, self.callbacks),
+            "parts": _parts(self.model, self.optimizer, self.scheduler, self.callbacks),
             "counts": (self.epoch, self.batch, self.update),
             "order": self._order,
             "data": self._data,
-            "chains": {"layers": self.chains.layers, "sweep": self.chains.sweep},
-            "offsets": None if offsets is None else vars(offsets),
+            **self._learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "callbacks": [callback.state_dict() for callback in _stateful(self.callbacks)],
         }
-        checkpoints.save(path, {"rbm": self.rbm.settings(), "trainer": state})
+        checkpoints.save(path, {self.model.name: self.model.settings(), "trainer": state})
 
     @classmethod
     def resume(
         cls,
         path: str | os.PathLike[str],
-        rbm: RBM,
+        model: BoltzmannModel,
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Trainer:
         """The trainer that ``save`` wrote, in new objects: ``fit`` with the same data goes on to the same bits.
 
-        rbm, optimizer, scheduler, callbacks: made as for the first run, the parameters of the optimiser in the same
+        model, optimizer, scheduler, callbacks: made as for the first run, the parameters of the optimiser in the same
             groups and order; parameters, hyper-parameters and states are then those of the file, as are estimator,
             batch size, seed, centring and binarisation.
 
         CheckpointError if the file is damaged or was written with other parts; nothing is changed in that case.
-        ValueError if optimizer or scheduler do not belong to rbm.
+        ValueError if optimizer or scheduler do not belong to model.
         """
-        _check_optimiser(rbm, optimizer, scheduler)
+        _check_optimiser(model, optimizer, scheduler)
         state = checkpoints.load(path)
-        model, held = (checkpoints.entry(state, name, path) for name in ("rbm", "trainer"))
-        for part, given in _parts(rbm, optimizer, scheduler, callbacks).items():
+        saved, held = (checkpoints.entry(state, name, path) for name in (model.name, "trainer"))
+        for part, given in _parts(model, optimizer, scheduler, callbacks).items():
             if given != held["parts"][part]:
                 raise CheckpointError(f"{os.fspath(path)!r}: expected {part} {held['parts'][part]}, got {given}")
         settings = dict(held["settings"])
         estimator = dict(settings.pop("estimator"))
         made = _ESTIMATORS[estimator.pop("name")](**estimator)
-        trainer = cls(rbm, optimizer, made, scheduler=scheduler, callbacks=callbacks, **settings)
-        rbm.load_state_dict(model["parameters"])
+        trainer = cls(model, optimizer, made, scheduler=scheduler, callbacks=callbacks, **settings)
+        model.load_state_dict(saved["parameters"])
         optimizer.load_state_dict(held["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(held["scheduler"])
@@ -314,12 +319,19 @@ class Trainer:
             callback.load_state_dict(kept)
         trainer.epoch, trainer.batch, trainer.update = held["counts"]
         trainer._order, trainer._data, trainer._resumed = held["order"], held["data"], True
-        for layer, kept in zip(trainer.chains.layers, held["chains"]["layers"], strict=True):
-            layer.copy_(kept)
-        trainer.chains.sweep = held["chains"]["sweep"]
-        if trainer._offsets is not None:
-            trainer._offsets.load(**held["offsets"])
+        trainer._learner.load_state_dict(held)
         return trainer
+
+
+def _learner(model: BoltzmannModel, estimator: Estimator, batch_size: int, seed: int, centred: bool) -> Learner:
+    if isinstance(model, RBM) and isinstance(estimator, (CD, PCD)):
+        return RBMLearner(model, estimator, batch_size, seed, centred)
+    if isinstance(model, DBM) and isinstance(estimator, MeanFieldPCD):
+        return DBMLearner(model, estimator, batch_size, seed, centred)
+    raise ValueError(
+        "estimator: expected CD or PCD for an RBM and MeanFieldPCD for a DBM, "
+        f"got {type(estimator).__name__} for {type(model).__name__}"
+    )
 
 
 def _stateful(callbacks: Sequence[Callback]) -> list[Callback]:
@@ -327,25 +339,25 @@ def _stateful(callbacks: Sequence[Callback]) -> list[Callback]:
 
 
 def _parts(
-    rbm: RBM, optimizer: Optimizer, scheduler: LRScheduler | None, callbacks: Sequence[Callback]
+    model: BoltzmannModel, optimizer: Optimizer, scheduler: LRScheduler | None, callbacks: Sequence[Callback]
 ) -> dict[str, Any]:
     """What must be the same where training resumes."""
-    names = {id(parameter): name for name, parameter in rbm.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     # torch keeps momenta by position alone, and would give those of one parameter to another of the same shape
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     return {
-        "model": {name: value for name, value in rbm.settings().items() if name != "parameters"},
+        "model": {name: value for name, value in model.settings().items() if name != "parameters"},
         "optimizer": [type(optimizer).__name__, groups],
         "scheduler": None if scheduler is None else type(scheduler).__name__,
         "callbacks with a state": [type(callback).__name__ for callback in _stateful(callbacks)],
     }
 
 
-def _check_optimiser(rbm: RBM, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
-    own = {id(parameter) for parameter in rbm.parameters()}
+def _check_optimiser(model: BoltzmannModel, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+    own = {id(parameter) for parameter in model.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not all(id(parameter) in own for parameter in held):
-        raise ValueError("optimizer: expected parameters of rbm only, got a tensor that is none of them")
+        raise ValueError("optimizer: expected parameters of model only, got a tensor that is none of them")
     if scheduler is None:
         return
     if isinstance(scheduler, ReduceLROnPlateau):

@@ -1,0 +1,223 @@
+"""Learning a deep Boltzmann machine: mean field for the data phase, persistent chains for the model phase.
+
+The gradient of the bound on the log-likelihood is, for each coupling, ⟨lower upperᵀ⟩ under the data minus the same
+under the model. Under the data the hidden units are independent with their mean-field means; under the model they are
+those of chains that go on from update to update.
+
+With s = -1/n_data for a row of data and +1/n_chains for a chain, x_l the means or states of layer l and c_l its offset
+(zero without centring), the gradient of the negative bound is
+
+    r_l = Σ s x_l        g_W = Σ s (x_lower - c_lower)(x_upper - c_upper)ᵀ        g_b = r_l - Σ_neighbours g_W c_other
+
+which is a plain gradient step in the parameters of the machine with x - c in place of x (docs/deep.md).
+
+Source: Salakhutdinov and Hinton, Deep Boltzmann machines (AISTATS 2009); Montavon and Müller, Deep Boltzmann machines
+and the centering trick (2012); for sparsity Hinton, A practical guide to training RBMs (2010), section 11.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from bm_fast import mean_field, ops
+from bm_fast.chains import empty_layers
+from bm_fast.dbm import DBM
+from bm_fast.model import VISIBLE
+from bm_fast.ops import Machine
+from bm_fast.program import full_update, gibbs_program
+from bm_fast.training.gradient import OFFSET_RATE
+from bm_fast.training.learner import chains_state, load_chains
+
+ACTIVITY_RATE = 0.1
+"""Weight of the newest batch in the moving average of the activity that sparsity targets steer."""
+
+
+@dataclass(frozen=True)
+class MeanFieldPCD:
+    """Mean field for the data, ``n_chains`` persistent chains with ``sweeps`` sweeps an update for the model.
+
+    iterations, tolerance, damping: of mean field (``DBM.mean_field``). The share of rows that did not come to rest is
+        the metric "unconverged" of each epoch.
+    sparsity: for each hidden layer the mean activity to steer to, or empty for none.
+    sparsity_cost: how strongly. To the gradient of unit k are added cost (q_k - target) for its bias, and that times
+        the mean of the other end for the weights that lead to it, q being a moving average of the means of the data.
+    """
+
+    n_chains: int = 100
+    sweeps: int = 5
+    iterations: int = 10
+    tolerance: float = 1e-3
+    damping: float = 0.0
+    sparsity: tuple[float, ...] = ()
+    sparsity_cost: float = 0.001
+
+    def __post_init__(self) -> None:
+        for name in ("n_chains", "sweeps", "iterations"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        for name in ("tolerance", "damping"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 to below 1, got {getattr(self, name)}")
+        object.__setattr__(self, "sparsity", tuple(self.sparsity))
+        if not all(0 < target < 1 for target in self.sparsity):
+            raise ValueError(f"sparsity: expected targets between 0 and 1, got {self.sparsity}")
+        if not 0 <= self.sparsity_cost < math.inf:
+            raise ValueError(f"sparsity_cost: expected a finite number of at least 0, got {self.sparsity_cost}")
+
+
+class DBMLearner:
+    """Gradients of a DBM; its memory is used again and again."""
+
+    def __init__(self, dbm: DBM, estimator: MeanFieldPCD, batch_size: int, seed: int, centred: bool) -> None:
+        graph, device = dbm.graph, dbm.device
+        n_hidden = len(graph.layers) - 1
+        if estimator.sparsity and len(estimator.sparsity) != n_hidden:
+            raise ValueError(
+                f"sparsity: expected a target for each of {n_hidden} hidden layers, got {len(estimator.sparsity)}"
+            )
+        self._dbm, self._estimator, self._centred = dbm, estimator, centred
+        self.chains = dbm.machine().chains(estimator.n_chains, seed)
+        self._sweep = gibbs_program(graph, last=1)
+        last = {update.layer for update in self._sweep[-1]}  # the layers whose means are given the others' last states
+        self._model_means = {i: torch.zeros(estimator.n_chains, graph.layers[i].units, device=device) for i in last}
+        self._data: list[Tensor] = [
+            empty_layers(graph, batch_size, device)[VISIBLE],
+            *(torch.zeros(batch_size, layer.units, device=device) for layer in graph.layers[1:]),
+        ]
+        self._infer = gibbs_program(graph, clamped=[VISIBLE])
+        self._parameters = list(dbm.parameters())
+        self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
+        self._scratch = [torch.zeros_like(weight, requires_grad=False) for weight in dbm.coupling_weights]
+        self.offsets = [torch.zeros(layer.units, device=device) for layer in graph.layers]
+        self._known = [False] * len(graph.layers)
+        self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1:]]
+        self._cases, self._unconverged = 0, 0.0
+
+    def batch(self, n_data: int) -> Tensor:
+        return self._data[VISIBLE][:n_data]
+
+    def start_at(self, data_mean: Tensor) -> None:
+        if not self._known[VISIBLE]:
+            self.offsets[VISIBLE].copy_(data_mean)
+            self._known[VISIBLE] = True
+
+    @torch.no_grad()
+    def fill_gradient(self, machine: Machine, n_data: int) -> None:
+        estimator = self._estimator
+        data = [layer[:n_data] for layer in self._data]
+        for (update,) in mean_field.upward_program(machine, [VISIBLE]):
+            machine.layer_means(update, data, out=data[update.layer])
+        changes = machine.mean_field(
+            self._infer, data, estimator.iterations, tolerance=estimator.tolerance, damping=estimator.damping
+        ).changes
+        self._cases += n_data
+        self._unconverged += float((changes > estimator.tolerance).sum())
+        machine.sweep(self._sweep, self.chains, estimator.sweeps, means=self._model_means)
+        model = [self._model_means.get(i, state) for i, state in enumerate(self.chains.layers)]
+        self._combine(data, model)
+        if self._dbm.log_precision is not None:
+            precision = machine.parameters.precisions[VISIBLE]
+            assert precision is not None
+            squares = (values[VISIBLE].square().mean(0) for values in (data, model))
+            torch.mul(next(squares) - next(squares), precision / 2, out=self._of[id(self._dbm.log_precision)])
+        for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
+            parameter.grad = self._of[id(parameter)]
+
+    def _combine(self, data: list[Tensor], model: list[Tensor]) -> None:
+        dbm, offsets = self._dbm, self.offsets
+        data_means = [values.mean(0, dtype=torch.float32) for values in data]
+        signed = [
+            torch.sub(values.mean(0, dtype=torch.float32), mean, out=self._of[id(bias)])
+            for values, mean, bias in zip(model, data_means, dbm.layer_biases, strict=True)
+        ]
+        if self._centred:
+            for i, (offset, mean) in enumerate(zip(offsets, data_means, strict=True)):
+                offset.lerp_(mean, OFFSET_RATE if self._known[i] else 1)
+                self._known[i] = True
+        before = [values.clone() for values in signed]  # g_b of one layer is changed by each of its couplings
+        for i, coupling in enumerate(dbm.graph.couplings):
+            lower, upper = coupling.lower, coupling.upper
+            gradient = self._of[id(dbm.coupling_weights[i])]
+            ops.statistics(data[lower], data[upper], gradient)
+            ops.statistics(model[lower], model[upper], self._scratch[i])
+            gradient.mul_(-1 / len(data[0])).add_(self._scratch[i], alpha=1 / len(model[0]))
+            if self._centred:
+                gradient.addr_(offsets[lower], before[upper], alpha=-1)
+                gradient.addr_(before[lower], offsets[upper], alpha=-1)
+                signed[lower].addmv_(gradient, offsets[upper], alpha=-1)
+                signed[upper].addmv_(gradient.t(), offsets[lower], alpha=-1)
+        if self._estimator.sparsity:
+            self._steer_activity(data_means, signed)
+
+    def _steer_activity(self, data_means: list[Tensor], biases: list[Tensor]) -> None:
+        """Adds the gradient of the sparsity penalty to those of the biases and weights."""
+        graph, cost = self._dbm.graph, self._estimator.sparsity_cost
+        for k, (target, activity) in enumerate(zip(self._estimator.sparsity, self.activity, strict=True)):
+            layer = k + 1
+            begun = bool(activity.any())
+            activity.lerp_(data_means[layer], ACTIVITY_RATE if begun else 1)
+            excess = cost * (activity - target)
+            biases[layer].add_(excess)
+            for coupling, other in graph.neighbours(layer):
+                gradient = self._of[id(self._dbm.coupling_weights[coupling])]
+                if graph.couplings[coupling].upper == layer:
+                    gradient.addr_(data_means[other], excess)
+                else:
+                    gradient.addr_(excess, data_means[other])
+
+    # --- watching and checkpoints -----------------------------------------------------------------------------------
+
+    def _posterior(self, v: Tensor) -> tuple[Machine, tuple[Tensor, ...]]:
+        machine, estimator = self._dbm.machine(), self._estimator
+        return machine, mean_field.infer(machine, {VISIBLE: v}, estimator.iterations, 0.0, estimator.damping).layers
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        machine, layers = self._posterior(v)
+        return mean_field.free_energy(machine, layers)
+
+    def reconstruct(self, v: Tensor) -> Tensor:
+        machine, layers = self._posterior(v)
+        return machine.layer_means(full_update(self._dbm.graph, VISIBLE), layers)
+
+    def metrics(self) -> dict[str, float]:
+        share = self._unconverged / max(self._cases, 1)
+        self._cases, self._unconverged = 0, 0.0
+        return {"unconverged": share}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **chains_state(self.chains),
+            "offsets": {"layers": self.offsets, "known": self._known},
+            "activity": self.activity,
+            "unconverged": (self._cases, self._unconverged),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_chains(self.chains, state)
+        for own, kept in zip(
+            [*self.offsets, *self.activity], [*state["offsets"]["layers"], *state["activity"]], strict=True
+        ):
+            own.copy_(kept)
+        self._known = list(state["offsets"]["known"])
+        self._cases, self._unconverged = state["unconverged"]
+
+
+def robbins_monro(optimizer: Optimizer, half_life: float) -> LambdaLR:
+    """A scheduler for ``Trainer``: the rate after t epochs is the first one times 1 / (1 + t / half_life).
+
+    Its sum over all epochs is infinite and that of its squares finite, the condition under which stochastic
+    approximation converges (Robbins and Monro, 1951); ``half_life`` epochs halve the rate.
+    """
+    if not 0 < half_life < math.inf:
+        raise ValueError(f"half_life: expected a finite number of epochs above 0, got {half_life}")
+    return LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch / half_life))

@@ -1,0 +1,105 @@
+"""What a trainer needs of a way of learning: from the states of a batch to gradients, and the state between updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bm_fast.chains import Chains
+from bm_fast.model import VISIBLE
+from bm_fast.ops import Machine
+from bm_fast.rbm import HIDDEN, RBM
+from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.gradient import Gradient, Offsets, Rows
+
+
+class Learner(Protocol):
+    """The gradient of one model by one estimator, with its chains and averages.
+
+    chains: those of the model phase.
+    """
+
+    chains: Chains
+
+    def batch(self, n_data: int) -> Tensor:
+        """Where the states of the next ``n_data`` data rows go, ``[n_data, n_visible]`` in the dtype of the units."""
+
+    def start_at(self, data_mean: Tensor) -> None:
+        """Tells the mean of the data set, float32 ``[n_visible]``, before the first update."""
+
+    def fill_gradient(self, machine: Machine, n_data: int) -> None:
+        """Writes the gradient of the negative log-likelihood into ``.grad``; ``batch(n_data)`` holds the data."""
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        """-log Σ_h exp(-E(v, h)) of states ``[n, n_visible]``, or an upper bound of it; float64 ``[n]``."""
+
+    def reconstruct(self, v: Tensor) -> Tensor:
+        """Mean of v given the hidden means of v, float32 ``[n, n_visible]``."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the epoch that ends, which then begins anew."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint is to hold."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+
+
+class RBMLearner:
+    """CD and PCD: the hidden units are independent given the visible ones, so the data phase is exact."""
+
+    def __init__(self, rbm: RBM, estimator: CD | PCD, batch_size: int, seed: int, centred: bool) -> None:
+        self._rbm, self._estimator = rbm, estimator
+        n_chains = estimator.n_chains_for(batch_size)
+        self._rows = Rows(rbm, batch_size, n_chains)
+        self._gradient = Gradient(rbm)
+        self.offsets = Offsets(rbm) if centred else None
+        start = rbm.machine().chains(n_chains, seed)
+        self._rows.model_visible.copy_(start.layers[VISIBLE])
+        self.chains = Chains((self._rows.model_visible, start.layers[HIDDEN]), seed)
+
+    def batch(self, n_data: int) -> Tensor:
+        return self._rows.block(n_data, self._estimator.n_model(n_data)).data
+
+    def start_at(self, data_mean: Tensor) -> None:
+        if self.offsets is not None:
+            self.offsets.start_at(data_mean)
+
+    def fill_gradient(self, machine: Machine, n_data: int) -> None:
+        block = self._rows.block(n_data, self._estimator.n_model(n_data))
+        self._estimator.run(machine, self.chains, block)
+        self._gradient.fill(block, machine.parameters.precisions[VISIBLE], self.offsets)
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        return self._rbm.free_energy(v)
+
+    def reconstruct(self, v: Tensor) -> Tensor:
+        return self._rbm.reconstruct(v)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**chains_state(self.chains), "offsets": None if self.offsets is None else vars(self.offsets)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_chains(self.chains, state)
+        if self.offsets is not None:
+            self.offsets.load(**state["offsets"])
+
+
+def chains_state(chains: Chains) -> dict[str, Any]:
+    """What a checkpoint holds of chains whose seed and shape follow from its settings."""
+    return {"chains": {"layers": chains.layers, "sweep": chains.sweep}}
+
+
+@torch.no_grad()
+def load_chains(chains: Chains, state: Mapping[str, Any]) -> None:
+    """Takes up what ``chains_state`` gave."""
+    for layer, kept in zip(chains.layers, state["chains"]["layers"], strict=True):
+        layer.copy_(kept)
+    chains.sweep = state["chains"]["sweep"]
