@@ -72,7 +72,8 @@ class RBMLearner:
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         block = self._rows.block(n_data, self._estimator.n_model(n_data))
         self._estimator.run(machine, self.chains, block)
-        self._gradient.fill(block, machine.parameters.precisions[VISIBLE], self.offsets)
+        precision = None if self._rbm.log_precision is None else machine.parameters.precisions[VISIBLE]
+        self._gradient.fill(block, precision, self.offsets)
 
     def free_energy(self, v: Tensor) -> Tensor:
         return self._rbm.free_energy(v)
