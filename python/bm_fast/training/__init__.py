@@ -11,6 +11,7 @@ from bm_fast.training.callbacks import (
 )
 from bm_fast.training.deep import MeanFieldPCD, robbins_monro
 from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.pretraining import lift, pretrain, stack_estimator, stitch
 from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
 from bm_fast.training.trainer import Trainer, TrainingError
 
@@ -29,5 +30,9 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "TrainingError",
+    "lift",
+    "pretrain",
     "robbins_monro",
+    "stack_estimator",
+    "stitch",
 ]

@@ -6,12 +6,14 @@ update and leaves both phases in a block of rows: visible states, and the means 
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 from bm_fast.chains import Chains
 from bm_fast.graph import chain_graph
 from bm_fast.ops import Machine
-from bm_fast.program import full_update, gibbs_program
+from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from bm_fast.rbm import HIDDEN, VISIBLE
 from bm_fast.training.gradient import Block
 
@@ -24,13 +26,26 @@ _SWEEP = gibbs_program(_ANY_RBM, last=HIDDEN)
 class CD:
     """Contrastive divergence: chains start at the data rows of the batch and run ``sweeps`` sweeps.
 
+    up, down: factors of the inputs of the hidden and of the visible units, biases left as they are. They differ from 1
+        in the stack of modified RBMs that starts a deep machine (``bm_fast.training.pretraining``).
+
     Source: Hinton, Training products of experts by minimizing contrastive divergence (2002).
     """
 
     sweeps: int = 1
+    up: float = 1.0
+    down: float = 1.0
 
     def __post_init__(self) -> None:
         _check_count("sweeps", self.sweeps)
+        for name, value in (("up", self.up), ("down", self.down)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a finite factor above 0, got {value}")
+
+    @property
+    def modified(self) -> bool:
+        """Whether inputs are scaled, so that the RBM is not a Boltzmann machine any more."""
+        return (self.up, self.down) != (1, 1)
 
     def n_chains_for(self, batch_size: int) -> int:
         """Chains needed for batches of at most ``batch_size`` rows."""
@@ -44,8 +59,9 @@ class CD:
         """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""
         used = chains.select(0, block.n_data)
         used.layers[VISIBLE].copy_(block.data)
-        machine.sweep(((_HIDDEN_UPDATE,),), used, 1, means={HIDDEN: block.data_means})
-        machine.sweep(_SWEEP, used, self.sweeps, means={HIDDEN: block.model_means})
+        start, sweep = _scaled(self.up, self.down)
+        machine.sweep(start, used, 1, means={HIDDEN: block.data_means})
+        machine.sweep(sweep, used, self.sweeps, means={HIDDEN: block.model_means})
         chains.sweep = used.sweep
 
 
@@ -78,6 +94,14 @@ class PCD:
 
 
 Estimator = CD | PCD
+
+
+@functools.cache
+def _scaled(up: float, down: float) -> tuple[Program, Program]:
+    """Drawing the hidden units, and a sweep that ends on them, with scaled inputs."""
+    hidden = Update(HIDDEN, (Input(0, transposed=False, scale=up),))
+    visible = Update(VISIBLE, (Input(0, transposed=True, scale=down),))
+    return ((hidden,),), ((visible,), (hidden,))
 
 
 def _check_count(name: str, value: int) -> None:

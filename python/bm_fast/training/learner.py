@@ -53,6 +53,8 @@ class RBMLearner:
     """CD and PCD: the hidden units are independent given the visible ones, so the data phase is exact."""
 
     def __init__(self, rbm: RBM, estimator: CD | PCD, batch_size: int, seed: int, centred: bool) -> None:
+        if centred and isinstance(estimator, CD) and estimator.modified:
+            raise ValueError("centred: expected False for CD with scaled inputs, which changes what centring means")
         self._rbm, self._estimator = rbm, estimator
         n_chains = estimator.n_chains_for(batch_size)
         self._rows = Rows(rbm, batch_size, n_chains)
