@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bm_fast import checkpoints
+from bm_fast import RBM
 from bm_fast.checkpoints import CheckpointError
 from bm_fast.data import load
-from bm_fast.training import Callback, Checkpoint, History, TrainingError
+from bm_fast.training import CD, Callback, Checkpoint, History, TrainingError
+from bm_fast.training import Trainer as RBMTrainer
 from bm_fast.vae import CIWAE, ELBO, IWAE, PIWAE, VAE, DReG, Trainer, burda_schedule, evaluate
 from vae_exact import linear_gaussian, linear_gaussian_log_likelihood
 
@@ -178,18 +180,26 @@ def test_resume_refuses_other_parts_and_other_data(tmp_path):
         Trainer.resume(path, model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match="with which this training began"):
         resumed(path).fit(GREY[:50], epochs=2)
-    checkpoints.save(path, {"rbm": {}})
+    RBMTrainer(rbm := RBM(64, 2), torch.optim.SGD(rbm.parameters(), lr=0.1), CD(1)).save(path)
+    with pytest.raises(CheckpointError, match="expected the training of an autoencoder"):
+        resumed(path)
     with pytest.raises(CheckpointError, match="holds no 'vae'"):
         VAE.load(path)
 
 
 def test_schedule_of_burda_has_3280_epochs():
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    scheduler, epochs = burda_schedule(optimizer, 8)
-    assert epochs == 3280
-    rates = [1e-3 * scheduler.lr_lambdas[0](epoch) for epoch in range(epochs)]
+    scheduler = burda_schedule(optimizer)
+    rates = [1e-3 * scheduler.lr_lambdas[0](epoch) for epoch in range(3280)]
     assert [rates.count(rate) for rate in sorted(set(rates), reverse=True)] == [3**i for i in range(8)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-4)
     assert sorted(set(rates))[1] == pytest.approx(1e-3 * 10 ** (-6 / 7))
-    assert burda_schedule(optimizer, 1)[1] == 1
+    assert [burda_schedule(optimizer, 4).lr_lambdas[0](epoch) for epoch in range(4)] == [1.0, 0.1, 0.1, 0.1]
+
+
+def test_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "vae.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    exec(code.replace("epochs=50", "epochs=1").replace("k=5000", "k=5"), {})

@@ -89,6 +89,36 @@ def learning_curve(
     return figure
 
 
+def scatter(points: Array, labels: Array | None = None, *, axes: tuple[str, str], title: str = "") -> Figure:
+    """Points in a plane, coloured by label.
+
+    points: ``[n, 2]``; labels: whole numbers ``[n]``; axes: names of the two coordinates.
+    """
+    values = _numpy(points)
+    if values.ndim != 2 or values.shape[1] != 2:
+        raise ValueError(f"points: expected [n, 2], got {list(values.shape)}")
+    classes = np.zeros(len(values), dtype=int) if labels is None else _numpy(labels)
+    if classes.shape != (len(values),):
+        raise ValueError(f"labels: expected [{len(values)}], got {list(classes.shape)}")
+    from matplotlib import colormaps
+
+    figure = _figure(6.4, 5.6)
+    figure.set_layout_engine("constrained")
+    plane = figure.subplots()
+    kinds = np.unique(classes)
+    colours = [_BLUE] if labels is None else colormaps["turbo"](np.linspace(0.05, 0.95, len(kinds)))
+    for kind, colour in zip(kinds, colours, strict=True):
+        chosen = values[classes == kind]
+        plane.scatter(chosen[:, 0], chosen[:, 1], s=5, color=colour, alpha=0.6, lw=0, label=str(kind))
+    plane.set_xlabel(axes[0])
+    plane.set_ylabel(axes[1])
+    _plain(plane)
+    if labels is not None:
+        plane.legend(frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title)
+    return figure
+
+
 def ais_weights(estimate: AISEstimate) -> Figure:
     """Whether an estimate of log Z rests on many runs: the log weights, and how the sum of the weights builds up.
 

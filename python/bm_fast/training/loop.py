@@ -30,14 +30,15 @@ from bm_fast.training.trainer import TrainingError
 class Loop(ABC):
     """Base of trainers: runs updates over epochs and keeps count.
 
-    model: a torch module with ``settings()``. optimizer: any torch optimiser over parameters of the model.
+    model: a torch module with ``settings()`` and the ``name`` under which checkpoints hold it.
+    optimizer: any torch optimiser over parameters of the model.
     scheduler: one of this optimiser, stepped after each epoch. callbacks: called in this order.
 
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
     """
 
-    kind: str
-    """Name of the model in checkpoint files."""
+    last_batch: Tensor | None = None
+    """States of the last data rows, where the progress bar is to show how the model reconstructs them."""
 
     def __init__(
         self,
@@ -178,17 +179,11 @@ class Loop(ABC):
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "callbacks": [callback.state_dict() for callback in _stateful(self.callbacks)],
         }
-        checkpoints.save(path, {self.kind: _settings_of(self.model), "trainer": held})
+        checkpoints.save(path, {str(self.model.name): _settings_of(self.model), "trainer": held})
 
-    @classmethod
-    def _read(cls, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a file holds of the model and of its training."""
-        state = checkpoints.load(path)
-        model, held = (checkpoints.entry(state, name, path) for name in (cls.kind, "trainer"))
-        return dict(model), dict(held)
-
-    def _restore(self, path: str | os.PathLike[str], model: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+    def _restore(self, path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         """Goes on where the file left; CheckpointError, and nothing changed, where the parts are other ones."""
+        model, held = (checkpoints.entry(state, name, path) for name in (str(self.model.name), "trainer"))
         for part, given in self._parts().items():
             if given != held["parts"][part]:
                 raise CheckpointError(f"{os.fspath(path)!r}: expected {part} {held['parts'][part]}, got {given}")

@@ -43,6 +43,9 @@ class VAE(nn.Module):
     Source: Kingma and Welling (2014); Burda, Grosse and Salakhutdinov, Importance weighted autoencoders (2016).
     """
 
+    name = "vae"
+    """What checkpoints call it."""
+
     def __init__(
         self,
         n_visible: int,
@@ -256,12 +259,12 @@ class VAE(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to a safetensors file, atomically; errors as in ``checkpoints.save``."""
-        checkpoints.save(path, {"vae": self.settings()})
+        checkpoints.save(path, {self.name: self.settings()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> VAE:
         """The model in a file written by ``VAE.save`` or by its trainer; errors as in ``checkpoints.load``."""
-        held = dict(checkpoints.entry(checkpoints.load(path), "vae", path))
+        held = dict(checkpoints.entry(checkpoints.load(path), cls.name, path))
         parameters = held.pop("parameters")
         model = cls(**held)
         model.load_state_dict(parameters)

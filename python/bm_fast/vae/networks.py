@@ -145,10 +145,12 @@ class _BernoulliOutput(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         k, n, m = features.shape
         signs = (2 * x - 1).to(weight.dtype)
-        logits = torch.addmm(bias, features.reshape(k * n, m), weight.T).view(k, n, -1).mul_(signs)
-        probabilities = torch.sigmoid(logits).float()
+        rows = features.reshape(k * n, m)
+        logits = torch.addmm(bias, rows, weight.T).view(k, n, -1).mul_(signs)
+        probabilities = logits.sigmoid_().float()
         total = _log_products(probabilities)
         if total is None:
+            logits = torch.addmm(bias, rows, weight.T).view(k, n, -1).mul_(signs)
             total = functional.logsigmoid(logits.float()).sum(-1)
         ctx.save_for_backward(signs, probabilities, features, weight)
         return total
@@ -158,7 +160,8 @@ class _BernoulliOutput(torch.autograd.Function):
         signs, probabilities, features, weight = ctx.saved_tensors
         _, of_features, of_weight, of_bias = ctx.needs_input_grad
         k, n, m = features.shape
-        delta = (1 - probabilities).mul_(signs).mul_(gradients[0].unsqueeze(-1)).to(weight.dtype).view(k * n, -1)
+        delta = signs * gradients[0].unsqueeze(-1)
+        delta = delta.addcmul_(delta, probabilities, value=-1).to(weight.dtype).view(k * n, -1)
         return (
             None,
             (delta @ weight).view(k, n, m) if of_features else None,

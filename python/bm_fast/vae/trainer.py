@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from bm_fast import data
+from bm_fast import checkpoints, data
+from bm_fast.checkpoints import CheckpointError
 from bm_fast.training.batches import ArrayBatches, Batches
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.loop import Loop
@@ -47,7 +48,6 @@ class Trainer(Loop):
     Metrics of an epoch: "bound", its mean over the epoch's presentations, and "validation_bound".
     """
 
-    kind = "vae"
     model: VAE
 
     def __init__(
@@ -161,26 +161,31 @@ class Trainer(Loop):
         model, optimizer, scheduler, callbacks: made as for the first run; their states come from the file. Errors as in
         ``checkpoints.load``; CheckpointError as well for a file whose model or parts are other ones.
         """
-        held_model, held = cls._read(path)
-        settings = dict(held["settings"])
+        state = checkpoints.load(path)
+        settings = dict(checkpoints.entry(state, "trainer", path)["settings"])
         described = dict(settings.pop("estimator"))
+        if described["name"] not in ESTIMATORS:
+            raise CheckpointError(f"{os.fspath(path)!r}: expected the training of an autoencoder, got {sorted(state)}")
         estimator = ESTIMATORS[described.pop("name")](**described)
         trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)
-        trainer._restore(path, held_model, held)
+        trainer._restore(path, state)
         return trainer
 
 
-def burda_schedule(optimizer: Optimizer, stages: int) -> tuple[LambdaLR, int]:
-    """The learning rates of Burda et al. (2016) for an optimiser whose rate is the first one, and their epochs in all.
+def burda_schedule(optimizer: Optimizer, epochs: int = 3280) -> LambdaLR:
+    """The learning rates of Burda et al. (2016), for an optimiser whose rate is the first of them.
 
-    Stage i = 1 … stages has 3^(i-1) epochs at the rate times 10^(-(i-1)/(stages-1)); with 8 stages 3,280 epochs.
+    n stages, of which stage i = 1 … n has 3^(i-1) epochs at the rate times 10^(-(i-1)/(n-1)).
+    epochs: of all stages, (3^n - 1) / 2; the paper's 3,280 are 8 of them.
     """
-    if not isinstance(stages, int) or stages < 1:
-        raise ValueError(f"stages: expected a whole number of at least 1, got {stages!r}")
-    ends = [(3**stage - 1) // 2 for stage in range(1, stages + 1)]
+    ends = [1]
+    while ends[-1] < epochs:
+        ends.append(3 * ends[-1] + 1)
+    if ends[-1] != epochs:
+        raise ValueError(f"epochs: expected those of whole stages, 1, 4, 13, 40, 121, 364, 1093 or 3280, got {epochs}")
 
     def factor(epoch: int) -> float:
         stage = sum(epoch >= end for end in ends[:-1])
-        return float(10.0 ** (-stage / max(1, stages - 1)))
+        return float(10.0 ** (-stage / max(1, len(ends) - 1)))
 
-    return LambdaLR(optimizer, factor), ends[-1]
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,244 @@
+"""Trains a variational or importance-weighted autoencoder, measures it, and draws what it has learnt.
+
+Adam climbs the bound in small batches; 0/1 are drawn from grey levels at each presentation. The folder gets the
+checkpoint, the learning curve, the configuration, the evaluation on the test split, and pictures. Ctrl-C finishes the
+update, saves, and exits with 130; --resume goes on to the same bits as a run that was never interrupted, and on a
+finished run repeats the evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from bm_fast import plots
+from bm_fast.cli.common import (
+    CHECKPOINT,
+    CONFIGURATION,
+    SEED,
+    Console,
+    Output,
+    Result,
+    UsageError,
+    binary_split,
+    commit,
+    load_data,
+    read_configuration,
+    real,
+    version,
+    whole,
+)
+from bm_fast.data import NAMES, Dataset
+from bm_fast.training import Checkpoint, History, ProgressBar
+from bm_fast.vae import ELBO, IWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate, pictures
+
+NAME = "vae"
+SUMMARY = "train, measure and draw a variational or importance-weighted autoencoder"
+EXAMPLES = """\
+examples:
+  bm-fast vae digits --epochs 50 --output runs/vae-digits                       a minute or two
+  bm-fast vae mnist --estimator dreg --k 50 --epochs 121 --output runs/iwae     hours
+  bm-fast vae mnist --layers 200-200-100 100-100-50 --schedule burda --epochs 3280 --output runs/iwae-2
+  bm-fast vae --resume runs/iwae"""
+
+CURVE_PICTURE, RESULT = "learning_curve.png", "evaluation.json"
+PICTURES = ("samples.png", "reconstructions.png", "traversals.png", "latent_map.png")
+
+DEFAULTS: Result = {
+    "layers": ["200-200-50"],
+    "estimator": "iwae",
+    "k": 50,
+    "epochs": 20,
+    "batch_size": 20,
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "hold_out": 0,
+    "mixed_precision": False,
+    "seed": 0,
+}
+
+_ESTIMATORS = {"elbo": ELBO, "stl": STL, "iwae": IWAE, "dreg": DReG}
+_DRAWN_ROWS, _MAP_ROWS = 10, 5000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command; a setting that is left out stays None, so that --resume can tell."""
+
+    def setting(name: str, text: str, **how: Any) -> None:
+        default = DEFAULTS[name.lstrip("-").replace("-", "_")]
+        shown = " ".join(default) if isinstance(default, list) else default
+        parser.add_argument(name, default=None, help=f"{text} (default: {shown})", **how)
+
+    parser.add_argument("data", nargs="?", help=f"{', '.join(NAMES)}, or a .npy or .npz file of your own")
+    setting(
+        "--layers",
+        "for each stochastic layer, seen from the data: hidden sizes, and its units last",
+        nargs="+",
+        metavar="SIZES",
+    )
+    setting("--estimator", "gradient: of the variational or the importance-weighted bound", choices=tuple(_ESTIMATORS))
+    setting("--k", "samples for each row", type=whole(1), metavar="K")
+    setting("--epochs", "passes through the data", type=whole(1), metavar="N")
+    setting("--batch-size", "rows per update", type=whole(1), metavar="N")
+    setting("--learning-rate", "Adam's rate at the start", type=real(0, above=True), metavar="RATE")
+    setting(
+        "--schedule",
+        "linear: to zero at the last epoch; burda: stages of 1, 3, 9, ... epochs, the last at a tenth of the rate",
+        choices=("linear", "burda"),
+    )
+    setting("--hold-out", "train on train and valid, but for the last N rows; 0: on train", type=whole(0), metavar="N")
+    setting("--mixed-precision", "train with products in bfloat16", action=argparse.BooleanOptionalAction)
+    setting("--seed", "decides initial weights, order, binarisation and samples", type=SEED, metavar="N")
+    parser.add_argument("--test-k", type=whole(1), default=5000, help="samples of the evaluation (default: 5000)")
+    parser.add_argument("--test-rows", type=whole(1), metavar="N", help="rows of the evaluation (default: all)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the results (default: vae-output)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older run in that folder")
+
+
+def run(options: argparse.Namespace, console: Console) -> Result:
+    settings = _resumed_settings(options) if options.resume else _new_settings(options)
+    dataset = _held_out(load_data(settings["data"]), settings["hold_out"])
+    names = (CHECKPOINT, CONFIGURATION, CURVE_PICTURE, RESULT, *PICTURES)
+    output = Output(
+        options.resume or options.output or "vae-output", names, overwrite=options.overwrite or bool(options.resume)
+    )
+    history = History()
+    trainer = _trainer(dataset, settings, output, history, resume=bool(options.resume))
+    console.say(
+        f"VAE({trainer.model.extra_repr()}) with {trainer.estimator}\n"
+        f"on {len(dataset.train):,} rows of {settings['data']} ({dataset.protocol}); "
+        f"{settings['epochs']} epochs, results in {output.folder}"
+    )
+    configuration = {"version": version(), "commit": commit(), "torch": torch.__version__, "settings": settings}
+    if not options.resume:
+        output.write_json(CONFIGURATION, configuration, [name for name in names if name != CONFIGURATION])
+    started = time.monotonic()
+    try:
+        trainer.fit(dataset.train, settings["epochs"], dataset.valid)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted in epoch {trainer.epoch + 1} and saved; go on with: bm-fast vae --resume {output.folder}"
+        ) from None
+    seconds = time.monotonic() - started
+    split = "test" if dataset.test is not None else "train"
+    images, protocol = binary_split(dataset, split, seed=0)
+    images = images[: options.test_rows]
+    ks = sorted({k for k in (1, 5, 50) if k < options.test_k} | {options.test_k})
+    found = evaluate(trainer.model, images, ks, progress=True)
+    result: Result = {
+        "settings": settings,
+        "rows": len(images),
+        "split": split,
+        "protocol": protocol,
+        "bounds": {str(k): {"mean": b.mean, "standard_error": b.standard_error} for k, b in found.bounds.items()},
+        "effective_sample_size": found.effective_sample_size,
+        "active_units": found.active_units,
+        "updates": trainer.update,
+        "seconds": history.rows[-1]["seconds"] if history.rows else seconds,
+        "last": history.rows[-1] if history.rows else {},
+    }
+    for bound in found.bounds.values():
+        console.say(str(bound))
+    console.say(
+        f"  {len(images):,} {split} cases of {dataset.name}, protocol: {protocol}\n"
+        f"  active units {found.active_units} of {trainer.model.latents}; effective sample size "
+        f"{found.effective_sample_size:.1f} of {options.test_k}"
+    )
+    output.write_json(RESULT, result)
+    _draw(output, trainer.model, history, dataset, images, split)
+    output.announce(console)
+    return {**result, "files": output.files}
+
+
+def _draw(output: Output, model: VAE, history: History, dataset: Dataset, images: Tensor, split: str) -> None:
+    figures = {}
+    series = {
+        name: ([row["epoch"] for row in history.rows], [row[key] for row in history.rows])
+        for name, key in (("training", "bound"), ("validation", "validation_bound"))
+        if history.rows and key in history.rows[0]
+    }
+    if series:
+        figures[CURVE_PICTURE] = plots.learning_curve({"bound (nats)": series})
+    if dataset.shape is not None:
+        figures["samples.png"] = pictures.samples(model, dataset.shape)
+        figures["reconstructions.png"] = pictures.reconstructions(model, images[:_DRAWN_ROWS], dataset.shape)
+        figures["traversals.png"] = pictures.traversals(model, images[:_MAP_ROWS], dataset.shape)
+    if model.latents[-1] >= 2:
+        rows = images[:_MAP_ROWS]
+        labels: Tensor | None = getattr(dataset, f"{split}_labels")
+        figures["latent_map.png"] = pictures.latent_map(model, rows, None if labels is None else labels[: len(rows)])
+    for name, figure in figures.items():
+        with output.writing(name) as path:
+            plots.save(figure, path)
+
+
+def _trainer(dataset: Dataset, settings: Result, output: Output, history: History, *, resume: bool) -> Trainer:
+    sizes = [_sizes(text) for text in settings["layers"]]
+    model = VAE(dataset.n_units, [s[-1] for s in sizes], [s[:-1] for s in sizes], seed=settings["seed"])
+    model.initialise_biases(dataset.train)
+    adam = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"], eps=1e-4, fused=True)
+    epochs = settings["epochs"]
+    if settings["schedule"] == "burda":
+        schedule = burda_schedule(adam, epochs)
+    else:
+        schedule = LambdaLR(adam, lambda epoch: max(0.0, 1 - epoch / epochs))
+    callbacks = [history, ProgressBar(), Checkpoint(output.path(CHECKPOINT))]
+    if resume:
+        return Trainer.resume(output.path(CHECKPOINT), model, adam, schedule, callbacks)
+    return Trainer(
+        model,
+        adam,
+        _ESTIMATORS[settings["estimator"]](settings["k"]),
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+        scheduler=schedule,
+        callbacks=callbacks,
+        mixed_precision=settings["mixed_precision"],
+    )
+
+
+def _held_out(dataset: Dataset, hold_out: int) -> Dataset:
+    """The data set with its last ``hold_out`` rows of train and valid as valid, and the others as train."""
+    if hold_out == 0:
+        return dataset
+    rows = dataset.train if dataset.valid is None else torch.cat([dataset.train, dataset.valid])
+    if hold_out >= len(rows):
+        raise UsageError(f"--hold-out: expected fewer than the {len(rows):,} rows of train and valid, got {hold_out}")
+    return replace(
+        dataset, train=rows[:-hold_out], valid=rows[-hold_out:].clone(), train_labels=None, valid_labels=None
+    )
+
+
+def _sizes(text: str) -> list[int]:
+    parts = text.split("-")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"--layers: expected sizes like 200-200-50, the units of the layer last, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _new_settings(options: argparse.Namespace) -> Result:
+    if options.data is None:
+        raise UsageError(f"data: expected {', '.join(NAMES)}, or a path to a .npy or .npz file; or --resume a run")
+    for text in options.layers or ():
+        _sizes(text)
+    given = {name: getattr(options, name) for name in DEFAULTS}
+    source = str(Path(options.data).resolve()) if options.data.endswith((".npy", ".npz")) else options.data
+    return {"data": source, **{name: DEFAULTS[name] if value is None else value for name, value in given.items()}}
+
+
+def _resumed_settings(options: argparse.Namespace) -> Result:
+    given = [f"--{n.replace('_', '-')}" for n in (*DEFAULTS, "data", "output") if getattr(options, n) is not None]
+    if given:
+        raise UsageError(f"--resume: takes all settings from the run; leave out {', '.join(given)}")
+    settings: Result | None = read_configuration(Path(options.resume)).get("settings")
+    if settings is None or set(settings) != {"data", *DEFAULTS}:
+        raise FileNotFoundError(f"--resume: no {CONFIGURATION} of an autoencoder in {options.resume}")
+    return settings

@@ -1,0 +1,128 @@
+"""The command vae: what it writes, refuses, resumes and measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from bm_fast.cli import main
+from bm_fast.cli.vae import Trainer as CommandTrainer
+from bm_fast.data import load
+from bm_fast.vae import VAE, evaluate
+from cli_calls import call, snapshot
+
+TINY = ["--layers", "8-4", "--k", "3", "--epochs", "4", "--batch-size", "400", "--test-k", "20", "--test-rows", "30"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vae") / "run"
+    assert main(["vae", "digits", *TINY, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_vae_writes_all_that_it_names(tmp_path, capsys):
+    code, result, _ = call(capsys, "vae", "digits", *TINY, "--output", tmp_path / "run")
+    assert code == 0
+    assert sorted(result["files"]) == sorted(str(path) for path in (tmp_path / "run").iterdir())
+    assert {Path(file).name for file in result["files"]} == {
+        "checkpoint.safetensors",
+        "configuration.json",
+        "evaluation.json",
+        "learning_curve.png",
+        "samples.png",
+        "reconstructions.png",
+        "traversals.png",
+        "latent_map.png",
+    }
+    assert result["updates"] == 12  # 4 epochs of 3 batches
+    assert result["split"] == "test"
+    assert result["rows"] == 30
+    assert list(result["bounds"]) == ["1", "5", "20"]
+
+
+def test_vae_measures_what_the_library_measures(finished):
+    written = json.loads((finished / "evaluation.json").read_text())
+    images = load("digits").binarised(0).split("test")[:30]
+    found = evaluate(VAE.load(finished / "checkpoint.safetensors"), images, (1, 5, 20))
+    assert written["bounds"]["20"]["mean"] == pytest.approx(found.bounds[20].mean)
+    assert written["protocol"] == "fixed-sample, seed 0"
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, capsys, monkeypatch, finished):
+    step = CommandTrainer._step
+
+    def stopping(self, values, numbers):
+        step(self, values, numbers)
+        if self.update == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CommandTrainer, "_step", stopping)
+        code, result, _ = call(capsys, "vae", "digits", *TINY, "--output", tmp_path / "run")
+    assert code == 130
+    assert f"bm-fast vae --resume {tmp_path / 'run'}" in result["error"]
+    code, result, _ = call(capsys, "vae", "--resume", tmp_path / "run", "--test-k", "20", "--test-rows", "30")
+    assert code == 0
+    whole, again = (VAE.load(folder / "checkpoint.safetensors") for folder in (finished, tmp_path / "run"))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_two_layers_and_rows_held_out(tmp_path, capsys):
+    layers = [
+        "--layers",
+        "8-4",
+        "6-3",
+        "--estimator",
+        "dreg",
+        "--hold-out",
+        "50",
+        "--mixed-precision",
+        "--schedule",
+        "burda",
+    ]
+    code, result, errors = call(capsys, "vae", "digits", *TINY, *layers, "--output", tmp_path / "run")
+    assert code == 0
+    assert "on 1,447 rows" in errors
+    assert "DReG(k=3)" in errors
+    assert len(result["active_units"]) == 2
+    assert VAE.load(tmp_path / "run" / "checkpoint.safetensors").latents == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data: expected digits, mnist"),
+        (["digits", "--layers", "8-0"], "--layers: expected sizes like 200-200-50"),
+        (["digits", "--layers", "8,4"], "--layers: expected sizes like 200-200-50"),
+        (["digits", "--hold-out", "1497"], "--hold-out: expected fewer than the 1,497 rows"),
+        (["nothing"], "data: expected one of digits, mnist"),
+    ],
+)
+def test_wrong_usage(tmp_path, capsys, arguments, message):
+    code, result, _ = call(capsys, "vae", *arguments, "--output", tmp_path / "run")
+    assert code == 2
+    assert message in result["error"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_refuses_settings_and_other_folders(tmp_path, capsys, finished):
+    code, result, _ = call(capsys, "vae", "--resume", finished, "--k", "5")
+    assert code == 2
+    assert "takes all settings from the run; leave out --k" in result["error"]
+    code, result, _ = call(capsys, "vae", "--resume", tmp_path)
+    assert code == 1
+    assert "no configuration.json of an autoencoder" in result["error"]
+
+
+def test_an_older_run_is_not_lost(capsys, finished):
+    before = snapshot(finished)
+    code, result, _ = call(capsys, "vae", "digits", *TINY, "--output", finished)
+    assert code == 1
+    assert "already holds" in result["error"]
+    assert snapshot(finished) == before
