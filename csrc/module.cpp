@@ -180,6 +180,35 @@ PYBIND11_MODULE(_C, m) {
       py::arg("lower"), py::arg("lower_real"), py::arg("n_lower"), py::arg("upper"), py::arg("upper_real"),
       py::arg("n_upper"), py::arg("n_chains"), py::arg("out"), py::arg("threads"), released);
   m.def(
+      "gradient",
+      [](Address visible, bool visible_real, int64_t n_visible, Address hidden, int64_t n_hidden, int64_t n_chains,
+         Address signs, Address visible_means, Address hidden_means, Address visible_offsets, Address hidden_offsets,
+         Address weight_out, Address visible_out, Address hidden_out, int threads) {
+        bm::check_range("n_visible", n_visible, 1, bm::kMaxUnits);
+        bm::check_range("n_hidden", n_hidden, 1, bm::kMaxUnits);
+        bm::check_range("n_chains", n_chains, 1, bm::kMaxChains);
+        check({},
+              {{"visible", visible},
+               {"hidden", hidden},
+               {"signs", signs},
+               {"visible_means", visible_means},
+               {"hidden_means", hidden_means},
+               {"weight_out", weight_out},
+               {"visible_out", visible_out},
+               {"hidden_out", hidden_out}},
+              threads);
+        if ((visible_offsets == 0) != (hidden_offsets == 0))
+          throw std::invalid_argument("offsets: expected those of both layers or of neither");
+        bm::gradient({at<float>(weight_out), at<float>(visible_out), at<float>(hidden_out)},
+                     {n_chains, at<const float>(signs), at<const float>(visible_means), at<const float>(hidden_means),
+                      at<const float>(visible_offsets), at<const float>(hidden_offsets)},
+                     {at<const void>(visible), visible_real}, n_visible, at<const float>(hidden), n_hidden, threads);
+      },
+      py::arg("visible"), py::arg("visible_real"), py::arg("n_visible"), py::arg("hidden"), py::arg("n_hidden"),
+      py::arg("n_chains"), py::arg("signs"), py::arg("visible_means"), py::arg("hidden_means"),
+      py::arg("visible_offsets"), py::arg("hidden_offsets"), py::arg("weight_out"), py::arg("visible_out"),
+      py::arg("hidden_out"), py::arg("threads"), released);
+  m.def(
       "bernoulli",
       [](Address probabilities, Address rows, int64_t n, int64_t units, Address out, uint64_t seed, uint32_t sweep,
          uint32_t layer_and_purpose, int threads) {

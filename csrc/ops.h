@@ -135,6 +135,26 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
 void statistics(float* out, Values lower /* [n_chains, n_lower] */, int64_t n_lower,
                 Values upper /* [n_chains, n_upper] */, int64_t n_upper, int64_t n_chains, int threads);
 
+// What the gradient of an RBM is made from besides the rows themselves.
+struct Phases {
+  int64_t n_chains;
+  const float* signs;          // [n_chains], factor of each row: minus its share of the data, or its share of the model
+  const float* visible_means;  // [2, n_visible], of data and model
+  const float* hidden_means;   // [2, n_hidden]
+  const float* visible_offsets;  // [n_visible] and
+  const float* hidden_offsets;   // [n_hidden], what centring subtracts; or both null
+};
+
+struct Gradient {
+  float* weight;   // [n_visible, n_hidden]
+  float* visible;  // [n_visible]
+  float* hidden;   // [n_hidden]
+};
+
+// Model minus data, ordinary or centred: docs/numbers.md.
+void gradient(const Gradient& out, const Phases& phases, Values visible /* [n_chains, n_visible] */, int64_t n_visible,
+              const float* hidden /* [n_chains, n_hidden] */, int64_t n_hidden, int threads);
+
 // out[n, units] = 1 where u <= p, with u counted by (unit, row, sweep, purpose).
 void bernoulli(uint8_t* out, const float* probabilities /* [n, units] */, const int64_t* rows /* [n] */, int64_t n,
                int64_t units, uint64_t seed, uint32_t sweep, uint32_t layer_and_purpose, int threads);

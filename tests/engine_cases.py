@@ -97,6 +97,18 @@ def extreme_fan_in() -> list[Tensor]:
     ]
 
 
+def gradient(visible: Tensor, means: Tensor, offsets: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """Weight, visible and hidden part, from rows of which the first third are data."""
+    n, n_data = len(visible), len(visible) // 3
+    shares = torch.zeros(n, 2)
+    shares[:n_data, 0], shares[n_data:, 1] = 1 / n_data, 1 / (n - n_data)
+    units = (visible.shape[1], means.shape[1])
+    out = (torch.full(units, torch.nan), *(torch.full((k,), torch.nan) for k in units))
+    phases = (ops.statistics(shares, visible), ops.statistics(shares, means))
+    ops.gradient(visible, means, shares[:, 1] - shares[:, 0], phases, offsets, out)
+    return list(out)
+
+
 def results() -> Iterator[tuple[str, list[Tensor]]]:
     for sizes in SIZES:
         yield f"rbm {sizes}", run(make_machine(chain_graph(sizes)), 9, 3)
@@ -123,6 +135,9 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
         "statistics",
         [ops.statistics(a, b) for a in (lower, grey_lower) for b in (upper, grey_upper)],
     )
+    means, offsets = grey_upper.sigmoid(), (torch.rand(131, generator=g), torch.rand(67, generator=g))
+    yield "gradient", [t for v in (lower, grey_lower) for t in gradient(v, means, None)]
+    yield "centred gradient", [t for v in (lower, grey_lower) for t in gradient(v, means, offsets)]
     grey = torch.rand(7, 131, generator=g)
     yield "bernoulli", [ops.bernoulli(grey, torch.tensor([5, 0, 2**31 - 1, 3, 4, 1, 2]), seed=9, sweep=4, layer=1)]
     weights = torch.randn(131, 67, generator=g)

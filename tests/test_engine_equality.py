@@ -15,7 +15,7 @@ import torch
 from bm_fast import Kind, Machine, chain_graph, ops
 from bm_fast.program import full_update, gibbs_program
 from conftest import HAS_NATIVE
-from engine_cases import make_machine, run, tree
+from engine_cases import gradient, make_machine, run, tree
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
 
@@ -80,6 +80,7 @@ def shared_work() -> list[torch.Tensor]:
         machine.free_energy((up,), chains.layers),
         ops.statistics(chains.layers[0], means[1]),
         ops.statistics(*chains.layers),
+        *gradient(chains.layers[0], means[1], (torch.full((300,), 0.2), torch.full((513,), 0.4))),
         ops.bernoulli(means[1], torch.arange(300), seed=3),
     ]
 

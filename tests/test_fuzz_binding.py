@@ -357,6 +357,31 @@ class Legal:
         }
         self.machine().free_energy(**arguments | spoiled)
 
+    def gradient(self, **spoiled: Any) -> None:
+        visible, hidden = self.units
+        sizes = {
+            "hidden": self.n_chains * hidden,
+            "signs": self.n_chains,
+            "visible_means": 2 * visible,
+            "hidden_means": 2 * hidden,
+            "visible_offsets": visible,
+            "hidden_offsets": hidden,
+            "weight_out": visible * hidden,
+            "visible_out": visible,
+            "hidden_out": hidden,
+        }
+        buffers = {name: torch.zeros(size) for name, size in sizes.items()}
+        arguments: dict[str, Any] = {
+            "visible": self.states[0].data_ptr(),
+            "visible_real": False,
+            "n_visible": visible,
+            "n_hidden": hidden,
+            "n_chains": self.n_chains,
+            "threads": 2,
+            **{name: buffer.data_ptr() for name, buffer in buffers.items()},
+        }
+        _C.gradient(**arguments | spoiled)
+
 
 BUFFER = torch.zeros(200)
 HERE = BUFFER.data_ptr()
@@ -420,6 +445,10 @@ SPOILED: list[tuple[str, dict[str, Any]]] = [
     *(("free_energy", {"values": bad}) for bad in ([], [(0, False)], [(0, False)] * 2, None)),
     *(("free_energy", {"n_betas": bad}) for bad in (0, -1, 2**63, 1.5, None)),
     *(("free_energy", {name: 0}) for name in ("betas", "out")),
+    *(("gradient", {name: bad}) for name in ("n_visible", "n_hidden", "n_chains", "threads") for bad in BAD_COUNTS),
+    *(("gradient", {name: 0}) for name in ("visible", "hidden", "signs", "visible_means", "hidden_means")),
+    *(("gradient", {name: 0}) for name in ("visible_offsets", "hidden_offsets")),
+    *(("gradient", {name: 0}) for name in ("weight_out", "visible_out", "hidden_out")),
 ]
 
 

@@ -135,7 +135,7 @@ def test_exact_bernoulli_gradient(centred: bool) -> None:
     p = parameters(rbm)
     block = rows_of(rbm, data, states)
     probability = (-free_energy(p, states) - log_z(p)).exp().float()
-    block.shares[6:, 1] = block.signs[6:, 0] = probability
+    block.shares[6:, 1] = block.signs[6:] = probability
     offsets = Offsets(rbm) if centred else None
 
     def loss(p: Parameters) -> Tensor:
@@ -155,7 +155,7 @@ def test_exact_gaussian_gradient() -> None:
     assert probability.sum().item() == pytest.approx(1, abs=1e-6)
     data = draw(rbm, 6, 3)
     block = rows_of(rbm, data, states)
-    block.shares[6:, 1] = block.signs[6:, 0] = probability.float()
+    block.shares[6:, 1] = block.signs[6:] = probability.float()
     close(filled(rbm, block), grad(lambda p: free_energy(p, data).mean() + log_z(p))(p), atol=1e-4)
 
 
@@ -314,7 +314,7 @@ def test_gradients_are_descent_directions_that_survive_zero_grad() -> None:
         states = all_states(5)
         block = rows_of(rbm, data, states)
         p = parameters(rbm)
-        block.shares[20:, 1] = block.signs[20:, 0] = (-free_energy(p, states) - log_z(p)).exp().float()
+        block.shares[20:, 1] = block.signs[20:] = (-free_energy(p, states) - log_z(p)).exp().float()
         optimizer.zero_grad(set_to_none=True)
         gradient.fill(block, None, None)
         optimizer.step()

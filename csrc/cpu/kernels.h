@@ -34,23 +34,32 @@ struct GapView {
   bool has_base;
 };
 
-// Statistics take the upper layer in panels of chains and units, and the lower one in tiles of units.
-constexpr int32_t kPanelChains = 128, kPanelUnits = 1024, kPanelRows = 64, kCountWords = 16;
-constexpr int64_t panel_size(int64_t n_chains, int64_t n_upper) {
-  return (n_chains < kPanelChains ? n_chains : kPanelChains) *
-         (n_upper < kPanelUnits ? (n_upper + kPad - 1) / kPad * kPad : kPanelUnits);
-}
+// Statistics take chains in panels and units of either layer in tiles: lists of chains that are on for binary units of
+// the lower layer, or values of real ones, and rows of the upper layer.
+constexpr int32_t kPanels = 8, kPanelChains = 200, kCountUnits = 64, kCountWords = 16;
+constexpr int32_t kListUnits = 512, kListTile = 32, kListed = 4;
+constexpr int32_t kFactorUnits = 128, kFactors = 4;
 
-struct PanelColumns {
-  uint32_t chains[kPanelRows][kPanelChains];
-  float factors[kPanelRows][kPanelChains];
-  int32_t n[kPanelRows];
+struct PanelLists {
+  int32_t order[kListUnits];              // units by the length of their lists
+  int32_t lengths[kListUnits / kListed];  // of the longest list of each four
+  uint16_t rows[kListUnits * kPanelChains];
 };
 
 struct StatisticsScratch {
-  float* panel;  // [panel_size], 64-byte aligned: tiles of units, each [n_chains, kPad]
-  PanelColumns* columns;
+  alignas(64) float tile[(kPanelChains + 1) * kPad];
+  float factors[kPanels][kFactorUnits * kPanelChains];
+  PanelLists lists[kPanels];
   uint64_t* bits;  // [kCountWords, n_upper]
+};
+
+// Weighted and centred statistics: sum over chains of factor lower (upper - its offset), less the product of the lower
+// offset and the upper difference. What is null counts as 1 for factors and 0 for all others.
+struct WeightingView {
+  const float* factors;            // [n_chains]
+  const float* upper_offsets;      // [n_upper]
+  const float* upper_differences;  // [n_upper]
+  const float* lower_offsets;      // [n_lower]
 };
 
 struct Kernels {
@@ -79,7 +88,10 @@ struct Kernels {
 
   // Rows first .. first + n of out: units of the lower layer.
   void (*statistics)(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
-                     int64_t first, int64_t n, StatisticsScratch scratch);
+                     int64_t first, int64_t n, const WeightingView& weighting, StatisticsScratch& scratch);
+
+  // out[n_chains] = sums over units of (value - offset) offset
+  void (*offset_products)(float* out, ValuesView values, int64_t units, const float* offsets, int64_t n_chains);
 
   void (*bernoulli)(uint8_t* out, const float* probabilities, const int64_t* rows, int64_t units, uint64_t seed,
                     uint32_t sweep, uint32_t layer_and_purpose, int64_t first, int64_t n);

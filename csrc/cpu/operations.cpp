@@ -117,38 +117,73 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
   }
 }
 
-void statistics(float* out, Values lower, int64_t n_lower, Values upper, int64_t n_upper, int64_t n_chains,
-                int threads) {
-  const cpu::Kernels& k = cpu::kernels();
-  threads = cpu::useful_threads(static_cast<double>(n_lower) * n_upper * n_chains, threads);
-  const struct {
-    const char* name;
-    const Values& values;
-    int64_t units;
-  } arguments[] = {{"lower", lower, n_lower}, {"upper", upper, n_upper}};
-  for (const auto& a : arguments) {
-    const uint8_t* states = static_cast<const uint8_t*>(a.values.data);
-    const uint8_t largest = a.values.real ? 0 : k.largest_byte(states, n_chains * a.units);
-    if (largest > 1)
-      throw std::invalid_argument(std::string(a.name) + ": expected 0 or 1, got " + std::to_string(largest));
-    if (a.values.real &&
-        k.largest_magnitude(static_cast<const float*>(a.values.data), n_chains * a.units) >= 0x7f800000u)
-      throw std::invalid_argument(std::string(a.name) + ": expected finite numbers, got NaN or infinity");
-  }
-  std::vector<cpu::Array<float>> panels;
-  std::vector<cpu::Array<cpu::PanelColumns>> columns;
-  std::vector<cpu::Array<uint64_t>> bits;
+namespace cpu {
+namespace {
+
+void check_argument(const char* name, Values values, int64_t n) {
+  const Kernels& k = kernels();
+  const uint8_t largest = values.real ? 0 : k.largest_byte(static_cast<const uint8_t*>(values.data), n);
+  if (largest > 1) throw std::invalid_argument(std::string(name) + ": expected 0 or 1, got " + std::to_string(largest));
+  if (values.real && k.largest_magnitude(static_cast<const float*>(values.data), n) >= 0x7f800000u)
+    throw std::invalid_argument(std::string(name) + ": expected finite numbers, got NaN or infinity");
+}
+
+void run_statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
+                    const WeightingView& weighting, int threads) {
+  threads = useful_threads(static_cast<double>(n_lower) * n_upper * n_chains, threads);
+  std::vector<Array<StatisticsScratch>> scratch;
+  std::vector<Array<uint64_t>> bits;
   for (int t = 0; t < threads; t++) {
-    panels.emplace_back(cpu::panel_size(n_chains, n_upper));
-    columns.emplace_back(1);
-    bits.emplace_back(cpu::kCountWords * n_upper);
+    scratch.emplace_back(1);
+    bits.emplace_back(kCountWords * n_upper);
+    scratch[t][0].bits = bits[t].data();
   }
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
-    const cpu::Part p = cpu::part(n_lower, t, threads);
-    k.statistics(out, {lower.data, lower.real}, n_lower, {upper.data, upper.real}, n_upper, n_chains, p.first, p.n,
-                 {panels[t].data(), columns[t].data(), bits[t].data()});
+    const Part p = part(n_lower, t, threads);
+    kernels().statistics(out, lower, n_lower, upper, n_upper, n_chains, p.first, p.n, weighting, scratch[t][0]);
   }
+}
+
+// gradient[units] -= what the other side's offsets take from it: sum of factors (value - offset) over chains, the
+// factors being those of the phases times the other side's products with its offsets.
+void centre_biases(float* gradient, ValuesView values, int64_t units, const float* offsets, ValuesView others,
+                   int64_t n_others, const float* other_offsets, const Phases& phases) {
+  std::vector<float> factors(phases.n_chains), sums(units);
+  kernels().offset_products(factors.data(), others, n_others, other_offsets, phases.n_chains);
+  float total = 0;
+  for (int64_t c = 0; c < phases.n_chains; c++) total += factors[c] *= phases.signs[c];
+  run_statistics(sums.data(), {factors.data(), true}, 1, values, units, phases.n_chains, {}, 1);
+  for (int64_t u = 0; u < units; u++) gradient[u] -= std::fma(-offsets[u], total, sums[u]);
+}
+
+}  // namespace
+}  // namespace cpu
+
+void statistics(float* out, Values lower, int64_t n_lower, Values upper, int64_t n_upper, int64_t n_chains,
+                int threads) {
+  cpu::check_argument("lower", lower, n_chains * n_lower);
+  cpu::check_argument("upper", upper, n_chains * n_upper);
+  cpu::run_statistics(out, {lower.data, lower.real}, n_lower, {upper.data, upper.real}, n_upper, n_chains, {}, threads);
+}
+
+void gradient(const Gradient& out, const Phases& phases, Values visible, int64_t n_visible, const float* hidden,
+              int64_t n_hidden, int threads) {
+  const int64_t n_chains = phases.n_chains;
+  cpu::check_argument("visible", visible, n_chains * n_visible);
+  cpu::check_argument("hidden", {hidden, true}, n_chains * n_hidden);
+  for (int64_t u = 0; u < n_visible; u++)
+    out.visible[u] = phases.visible_means[n_visible + u] - phases.visible_means[u];
+  for (int64_t u = 0; u < n_hidden; u++) out.hidden[u] = phases.hidden_means[n_hidden + u] - phases.hidden_means[u];
+  const cpu::ValuesView lower = {visible.data, visible.real}, upper = {hidden, true};
+  const cpu::WeightingView weighting = {phases.signs, phases.hidden_offsets,
+                                        phases.hidden_offsets ? out.hidden : nullptr, phases.visible_offsets};
+  cpu::run_statistics(out.weight, lower, n_visible, upper, n_hidden, n_chains, weighting, threads);
+  if (!phases.visible_offsets) return;
+  cpu::centre_biases(out.visible, lower, n_visible, phases.visible_offsets, upper, n_hidden, phases.hidden_offsets,
+                     phases);
+  cpu::centre_biases(out.hidden, upper, n_hidden, phases.hidden_offsets, lower, n_visible, phases.visible_offsets,
+                     phases);
 }
 
 void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, int64_t n, int64_t units, uint64_t seed,

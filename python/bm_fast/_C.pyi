@@ -86,6 +86,23 @@ def statistics(
     out: int,
     threads: int,
 ) -> None: ...
+def gradient(
+    visible: int,
+    visible_real: bool,
+    n_visible: int,
+    hidden: int,
+    n_hidden: int,
+    n_chains: int,
+    signs: int,
+    visible_means: int,
+    hidden_means: int,
+    visible_offsets: int,
+    hidden_offsets: int,
+    weight_out: int,
+    visible_out: int,
+    hidden_out: int,
+    threads: int,
+) -> None: ...
 def bernoulli(
     probabilities: int,
     rows: int,

@@ -223,8 +223,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             values = _values(batch)
             n_data, n = len(values), len(values) + chains.n_chains
             inside = inside and (values.dtype is torch.uint8 or 0 <= float(values.min()) <= float(values.max()) <= 1)
-            means = torch.zeros(2, n, rbm.n_hidden)
-            block = Block(values.new_empty(n, rbm.n_visible), means[0], means[1], n_data)
+            block = Block(values.new_empty(n, rbm.n_visible), torch.zeros(n, rbm.n_hidden), n_data)
             block.data.copy_(values)
             estimator.run(rbm.machine(), chains, block)
             block.visible[n_data:].copy_(chains.layers[VISIBLE])

@@ -17,7 +17,8 @@ void free_energy(double* out, MachineView machine, ProgramView summed, const boo
                  int64_t n_chains, const float* betas, int64_t n_betas, const float* const* base, int64_t first,
                  int64_t n, Scratch scratch);
 void statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
-                int64_t first, int64_t n, StatisticsScratch scratch);
+                int64_t first, int64_t n, const WeightingView& weighting, StatisticsScratch& scratch);
+void offset_products(float* out, ValuesView values, int64_t units, const float* offsets, int64_t n_chains);
 void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, int64_t units, uint64_t seed,
                uint32_t sweep, uint32_t layer_and_purpose, int64_t first, int64_t n);
 uint32_t largest_magnitude(const float* values, int64_t n);

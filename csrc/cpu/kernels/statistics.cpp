@@ -2,6 +2,8 @@
 //
 // Both binary: counts by and + popcount, which is what the sums of ones would give. Binary times real: the chains in
 // which a lower unit is on are listed, and only their rows of `upper` are added. Adding 0 * m would change no bit.
+// What bounds that is one load of a vector for each addition, so all chains of a panel share the first-level cache, and
+// four units with lists of about the same length go together: their sums hide the latency of the additions.
 #include "cpu/kernels/isa.h"
 
 namespace bm::cpu::BM_ISA {
@@ -14,70 +16,6 @@ constexpr bool kHasPopcount = false;  // a call of libgcc for each word: adding 
 
 constexpr int64_t kExactCounts = 1 << 24;  // beyond, sums of ones in float stop growing
 
-// --- real values -----------------------------------------------------------------------------------------------------
-
-static void load_row(float* __restrict to, const ValuesView& values, int64_t start, int32_t n) {
-  if (values.real) {
-    memcpy(to, static_cast<const float*>(values.data) + start, n * sizeof(float));
-  } else {
-    const uint8_t* from = static_cast<const uint8_t*>(values.data) + start;
-    for (int32_t u = 0; u < n; u++) to[u] = from[u];
-  }
-  for (int32_t u = n; u < kPad; u++) to[u] = 0;
-}
-
-// sums[kPad] = or, unless they are new, += the rows of a tile [n_chains, kPad] of the upper layer that are listed
-static inline void add_listed(float* __restrict sums, bool is_new, const float* __restrict tile,
-                              const uint32_t* __restrict chains, int32_t n) {
-  constexpr int kVectors = kRegisters == 32 ? 4 : 8;
-  static_assert(kPad % (kVectors * kFloatLanes) == 0);
-  for (int u = 0; u < kPad; u += kVectors * kFloatLanes) {
-    Floats sum[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) sum[v] = is_new ? Floats{} : load<Floats>(sums + u + v * kFloatLanes);
-    for (int32_t k = 0; k < n; k++) {
-      const float* row = tile + chains[k] * kPad + u;
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; v++) sum[v] += load<Floats>(row + v * kFloatLanes);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) store(sums + u + v * kFloatLanes, sum[v]);
-  }
-}
-
-// sums[kFactorRows, kPad] = or, unless they are new, += factors (transposed) times a tile [n_chains, kPad] of the upper
-// layer
-constexpr int kFactorRows = 4;
-
-static inline void add_products(float* __restrict sums, int64_t stride, bool is_new, const float* __restrict tile,
-                                const float (*__restrict factors)[kPanelChains], int32_t n_chains) {
-  constexpr int kVectors = kRegisters == 32 ? 4 : 2;
-  static_assert(kPad % (kVectors * kFloatLanes) == 0 && kPanelRows % kFactorRows == 0);
-  for (int u = 0; u < kPad; u += kVectors * kFloatLanes) {
-    Floats sum[kFactorRows][kVectors];
-#pragma GCC unroll 4
-    for (int r = 0; r < kFactorRows; r++)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++)
-        sum[r][v] = is_new ? Floats{} : load<Floats>(sums + r * stride + u + v * kFloatLanes);
-    for (int32_t c = 0; c < n_chains; c++) {
-      Floats row[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) row[v] = load<Floats>(tile + c * kPad + u + v * kFloatLanes);
-#pragma GCC unroll 4
-      for (int r = 0; r < kFactorRows; r++) {
-        const Floats factor = factors[r][c] - Floats{};
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) sum[r][v] = fma(factor, row[v], sum[r][v]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kFactorRows; r++)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) store(sums + r * stride + u + v * kFloatLanes, sum[r][v]);
-  }
-}
-
 // bits[n_units] of up to 64 chains: bit c is the state in chain c
 static inline void pack(uint64_t* __restrict bits, const uint8_t* __restrict states, int64_t stride, int64_t n_units,
                         int32_t n_chains) {
@@ -86,66 +24,227 @@ static inline void pack(uint64_t* __restrict bits, const uint8_t* __restrict sta
     for (int64_t u = 0; u < n_units; u++) bits[u] |= static_cast<uint64_t>(states[c * stride + u]) << c;
 }
 
-// A tile of lower units in the chains of a panel: the chains in which each is on, or all its values.
-static void list_columns(PanelColumns& columns, const ValuesView& lower, int64_t n_lower, int64_t unit, int32_t n_units,
-                         int64_t chain, int32_t n_chains) {
-  if (lower.real) {
-    for (int32_t c = 0; c < n_chains; c++) {
-      const float* from = static_cast<const float*>(lower.data) + (chain + c) * n_lower + unit;
-      for (int32_t u = 0; u < n_units; u++) columns.factors[u][c] = from[u];
-      for (int32_t u = n_units; u % kFactorRows; u++) columns.factors[u][c] = 0;
-    }
-    return;
-  }
-  for (int32_t u = 0; u < n_units; u++) columns.n[u] = 0;
-  for (int32_t c = 0; c < n_chains; c += 64) {
-    uint64_t bits[kPanelRows];
-    pack(bits, static_cast<const uint8_t*>(lower.data) + (chain + c) * n_lower + unit, n_lower, n_units,
-         n_chains - c < 64 ? n_chains - c : 64);
-    for (int32_t u = 0; u < n_units; u++)
-      for (uint64_t rest = bits[u]; rest; rest &= rest - 1)
-        columns.chains[u][columns.n[u]++] = static_cast<uint32_t>(c + __builtin_ctzll(rest));
+// --- a panel of chains
+// ------------------------------------------------------------------------------------------------
+
+template <class T>
+static inline void load_row(float* __restrict to, const T* __restrict from, const float* __restrict offsets,
+                            float factor, int32_t n) {
+  if (offsets) {
+    for (int32_t u = 0; u < n; u++) to[u] = (static_cast<float>(from[u]) - offsets[u]) * factor;
+  } else {
+    for (int32_t u = 0; u < n; u++) to[u] = static_cast<float>(from[u]) * factor;
   }
 }
 
-// Rows of out for up to kPanelRows lower units and one tile of upper units, plus those of the chains of a panel.
-static void add_tile(float* __restrict out, int64_t n_upper, bool is_new, int32_t width, const float* tile,
-                     const PanelColumns& columns, bool real, int32_t n_units, int32_t n_chains) {
-  alignas(64) float partial[kFactorRows * kPad] = {};
-  const int32_t step = real ? kFactorRows : 1;
-  for (int32_t u = 0; u < n_units; u += step) {
-    const int32_t rows = n_units - u < step ? n_units - u : step;
-    const bool in_place = width == kPad && rows == step;
-    float* sums = in_place ? out + u * n_upper : partial;
-    if (!in_place)
-      for (int32_t r = 0; r < rows; r++) memcpy(partial + r * kPad, out + (u + r) * n_upper, width * sizeof(float));
-    if (real) {
-      add_products(sums, in_place ? n_upper : kPad, is_new, tile, columns.factors + u, n_chains);
+template <class T>
+static void load_rows(float* tile, int32_t width, const T* from, int64_t stride, int32_t n_units, int32_t n_chains,
+                      const float* offsets, const float* factors) {
+  for (int32_t c = 0; c < n_chains; c++, tile += width, from += stride) {
+    const float factor = factors ? factors[c] : 1.f;
+    if (n_units == kListTile) {  // the compiler knows the length
+      load_row(tile, from, offsets, factor, kListTile);
     } else {
-      add_listed(sums, is_new, tile, columns.chains[u], columns.n[u]);
+      load_row(tile, from, offsets, factor, n_units);
+      for (int32_t u = n_units; u < width; u++) tile[u] = 0;
     }
-    if (!in_place)
-      for (int32_t r = 0; r < rows; r++) memcpy(out + (u + r) * n_upper, partial + r * kPad, width * sizeof(float));
   }
+  for (int32_t u = 0; u < width; u++) tile[u] = 0;
+}
+
+// tile[n_chains + 1, width] = values of some units from `unit` on, less the offsets, times the factor of each chain;
+// the last row is zero
+static void load_tile(float* tile, int32_t width, const ValuesView& values, int64_t stride, int64_t unit,
+                      int32_t n_units, int64_t chain, int32_t n_chains, const WeightingView& weighting) {
+  const int64_t start = chain * stride + unit;
+  const float* offsets = weighting.upper_offsets ? weighting.upper_offsets + unit : nullptr;
+  const float* factors = weighting.factors ? weighting.factors + chain : nullptr;
+  if (values.real) {
+    load_rows(tile, width, static_cast<const float*>(values.data) + start, stride, n_units, n_chains, offsets, factors);
+  } else {
+    load_rows(tile, width, static_cast<const uint8_t*>(values.data) + start, stride, n_units, n_chains, offsets,
+              factors);
+  }
+}
+
+// Lists the chains of a panel in which each lower unit is on. Units are taken by the length of their lists, and those
+// of four are interleaved; the row of zeros fills up the shorter ones.
+static void list_chains(PanelLists& lists, const uint8_t* states, int64_t stride, int32_t n_units, int32_t n_chains) {
+  constexpr int32_t kWords = (kPanelChains + 63) / 64;
+  uint64_t bits[kWords][kListUnits];
+  int32_t n_words = 0;
+  for (int32_t c = 0; c < n_chains; c += 64, n_words++)
+    pack(bits[n_words], states + c * stride, stride, n_units, n_chains - c < 64 ? n_chains - c : 64);
+  int32_t lengths[kListUnits], begins[kPanelChains + 2] = {};
+  for (int32_t u = 0; u < n_units; u++) {
+    lengths[u] = 0;
+    for (int32_t w = 0; w < n_words; w++) lengths[u] += __builtin_popcountll(bits[w][u]);
+    begins[lengths[u] + 1]++;
+  }
+  for (int32_t i = 0; i <= kPanelChains; i++) begins[i + 1] += begins[i];
+  for (int32_t u = 0; u < n_units; u++) lists.order[begins[lengths[u]]++] = u;
+  int32_t place = 0;
+  for (int32_t i = 0; i < n_units; i += kListed) {
+    const int32_t n = n_units - i < kListed ? n_units - i : kListed;
+    const int32_t longest = lengths[lists.order[i + n - 1]];
+    lists.lengths[i / kListed] = longest;
+    for (int32_t j = 0; j < kListed; j++) {
+      uint16_t* to = lists.rows + place + j;
+      int32_t k = 0;
+      for (int32_t w = 0; j < n && w < n_words; w++)
+        for (uint64_t rest = bits[w][lists.order[i + j]]; rest; rest &= rest - 1, k++)
+          to[k * kListed] = static_cast<uint16_t>((w * 64 + __builtin_ctzll(rest)) * kListTile);
+      for (; k < longest; k++) to[k * kListed] = static_cast<uint16_t>(n_chains * kListTile);
+    }
+    place += longest * kListed;
+  }
+}
+
+// What sums of four rows of a tile begin with: minus the product of a number for each row and one for each column.
+struct Start {
+  float rows[4];
+  alignas(64) float columns[kPad];
+};
+
+static inline Floats begin(const Start* start, const float* sums, int row, int column) {
+  if (!start) return load<Floats>(sums + column);
+  return Floats{} - start->rows[row] * load<Floats>(start->columns + column);
+}
+
+// sums[kListed][kListTile] = their start, or where there is none += the listed rows of a tile
+static inline void add_listed(float* const* sums, const Start* start, const float* __restrict tile,
+                              const uint16_t* __restrict rows, int32_t n) {
+  constexpr int kVectors = 2;
+  static_assert(kListed == 4 && kListTile % (kVectors * kFloatLanes) == 0);
+  for (int u = 0; u < kListTile; u += kVectors * kFloatLanes) {
+    Floats sum[kListed][kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kListed; i++)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v++) sum[i][v] = begin(start, sums[i], i, u + v * kFloatLanes);
+    for (int32_t k = 0; k < n; k++) {
+      uint64_t four;
+      memcpy(&four, rows + k * kListed, sizeof four);
+#pragma GCC unroll 4
+      for (int i = 0; i < kListed; i++) {
+        const float* row = tile + (four >> 16 * i & 0xffff) + u;
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; v++) sum[i][v] += load<Floats>(row + v * kFloatLanes);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kListed; i++)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v++) store(sums[i] + u + v * kFloatLanes, sum[i][v]);
+  }
+}
+
+// Values of lower units in a panel: those of kFactors units together, chain by chain; zeros fill up the last ones.
+static void gather_factors(float* __restrict factors, const float* values, int64_t stride, int32_t n_units,
+                           int32_t n_chains) {
+  for (int32_t unit = 0; unit < n_units; unit += kFactors)
+    for (int32_t c = 0; c < n_chains; c++, factors += kFactors)
+      for (int32_t i = 0; i < kFactors; i++) factors[i] = unit + i < n_units ? values[c * stride + unit + i] : 0.f;
+}
+
+// sums[kFactors][kPad] = their start, or where there is none += factors (transposed) times a tile [n_chains, kPad]
+static inline void add_products(float* const* sums, const Start* start, const float* __restrict tile,
+                                const float* __restrict factors, int32_t n_chains) {
+  constexpr int kVectors = kRegisters == 32 ? 4 : 2;
+  static_assert(kFactors == 4 && kPad % (kVectors * kFloatLanes) == 0);
+  for (int u = 0; u < kPad; u += kVectors * kFloatLanes) {
+    Floats sum[kFactors][kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kFactors; i++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) sum[i][v] = begin(start, sums[i], i, u + v * kFloatLanes);
+    for (int32_t c = 0; c < n_chains; c++) {
+      Floats row[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) row[v] = load<Floats>(tile + c * kPad + u + v * kFloatLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < kFactors; i++) {
+        const Floats factor = factors[c * kFactors + i] - Floats{};
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) sum[i][v] = fma(factor, row[v], sum[i][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kFactors; i++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) store(sums[i] + u + v * kFloatLanes, sum[i][v]);
+  }
+}
+
+// Up to four rows of out, each from one place in the row on: in place where a whole tile of all four is there, else by
+// a copy.
+template <class Add>
+static void add_to_rows(float* const* rows, int32_t n_rows, int32_t n_units, int32_t width, bool is_new, Add add) {
+  constexpr int32_t kRows = 4;
+  if (n_rows == kRows && n_units == width) return add(rows);
+  alignas(64) float copies[kRows][kPad];
+  float* to[kRows];
+  for (int32_t i = 0; i < kRows; i++) {
+    to[i] = copies[i];
+    for (int32_t u = 0; u < width; u++) copies[i][u] = is_new || i >= n_rows || u >= n_units ? 0.f : rows[i][u];
+  }
+  add(to);
+  for (int32_t i = 0; i < n_rows; i++)
+    for (int32_t u = 0; u < n_units; u++) rows[i][u] = copies[i][u];
 }
 
 static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper,
-                       int64_t n_chains, int64_t first, int64_t n, StatisticsScratch scratch) {
-  for (int64_t chain = 0; chain < n_chains; chain += kPanelChains) {
-    const int32_t block = static_cast<int32_t>(n_chains - chain < kPanelChains ? n_chains - chain : kPanelChains);
-    for (int64_t column = 0; column < n_upper; column += kPanelUnits) {
-      const int64_t end = n_upper - column < kPanelUnits ? n_upper : column + kPanelUnits;
-      float* tile = scratch.panel;
-      for (int64_t u = column; u < end; u += kPad)
-        for (int32_t c = 0; c < block; c++, tile += kPad)
-          load_row(tile, upper, (chain + c) * n_upper + u, static_cast<int32_t>(end - u < kPad ? end - u : kPad));
-      for (int64_t unit = first; unit < first + n; unit += kPanelRows) {
-        const int32_t n_units = static_cast<int32_t>(first + n - unit < kPanelRows ? first + n - unit : kPanelRows);
-        list_columns(*scratch.columns, lower, n_lower, unit, n_units, chain, block);
-        tile = scratch.panel;
-        for (int64_t u = column; u < end; u += kPad, tile += block * kPad)
-          add_tile(out + unit * n_upper + u, n_upper, chain == 0, static_cast<int32_t>(end - u < kPad ? end - u : kPad),
-                   tile, *scratch.columns, lower.real, n_units, block);
+                       int64_t n_chains, int64_t first, int64_t n, const WeightingView& weighting,
+                       StatisticsScratch& scratch) {
+  const int32_t width = lower.real ? kPad : kListTile;
+  const int64_t most = lower.real ? kFactorUnits : kListUnits;
+  const int64_t unit_tiles = (n + most - 1) / most, panels = (n_chains + kPanelChains - 1) / kPanelChains;
+  for (int64_t i = 0; i < unit_tiles; i++) {
+    const int64_t unit = first + n * i / unit_tiles;
+    const auto n_units = static_cast<int32_t>(first + n * (i + 1) / unit_tiles - unit);
+    for (int64_t group = 0; group < panels; group += kPanels) {
+      const int64_t end = group + kPanels < panels ? group + kPanels : panels;
+      for (int64_t p = group; p < end; p++) {
+        const int64_t chain = n_chains * p / panels;
+        const auto block = static_cast<int32_t>(n_chains * (p + 1) / panels - chain);
+        const int64_t start = chain * n_lower + unit;
+        if (lower.real) {
+          gather_factors(scratch.factors[p - group], static_cast<const float*>(lower.data) + start, n_lower, n_units,
+                         block);
+        } else {
+          list_chains(scratch.lists[p - group], static_cast<const uint8_t*>(lower.data) + start, n_lower, n_units,
+                      block);
+        }
+      }
+      for (int64_t column = 0; column < n_upper; column += width) {  // whose sums stay in the second-level cache
+        const auto columns = static_cast<int32_t>(n_upper - column < width ? n_upper - column : width);
+        Start start = {};
+        if (weighting.upper_differences)
+          memcpy(start.columns, weighting.upper_differences + column, columns * sizeof(float));
+        for (int64_t p = group; p < end; p++) {
+          const int64_t chain = n_chains * p / panels;
+          const auto block = static_cast<int32_t>(n_chains * (p + 1) / panels - chain);
+          load_tile(scratch.tile, width, upper, n_upper, column, columns, chain, block, weighting);
+          const PanelLists& lists = scratch.lists[p - group];
+          const uint16_t* list = lists.rows;
+          for (int32_t u = 0; u < n_units; u += kListed) {
+            const int32_t n_rows = n_units - u < kListed ? n_units - u : kListed;
+            float* rows[kListed];
+            for (int32_t j = 0; j < n_rows; j++) {
+              const int64_t row = unit + (lower.real ? u + j : lists.order[u + j]);
+              rows[j] = out + row * n_upper + column;
+              if (weighting.lower_offsets) start.rows[j] = weighting.lower_offsets[row];
+            }
+            add_to_rows(rows, n_rows, columns, width, p == 0, [&](float* const* sums) {
+              if (lower.real) {
+                add_products(sums, p ? nullptr : &start, scratch.tile, scratch.factors[p - group] + u * block, block);
+              } else {
+                add_listed(sums, p ? nullptr : &start, scratch.tile, list, lists.lengths[u / kListed]);
+              }
+            });
+            if (!lower.real) list += lists.lengths[u / kListed] * kListed;
+          }
+        }
       }
     }
   }
@@ -170,15 +269,15 @@ static inline void count(int32_t* __restrict counts, const uint64_t* __restrict 
 }
 
 static void add_counts(float* out, const uint8_t* lower, int64_t n_lower, const uint8_t* upper, int64_t n_upper,
-                       int64_t n_chains, int64_t first, int64_t n, StatisticsScratch scratch) {
+                       int64_t n_chains, int64_t first, int64_t n, StatisticsScratch& scratch) {
   for (int64_t chain = 0; chain < n_chains; chain += 64 * kCountWords) {
     int32_t n_words = 0;
     for (int64_t c = chain; c < n_chains && n_words < kCountWords; c += 64, n_words++)
       pack(scratch.bits + n_words * n_upper, upper + c * n_upper, n_upper, n_upper,
            static_cast<int32_t>(n_chains - c < 64 ? n_chains - c : 64));
-    for (int64_t unit = first; unit < first + n; unit += kPanelRows) {
-      const int32_t n_units = static_cast<int32_t>(first + n - unit < kPanelRows ? first + n - unit : kPanelRows);
-      uint64_t rows[kCountWords][kPanelRows];
+    for (int64_t unit = first; unit < first + n; unit += kCountUnits) {
+      const int32_t n_units = static_cast<int32_t>(first + n - unit < kCountUnits ? first + n - unit : kCountUnits);
+      uint64_t rows[kCountWords][kCountUnits];
       for (int32_t w = 0; w < n_words; w++) {
         const int64_t c = chain + 64 * w;
         pack(rows[w], lower + c * n_lower + unit, n_lower, n_units,
@@ -200,13 +299,48 @@ static void add_counts(float* out, const uint8_t* lower, int64_t n_lower, const 
 }
 
 void statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
-                int64_t first, int64_t n, StatisticsScratch scratch) {
-  if (kHasPopcount && !lower.real && !upper.real && n_chains <= kExactCounts) {
+                int64_t first, int64_t n, const WeightingView& weighting, StatisticsScratch& scratch) {
+  if (kHasPopcount && !lower.real && !upper.real && !weighting.factors && n_chains <= kExactCounts) {
     add_counts(out, static_cast<const uint8_t*>(lower.data), n_lower, static_cast<const uint8_t*>(upper.data), n_upper,
                n_chains, first, n, scratch);
   } else {
-    add_panels(out, lower, n_lower, upper, n_upper, n_chains, first, n, scratch);
+    add_panels(out, lower, n_lower, upper, n_upper, n_chains, first, n, weighting, scratch);
   }
+}
+
+// --- sums of one layer
+// ------------------------------------------------------------------------------------------------
+
+constexpr int kDotLanes = 16;  // of every dot product: fixed, so that the order is the same on every instruction set
+
+template <class T>
+static float offset_product(const T* values, const float* offsets, int64_t units) {
+  constexpr int kVectors = kDotLanes / kFloatLanes;
+  Floats sums[kVectors] = {};
+  for (int64_t unit = 0; unit < units; unit += kDotLanes) {
+    alignas(64) float value[kDotLanes] = {}, offset[kDotLanes] = {};
+    if (units - unit >= kDotLanes) {
+      for (int i = 0; i < kDotLanes; i++) value[i] = values[unit + i], offset[i] = offsets[unit + i];
+    } else {
+      for (int i = 0; unit + i < units; i++) value[i] = values[unit + i], offset[i] = offsets[unit + i];
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      const Floats o = load<Floats>(offset + v * kFloatLanes);
+      sums[v] = fma(load<Floats>(value + v * kFloatLanes) - o, o, sums[v]);
+    }
+  }
+  alignas(64) float lanes[kDotLanes];
+  for (int v = 0; v < kVectors; v++) store(lanes + v * kFloatLanes, sums[v]);
+  for (int half = kDotLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+void offset_products(float* out, ValuesView values, int64_t units, const float* offsets, int64_t n_chains) {
+  for (int64_t c = 0; c < n_chains; c++)
+    out[c] = values.real ? offset_product(static_cast<const float*>(values.data) + c * units, offsets, units)
+                         : offset_product(static_cast<const uint8_t*>(values.data) + c * units, offsets, units);
 }
 
 }  // namespace bm::cpu::BM_ISA

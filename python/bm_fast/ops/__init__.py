@@ -9,7 +9,7 @@ from bm_fast.ops.grid import quantise
 from bm_fast.ops.machine import Convergence, Machine
 from bm_fast.ops.native import info
 from bm_fast.ops.random import bernoulli
-from bm_fast.ops.sums import statistics
+from bm_fast.ops.sums import gradient, statistics
 from bm_fast.ops.tempering import EnergyGap, Rungs, swap
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Rungs",
     "bernoulli",
     "check",
+    "gradient",
     "info",
     "quantise",
     "statistics",

@@ -75,6 +75,16 @@ class Backend(Protocol):
 
     def statistics(self, lower: Tensor, upper: Tensor, out: Tensor) -> None: ...
 
+    def gradient(
+        self,
+        visible: Tensor,
+        means: Tensor,
+        signs: Tensor,
+        phases: tuple[Tensor, Tensor],
+        offsets: tuple[Tensor, Tensor] | None,
+        out: tuple[Tensor, Tensor, Tensor],
+    ) -> None: ...
+
     def bernoulli(
         self,
         probabilities: Tensor,

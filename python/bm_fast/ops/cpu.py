@@ -150,6 +150,33 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:
     )
 
 
+def gradient(
+    visible: Tensor,
+    means: Tensor,
+    signs: Tensor,
+    phases: tuple[Tensor, Tensor],
+    offsets: tuple[Tensor, Tensor] | None,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    _C.gradient(
+        visible.data_ptr(),
+        visible.dtype is torch.float32,
+        visible.shape[1],
+        means.data_ptr(),
+        means.shape[1],
+        visible.shape[0],
+        signs.data_ptr(),
+        phases[0].data_ptr(),
+        phases[1].data_ptr(),
+        address(None if offsets is None else offsets[0]),
+        address(None if offsets is None else offsets[1]),
+        out[0].data_ptr(),
+        out[1].data_ptr(),
+        out[2].data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def bernoulli(
     probabilities: Tensor, rows: Tensor, out: Tensor, *, seed: int, sweep: int, layer: int, purpose: Purpose
 ) -> None:

@@ -223,6 +223,25 @@ def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:
         )
 
 
+def gradient(
+    visible: Tensor,
+    means: Tensor,
+    signs: Tensor,
+    phases: tuple[Tensor, Tensor],
+    offsets: tuple[Tensor, Tensor] | None,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    weight, visible_out, hidden_out = out
+    torch.sub(phases[0][1], phases[0][0], out=visible_out)
+    torch.sub(phases[1][1], phases[1][0], out=hidden_out)
+    centred = means if offsets is None else means - offsets[1]
+    statistics(visible, centred * signs[:, None], weight)
+    if offsets is not None:
+        weight.addr_(offsets[0], hidden_out, alpha=-1)
+        visible_out.addmv_(weight, offsets[1], alpha=-1)
+        hidden_out.addmv_(weight.t(), offsets[0], alpha=-1)
+
+
 def bernoulli(
     probabilities: Tensor, rows: Tensor, out: Tensor, *, seed: int, sweep: int, layer: int, purpose: Purpose
 ) -> None:

@@ -10,6 +10,7 @@ from bm_fast import reference
 from bm_fast.parameters import Parameters
 from bm_fast.program import Program, Update
 from bm_fast.reference import bernoulli as bernoulli
+from bm_fast.reference import gradient as gradient
 from bm_fast.reference import quantise as quantise
 from bm_fast.reference import statistics as statistics
 from bm_fast.reference import swap as swap

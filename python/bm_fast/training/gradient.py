@@ -32,19 +32,19 @@ class Block:
     visible: states of all rows ``[n_data + n_model, n_visible]``; data is its first part.
     means: hidden means of all rows, float32; data_means and model_means are its two parts.
     shares: float32 ``[n, 2]``, 1/n_data or 1/n_model in the column of the row's phase, 0 in the other.
-    signs: float32 ``[n, 1]``, s of the formulas above.
+    signs: float32 ``[n]``, s of the formulas above.
     """
 
-    def __init__(self, visible: Tensor, means: Tensor, scratch: Tensor, n_data: int) -> None:
+    def __init__(self, visible: Tensor, means: Tensor, n_data: int) -> None:
         n = len(visible)
         self.n_data, self.n_model = n_data, n - n_data
-        self.visible, self.means, self.scratch = visible, means, scratch
+        self.visible, self.means = visible, means
         self.data = visible[:n_data]
         self.data_means, self.model_means = means[:n_data], means[n_data:]
         self.shares = means.new_zeros(n, 2)
         self.shares[:n_data, 0] = 1 / n_data
         self.shares[n_data:, 1] = 1 / self.n_model
-        self.signs = (self.shares[:, 1:] - self.shares[:, :1]).contiguous()
+        self.signs = self.shares[:, 1] - self.shares[:, 0]
 
 
 class Rows:
@@ -60,7 +60,6 @@ class Rows:
         self.batch_size = batch_size
         self._visible = torch.zeros(n, rbm.n_visible, dtype=dtype, device=rbm.device)
         self._means = torch.zeros(n, rbm.n_hidden, device=rbm.device)
-        self._scratch = torch.zeros(n, rbm.n_hidden, device=rbm.device)
         self.model_visible = self._visible[batch_size:]
         self._blocks: dict[tuple[int, int], Block] = {}
 
@@ -68,7 +67,7 @@ class Rows:
         """The rows of an update with this many data and model rows."""
         if (n_data, n_model) not in self._blocks:
             part = slice(self.batch_size - n_data, self.batch_size + n_model)
-            self._blocks[n_data, n_model] = Block(self._visible[part], self._means[part], self._scratch[part], n_data)
+            self._blocks[n_data, n_model] = Block(self._visible[part], self._means[part], n_data)
         return self._blocks[n_data, n_model]
 
 
@@ -107,7 +106,11 @@ class Gradient:
         self._rbm = rbm
         self._parameters = list(rbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
-        self._phases = torch.zeros(2, rbm.n_visible, device=rbm.device)
+        self._out = (self._of[id(rbm.weight)], self._of[id(rbm.visible_bias)], self._of[id(rbm.hidden_bias)])
+        self._phases = (
+            torch.zeros(2, rbm.n_visible, device=rbm.device),
+            torch.zeros(2, rbm.n_hidden, device=rbm.device),
+        )
         self._squares = torch.zeros(2, rbm.n_visible, device=rbm.device)
 
     @torch.no_grad()
@@ -116,20 +119,14 @@ class Gradient:
 
         precision: that of the machine that ran the update, for Gaussian visible units.
         """
+        phases = self._phases
+        for values, phase in zip((block.visible, block.means), phases, strict=True):
+            ops.statistics(block.shares, values, phase)
+        if offsets is not None:
+            offsets.follow(phases[0][0], phases[1][0])
+        centring = None if offsets is None else (offsets.visible, offsets.hidden)
+        ops.gradient(block.visible, block.means, block.signs, phases, centring, self._out)
         rbm = self._rbm
-        weight, visible, hidden = (self._of[id(p)] for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias))
-        means, phases = block.means, ops.statistics(block.shares, block.visible, self._phases)
-        if offsets is not None:
-            offsets.follow(phases[0], block.data_means.mean(0))
-            means = torch.sub(means, offsets.hidden, out=block.scratch)
-        signed = torch.mul(means, block.signs, out=block.scratch)
-        torch.sum(signed, 0, out=hidden)
-        torch.sub(phases[1], phases[0], out=visible)
-        ops.statistics(block.visible, signed, weight)
-        if offsets is not None:
-            weight.addr_(offsets.visible, hidden, alpha=-1)
-            visible.addmv_(weight, offsets.hidden, alpha=-1)
-            hidden.addmv_(weight.t(), offsets.visible, alpha=-1)
         if rbm.log_precision is not None and precision is not None:
             squares = ops.statistics(block.shares, block.visible.square(), self._squares)
             torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(rbm.log_precision)])
