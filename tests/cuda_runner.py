@@ -22,7 +22,7 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "weights.cu")
+KERNELS = ("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "swap.cu", "weights.cu")
 RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
 BETAS = (0.0, 0.3, 1.0)  # of free energies
@@ -47,11 +47,12 @@ NVCC_FLAGS = (
 
 @dataclass(frozen=True)
 class Change:
-    """A deliberate mistake in what gibbs.cu is made of: this text of a file, there once, becomes another."""
+    """A deliberate mistake in what a source is made of: this text of a file, there once, becomes another."""
 
     file: str
     old: str
     new: str
+    source: str = "gibbs.cu"
 
 
 def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = None) -> list[str]:
@@ -65,7 +66,7 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
     objects += [_object(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
     for name in KERNELS:
         source, changed = ROOT / "csrc/cuda" / name, ()
-        if change is not None and name == "gibbs.cu":
+        if change is not None and name == change.source:
             text = (ROOT / "csrc/cuda" / change.file).read_text()
             assert text.count(change.old) == 1, f"{change.file}: expected once: {change.old}"
             (folder / "cuda").mkdir()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bm_fast import ops
+from bm_fast.ops import Rungs, swap
 from bm_fast.parameters import MAX_WEIGHT
-from cuda_runner import ORDERS, operate
+from cuda_runner import ORDERS, operate, taken
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -100,3 +101,41 @@ def test_statistics_of_many_chains(plain: list[str], tmp_path: Path) -> None:
 def test_sanitizers_find_nothing_in_statistics(sanitized: list[str], tmp_path: Path, kinds: str) -> None:
     lower, upper = factors((150, 33, 67), kinds)
     assert torch.equal(summed(sanitized, tmp_path, lower, upper, "random:3"), ops.statistics(lower, upper))
+
+
+# --- swaps of replica exchange ---------------------------------------------------------------------------------------
+
+
+def assert_swaps(program: list[str], folder: Path, n_ladders: int, n_rungs: int, order: str) -> None:
+    """Five rounds, the same bits as on the processor."""
+    rungs, gaps = Rungs.start(n_ladders, n_rungs), 5 * normal(n_ladders * n_rungs).double()
+    table = torch.rand(n_ladders, n_rungs, generator=torch.Generator().manual_seed(3)).argsort(1)
+    rungs.rungs.copy_(table.int().flatten())
+    betas, seed, first_ladder = torch.linspace(0.2, 1.0, n_rungs), 2**63 + 5, 77
+    out = operate(
+        program, folder, "swap", n_ladders, n_rungs, rungs.rungs, gaps, betas, seed, first_ladder, 5, order=order
+    )
+    for _ in range(5):
+        swap(rungs, gaps, betas, seed=seed, first_ladder=first_ladder)
+    wanted = (
+        rungs.rungs,
+        betas[rungs.rungs.long()],
+        rungs.attempts,
+        rungs.acceptances,
+        rungs.heading,
+        rungs.trips,
+    )
+    for got, value in zip(taken(out, *((v.dtype, v.shape) for v in wanted)), wanted, strict=True):
+        assert torch.equal(got, value)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("n_ladders", "n_rungs"), [(3, 2), (5, 33), (2, 261)])
+def test_swaps_are_those_of_the_processor(
+    plain: list[str], tmp_path: Path, n_ladders: int, n_rungs: int, order: str
+) -> None:
+    assert_swaps(plain, tmp_path, n_ladders, n_rungs, order)
+
+
+def test_sanitizers_find_nothing_in_swaps(sanitized: list[str], tmp_path: Path) -> None:
+    assert_swaps(sanitized, tmp_path, 3, 150, "random:3")

@@ -218,6 +218,7 @@ MEAN_FIELD: dict[str, Callable[[], RealCase]] = {
     ),
     "missing pixels": lambda: case(make_machine(chain_graph((70, 65)), scale=0.1), 18, (0, 1), "clamp base"),
     "Gaussian": lambda: case(gaussian(40, 33, scale=0.05), 18, (0, 1)),
+    "deep": lambda: case(gaussian(520, 70, scale=0.02), 5, (0, 1), program=((full_update(chain_graph((1, 1)), 1),),)),
 }
 
 

@@ -69,7 +69,7 @@ SIMT_KERNEL void pack_values_kernel(SIMT_PARAMETER Packed p) {
     if (lane == 0) quanta[i] = quantum_of(largest);
     if (lane == 0 && chain < p.n_chains) p.quanta[chain] = quanta[i];
   }
-  simt::sync_block();
+  simt::sync_block();  // all quanta of the tile are known
   for (int64_t group = warp; group < stages(p.units) * kStepsOfStage; group += kPackThreads / 32) {
     simt::Words4 limbs[kLimbs] = {};
     SIMT_UNROLL

@@ -3,8 +3,10 @@
 #include <map>
 
 #include "arrays.h"
+#include "cuda/binary.h"
 #include "cuda/pack.h"
 #include "cuda/statistics.h"
+#include "cuda/swap.h"
 
 namespace {
 
@@ -48,11 +50,54 @@ void statistics(Reader& in, Writer& out) {
   out.add(sums.read());
 }
 
+// The number of the round is counted on the device.
+void swap(Reader& in, Writer& out) {
+  const auto n_ladders = static_cast<int32_t>(in.one()), n_rungs = static_cast<int32_t>(in.one());
+  const int64_t n = int64_t{n_ladders} * n_rungs;
+  Buffer<int32_t> rungs(in.many<int32_t>(n));
+  Buffer<double> gaps(in.many<double>(n)), probabilities(n - n_ladders), acceptances(n_rungs - 1);
+  Buffer<float> betas(in.many<float>(n_rungs)), beta(n);
+  Buffer<int64_t> attempts(n_rungs - 1), trips(n);
+  Buffer<uint8_t> heading(n);
+  Buffer<uint32_t> rounds(1);
+  bm::cuda::Swap what{rungs.data(),
+                      gaps.data(),
+                      betas.data(),
+                      beta.data(),
+                      probabilities.data(),
+                      attempts.data(),
+                      acceptances.data(),
+                      heading.data(),
+                      trips.data(),
+                      n_ladders,
+                      n_rungs,
+                      0,
+                      0,
+                      0,
+                      rounds.data()};
+  what.seed = in.one<uint64_t>();
+  what.first_ladder = static_cast<uint32_t>(in.one());
+  const int64_t n_rounds = in.one();
+  for (int64_t i = 0; i < n_rounds; i++) {
+    bm::cuda::swap(what, nullptr);
+    bm::cuda::advance(rounds.data(), 1, nullptr);
+  }
+  out.add(rungs.read());
+  out.add(beta.read());
+  out.add(attempts.read());
+  out.add(acceptances.read());
+  out.add(heading.read());
+  out.add(trips.read());
+}
+
 }  // namespace
 
 bool run_operation(const std::string& name, const char* from, const char* to) {
-  const std::map<std::string, void (*)(Reader&, Writer&)> operations = {
-      {"quantise", quantise}, {"statistics", statistics}, {"real_sweep", real_sweep}, {"mean_field", mean_field}};
+  const std::map<std::string, void (*)(Reader&, Writer&)> operations = {{"quantise", quantise},
+                                                                        {"statistics", statistics},
+                                                                        {"swap", swap},
+                                                                        {"real_sweep", real_sweep},
+                                                                        {"mean_field", mean_field}};
   const auto operation = operations.find(name);
   if (operation == operations.end()) return false;
   Reader in(from);

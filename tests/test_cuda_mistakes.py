@@ -1,0 +1,99 @@
+"""Deliberate mistakes in the CUDA kernels for real values, statistics and swaps: each must be caught.
+
+As in test_cuda_kernels.py: by wrong results or a stop in plain runs of any order but lanes in step, and by
+ThreadSanitizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bm_fast import ops
+from cuda_runner import ORDERS, Change, emulated
+from test_cuda_operations import assert_swaps, factors, summed
+from test_cuda_real import mean_field_by_layer_means, mean_field_by_runner, of
+
+Check = Callable[[list[str], Path, str], None]
+
+
+def check_mean_field(program: list[str], folder: Path, order: str) -> None:
+    c = of("deep", "mean field")
+    got = mean_field_by_runner(program, folder, c, 2, 0.0, -1.0, order)
+    for a, b in zip(got, mean_field_by_layer_means(c, 2, 0.0, -1.0), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
+
+
+def check_statistics(kinds: str) -> Check:
+    def check(program: list[str], folder: Path, order: str) -> None:
+        lower, upper = factors((300, 33, 20), kinds)
+        assert torch.equal(summed(program, folder, lower, upper, order), ops.statistics(lower, upper))
+
+    return check
+
+
+def check_swaps(program: list[str], folder: Path, order: str) -> None:
+    assert_swaps(program, folder, 1, 150, order)
+
+
+LOADED = "      simt::sync_block();  // real values"
+MISTAKES: dict[str, tuple[Change, Check]] = {
+    "no barrier": (Change("real_product.h", LOADED, "      //", "real.cu"), check_mean_field),
+    "no wait": (
+        Change("real_product.h", "      simt::copy_wait<kStages - 2>();\n", "", "real.cu"),
+        check_mean_field,
+    ),
+    "quanta that are read early": (
+        Change("real.cu", "  simt::sync_block();  // all quanta", "  //", "real.cu"),
+        check_mean_field,
+    ),
+    "changes that overwrite each other": (
+        Change(
+            "real.cu",
+            "simt::atomic_max(reinterpret_cast<uint32_t*>(p.changes + chain), largest);",
+            "p.changes[chain] = bm::units::float_of(largest);",
+            "real.cu",
+        ),
+        check_mean_field,
+    ),
+    "counts before their bits": (
+        Change("statistics.cu", "    simt::sync_block();  // the stage is whole", "    //", "statistics.cu"),
+        check_statistics("bits bits"),
+    ),
+    "sums before their numbers": (
+        Change("statistics.cu", "    simt::sync_block();  // of sums", "    //", "statistics.cu"),
+        check_statistics("reals reals"),
+    ),
+    "one buffer for two stages": (
+        Change(
+            "statistics.cu",
+            "    float* stage = shared + buffer * kSumStageFloats;",
+            "    float* stage = shared;",
+            "statistics.cu",
+        ),
+        check_statistics("bits reals"),
+    ),
+    "swaps before the ladder is known": (
+        Change("swap.cu", "  simt::sync_block();  // the whole ladder", "  //", "swap.cu"),
+        check_swaps,
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("sanitizer", ["plain", "thread"])
+def test_a_mistake_is_caught(tmp_path: Path, mistake: str, sanitizer: str) -> None:
+    change, check = MISTAKES[mistake]
+    program = emulated(tmp_path, sanitizer, change)
+    for order in ORDERS[1:] if sanitizer == "plain" else ("random:1",):
+        with pytest.raises(AssertionError):
+            check(program, tmp_path, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_without_a_mistake_nothing_is_seen(plain: list[str], tmp_path: Path, order: str) -> None:
+    for check in dict.fromkeys(check for _, check in MISTAKES.values()):
+        check(plain, tmp_path, order)
