@@ -1,7 +1,7 @@
 """Deliberate mistakes in the CUDA kernels for real values, statistics and swaps: each must be caught.
 
-As in test_cuda_kernels.py: by wrong results or a stop in plain runs of any order but lanes in step, and by
-ThreadSanitizer.
+As in test_cuda_kernels.py: by ThreadSanitizer, and most also by wrong results or a stop in plain runs of any order but
+lanes in step.
 """
 
 from __future__ import annotations
@@ -83,8 +83,15 @@ MISTAKES: dict[str, tuple[Change, Check]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-@pytest.mark.parametrize("sanitizer", ["plain", "thread"])
+# shuffles keep the lanes nearly in step, or the last block happens to have the largest change
+HIDDEN_IN_PLAIN_RUNS = {"quanta that are read early", "changes that overwrite each other", "counts before their bits"}
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "mistake"),
+    [("thread", name) for name in MISTAKES]
+    + [("plain", name) for name in MISTAKES if name not in HIDDEN_IN_PLAIN_RUNS],
+)
 def test_a_mistake_is_caught(tmp_path: Path, mistake: str, sanitizer: str) -> None:
     change, check = MISTAKES[mistake]
     program = emulated(tmp_path, sanitizer, change)
