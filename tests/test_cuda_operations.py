@@ -111,6 +111,7 @@ def assert_swaps(program: list[str], folder: Path, n_ladders: int, n_rungs: int,
     rungs, gaps = Rungs.start(n_ladders, n_rungs), 5 * normal(n_ladders * n_rungs).double()
     table = torch.rand(n_ladders, n_rungs, generator=torch.Generator().manual_seed(3)).argsort(1)
     rungs.rungs.copy_(table.int().flatten())
+    rungs.heading.zero_()
     betas, seed, first_ladder = torch.linspace(0.2, 1.0, n_rungs), 2**63 + 5, 77
     out = operate(
         program, folder, "swap", n_ladders, n_rungs, rungs.rungs, gaps, betas, seed, first_ladder, 5, order=order
