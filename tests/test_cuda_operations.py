@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bm_fast import ops
-from bm_fast.ops import Rungs, swap
+from bm_fast.ops import EnergyGap, Rungs, swap
 from bm_fast.parameters import MAX_WEIGHT
 from cuda_runner import ORDERS, operate, taken
+from engine_cases import make_machine, tree
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -140,3 +141,20 @@ def test_swaps_are_those_of_the_processor(
 
 def test_sanitizers_find_nothing_in_swaps(sanitized: list[str], tmp_path: Path) -> None:
     assert_swaps(sanitized, tmp_path, 3, 150, "random:3")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_gaps_of_energies_have_the_same_bits(plain: list[str], tmp_path: Path, order: str) -> None:
+    machine = make_machine(tree())
+    base = [normal(layer.units, seed=i) for i, layer in enumerate(machine.graph.layers)]
+    gap, chains, parameters = EnergyGap(machine, base), machine.chains(19, seed=1), machine.parameters
+    arguments: list[int | Tensor] = [19, gap.bias_bits, len(chains.layers)]
+    for biases, states in zip(gap.biases, chains.layers, strict=True):
+        arguments += [len(biases), biases, states]
+    arguments.append(len(parameters.weights))
+    for coupling, weights, bits in zip(
+        machine.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
+    ):
+        arguments += [coupling.lower, coupling.upper, bits, weights]
+    out = operate(plain, tmp_path, "gap", *arguments, order=order)
+    assert torch.equal(torch.frombuffer(out, dtype=torch.float64), gap.of(chains.layers))

@@ -58,6 +58,14 @@ void add_bias_energy(double* out, const BinaryLayer& layer, int32_t n_chains,
 void add_coupling_energy(double* out, int64_t* partials, const BinaryProduct& product, const uint32_t* bits,
                          void* stream);
 
+// A gap of energies is 0, less the energies of the couplings in order, less the scaled sums of whole biases over all
+// layers; docs/numbers.md has the biases. sums[n_chains] += biases bits, an exact integer
+void add_whole_biases(int64_t* sums, const uint32_t* bits, const int64_t* biases /* [units] */, int32_t units,
+                      int32_t n_chains, void* stream);
+
+// out[n_chains] -= scale sums
+void subtract_sums(double* out, const int64_t* sums /* [n_chains] */, double scale, int32_t n_chains, void* stream);
+
 // out[n_betas, n_chains] -= sum over units of log(1 + exp(field)); partials: [n_betas, 2 unit_tiles(units), n_chains]
 void add_free_energy(double* out, double* partials, const BinaryProduct& product, const float* betas /* [n_betas] */,
                      int32_t n_betas, const float* base /* [units] or null */, void* stream);

@@ -57,6 +57,23 @@ SIMT_KERNEL void bias_energy_kernel(SIMT_PARAMETER BiasEnergy p) {
   }
 }
 
+struct WholeBiases {
+  int64_t* sums;
+  const uint32_t* bits;
+  const int64_t* biases;
+  int32_t units, n_chains;
+};
+
+SIMT_KERNEL void whole_biases_kernel(SIMT_PARAMETER WholeBiases p) {
+  const int64_t chain = static_cast<int64_t>(simt::block_x()) * (kThreads / 32) + simt::thread_x() / 32;
+  const unsigned lane = simt::thread_x() % 32;
+  int64_t sum = 0;
+  for (int64_t unit = lane; chain < p.n_chains && unit < p.units; unit += 32)
+    if (p.bits[chain * bit_words(p.units) + unit / 32] >> lane & 1) sum += p.biases[unit];
+  for (unsigned mask = 16; mask > 0; mask /= 2) sum += exchanged(sum, mask);
+  if (chain < p.n_chains && lane == 0) p.sums[chain] += sum;
+}
+
 // Where a warp leaves the sum over its 32 units.
 SIMT_DEVICE int64_t partial_of(const TilePlace& place, int64_t chain, int32_t n_chains) {
   return static_cast<int64_t>(place.first_unit() / 32) * n_chains + chain;
@@ -174,6 +191,16 @@ void add_coupling_energy(double* out, int64_t* partials, const BinaryProduct& pr
   subtract(Subtraction<int64_t>{out, partials, 2 * unit_tiles(product.units), 1, product.n_chains,
                                 product.inputs[0].scale, product.inputs[0].grid},
            stream);
+}
+
+void add_whole_biases(int64_t* sums, const uint32_t* bits, const int64_t* biases, int32_t units, int32_t n_chains,
+                      void* stream) {
+  simt::launch(whole_biases_kernel, {blocks_for(n_chains, kThreads / 32), 1, kThreads, 0}, stream,
+               WholeBiases{sums, bits, biases, units, n_chains});
+}
+
+void subtract_sums(double* out, const int64_t* sums, double scale, int32_t n_chains, void* stream) {
+  subtract(Subtraction<int64_t>{out, sums, 1, 1, n_chains, scale, nullptr}, stream);
 }
 
 void add_free_energy(double* out, double* partials, const BinaryProduct& product, const float* betas, int32_t n_betas,

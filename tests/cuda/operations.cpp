@@ -1,5 +1,6 @@
 #include "operations.h"
 
+#include <cmath>
 #include <map>
 
 #include "arrays.h"
@@ -50,6 +51,36 @@ void statistics(Reader& in, Writer& out) {
   out.add(sums.read());
 }
 
+void gap(Reader& in, Writer& out) {
+  const auto n_chains = static_cast<int32_t>(in.one());
+  const double scale = std::ldexp(1., -static_cast<int>(in.one()));
+  std::vector<int32_t> units;
+  std::vector<Buffer<uint32_t>> bits;
+  Buffer<int64_t> sums(n_chains);
+  for (int64_t n_layers = in.one(); n_layers > 0; n_layers--) {
+    units.push_back(static_cast<int32_t>(in.one()));
+    Buffer<int64_t> biases(in.many<int64_t>(units.back()));
+    Buffer<uint8_t> states(in.many<uint8_t>(int64_t{n_chains} * units.back()));
+    bits.emplace_back(static_cast<size_t>(n_chains * bm::cuda::bit_words(units.back())));
+    bm::cuda::pack_bits(bits.back().data(), states.data(), n_chains, units.back(), nullptr);
+    bm::cuda::add_whole_biases(sums.data(), bits.back().data(), biases.data(), units.back(), n_chains, nullptr);
+  }
+  Buffer<double> gaps(n_chains);
+  for (int64_t n_couplings = in.one(); n_couplings > 0; n_couplings--) {
+    const int64_t lower = in.one(), upper = in.one();
+    Buffer<float> grid(std::vector<float>{std::ldexp(1.f, -static_cast<int>(in.one()))}), none(units[upper]);
+    Buffer<int16_t> weights(in.many<int16_t>(int64_t{units[lower]} * units[upper]));
+    Buffer<unsigned char> up(bm::cuda::weight_bytes(units[lower], units[upper]));
+    bm::cuda::arrange_weights(up.data(), weights.data(), units[lower], units[upper], false, nullptr);
+    bm::cuda::BinaryProduct product{n_chains, units[upper], 1, {}, none.data()};
+    product.inputs[0] = {bits[lower].data(), up.data(), grid.data(), 1., units[lower]};
+    Buffer<int64_t> partials(static_cast<size_t>(2 * bm::cuda::unit_tiles(units[upper]) * n_chains));
+    bm::cuda::add_coupling_energy(gaps.data(), partials.data(), product, bits[upper].data(), nullptr);
+  }
+  bm::cuda::subtract_sums(gaps.data(), sums.data(), scale, n_chains, nullptr);
+  out.add(gaps.read());
+}
+
 // The number of the round is counted on the device.
 void swap(Reader& in, Writer& out) {
   const auto n_ladders = static_cast<int32_t>(in.one()), n_rungs = static_cast<int32_t>(in.one());
@@ -93,11 +124,9 @@ void swap(Reader& in, Writer& out) {
 }  // namespace
 
 bool run_operation(const std::string& name, const char* from, const char* to) {
-  const std::map<std::string, void (*)(Reader&, Writer&)> operations = {{"quantise", quantise},
-                                                                        {"statistics", statistics},
-                                                                        {"swap", swap},
-                                                                        {"real_sweep", real_sweep},
-                                                                        {"mean_field", mean_field}};
+  const std::map<std::string, void (*)(Reader&, Writer&)> operations = {
+      {"gap", gap},   {"quantise", quantise},     {"statistics", statistics},
+      {"swap", swap}, {"real_sweep", real_sweep}, {"mean_field", mean_field}};
   const auto operation = operations.find(name);
   if (operation == operations.end()) return false;
   Reader in(from);
