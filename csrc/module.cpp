@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -18,6 +19,20 @@ namespace py = pybind11;
 using namespace bm::binding;
 
 namespace {
+
+// rungs, attempts, acceptances, heading, trips
+using PlainRungs = std::tuple<Address, Address, Address, Address, Address>;
+
+bm::Rungs rungs_of(const PlainRungs& plain) {
+  const auto [rungs, attempts, acceptances, heading, trips] = plain;
+  for (const auto& [name, address] : {std::pair<const char*, Address>{"rungs", rungs},
+                                      {"attempts", attempts},
+                                      {"acceptances", acceptances},
+                                      {"heading", heading},
+                                      {"trips", trips}})
+    bm::check_address(name, at<const void>(address));
+  return {at<int32_t>(rungs), at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading), at<int64_t>(trips)};
+}
 
 class Machine {
  public:
@@ -57,6 +72,47 @@ class Machine {
     bm::check_address("sweeps_done", at<const void>(sweeps_done));
     run_interruptible(sweeps_done, progress, [&](const auto& report, const auto& interrupted) {
       bm::sweep(*machine_, program, states_at, what, threads, report, interrupted);
+    });
+  }
+
+  void temper(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states,
+              const PlainRungs& rungs, int64_t n_chains, int64_t n_rungs, int64_t n_rounds, int64_t sweeps_per_round,
+              uint64_t seed, uint32_t first_chain, int64_t first_sweep, int64_t first_round, Address betas,
+              const std::vector<Address>& base, const std::vector<Address>& biases, int bias_bits,
+              const std::vector<Address>& means, Address trace, int threads, Address rounds_done,
+              const py::function& progress) const {
+    const bm::Program program = program_of(plain);
+    const std::vector<void*> states_at = all_at<void>(states);
+    const bm::Rungs rungs_at = rungs_of(rungs);
+    const bm::Temper what{n_chains,
+                          n_rungs,
+                          n_rounds,
+                          sweeps_per_round,
+                          seed,
+                          first_chain,
+                          static_cast<uint32_t>(first_sweep),
+                          static_cast<uint32_t>(first_round),
+                          at<const float>(betas),
+                          all_at<const float>(base),
+                          {all_at<const int64_t>(biases), bias_bits, !base.empty()},
+                          all_at<float>(means),
+                          at<double>(trace)};
+    structure_->check_program(program);
+    structure_->check_addresses("states", states_at);
+    structure_->check_addresses("means", what.means, true);
+    structure_->check_tempering(what.betas, what.base);
+    check_gap_biases(what.gap);
+    bm::check_ladders(n_rungs, n_chains);
+    bm::check_range("first_round", first_round, 0, bm::kMaxSweeps);
+    bm::check_range("n_rounds", n_rounds, 0, bm::kMaxSweeps - first_round);
+    bm::check_range("first_sweep", first_sweep, 0, bm::kMaxSweeps);
+    bm::check_range("sweeps_per_round", sweeps_per_round, 1,
+                    (bm::kMaxSweeps - first_sweep) / std::max<int64_t>(n_rounds, 1));
+    bm::check_threads(threads);
+    bm::check_address("betas", what.betas);
+    bm::check_address("rounds_done", at<const void>(rounds_done));
+    run_interruptible(rounds_done, progress, [&](const auto& report, const auto& interrupted) {
+      bm::temper(*machine_, program, states_at, rungs_at, what, threads, report, interrupted);
     });
   }
 
@@ -103,8 +159,7 @@ class Machine {
   void gap(const std::vector<Address>& biases, int bias_bits, bool has_base, const std::vector<PlainValues>& values,
            int64_t n_chains, Address out, int threads) const {
     const bm::GapBiases gap_biases = {all_at<const int64_t>(biases), bias_bits, has_base};
-    structure_->check_addresses("biases", gap_biases.biases);
-    bm::check_range("bias_bits", bias_bits, -bm::kMaxBiasBits, bm::kMaxBiasBits);
+    check_gap_biases(gap_biases);
     check({}, values, n_chains, at<const void>(out), threads);
     const py::gil_scoped_release release;
     bm::gap(at<double>(out), *machine_, gap_biases, values_of(values), n_chains, threads);
@@ -124,6 +179,11 @@ class Machine {
   }
 
  private:
+  void check_gap_biases(const bm::GapBiases& biases) const {
+    structure_->check_addresses("biases", biases.biases);
+    bm::check_range("bias_bits", biases.bits, -bm::kMaxBiasBits, bm::kMaxBiasBits);
+  }
+
   void check(const bm::Block& block, const std::vector<PlainValues>& values, int64_t n_chains, const void* out,
              int threads) const {
     structure_->check_program({block});
@@ -157,6 +217,11 @@ PYBIND11_MODULE(_C, m) {
       .def("sweep", &Machine::sweep, py::arg("program"), py::arg("states"), py::arg("n_chains"), py::arg("n_sweeps"),
            py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("beta"), py::arg("base"),
            py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("sweeps_done"), py::arg("progress"))
+      .def("temper", &Machine::temper, py::arg("program"), py::arg("states"), py::arg("rungs"), py::arg("n_chains"),
+           py::arg("n_rungs"), py::arg("n_rounds"), py::arg("sweeps_per_round"), py::arg("seed"),
+           py::arg("first_chain"), py::arg("first_sweep"), py::arg("first_round"), py::arg("betas"), py::arg("base"),
+           py::arg("biases"), py::arg("bias_bits"), py::arg("means"), py::arg("trace"), py::arg("threads"),
+           py::arg("rounds_done"), py::arg("progress"))
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
       .def("mean_field", &Machine::mean_field, py::arg("program"), py::arg("values"), py::arg("n_cases"),
@@ -220,24 +285,14 @@ PYBIND11_MODULE(_C, m) {
       py::arg("sweep"), py::arg("layer_and_purpose"), py::arg("threads"), released);
   m.def(
       "swap",
-      [](Address rungs, Address attempts, Address acceptances, Address heading, Address trips, Address gaps,
-         Address betas, int64_t n_rungs, int64_t n_chains, uint64_t seed, uint32_t first_ladder, uint32_t round) {
-        check({{"n_rungs", n_rungs}, {"n_chains", n_chains}},
-              {{"rungs", rungs},
-               {"attempts", attempts},
-               {"acceptances", acceptances},
-               {"heading", heading},
-               {"trips", trips},
-               {"gaps", gaps},
-               {"betas", betas}},
-              1);
+      [](const PlainRungs& rungs, Address gaps, Address betas, int64_t n_rungs, int64_t n_chains, uint64_t seed,
+         uint32_t first_ladder, uint32_t round) {
+        check({{"n_rungs", n_rungs}, {"n_chains", n_chains}}, {{"gaps", gaps}, {"betas", betas}}, 1);
         bm::check_ladders(n_rungs, n_chains);
-        bm::swap({at<int32_t>(rungs), at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading),
-                  at<int64_t>(trips)},
-                 at<const double>(gaps), at<const float>(betas), n_rungs, n_chains, seed, first_ladder, round);
+        bm::swap(rungs_of(rungs), at<const double>(gaps), at<const float>(betas), n_rungs, n_chains, seed, first_ladder,
+                 round);
       },
-      py::arg("rungs"), py::arg("attempts"), py::arg("acceptances"), py::arg("heading"), py::arg("trips"),
-      py::arg("gaps"), py::arg("betas"), py::arg("n_rungs"), py::arg("n_chains"), py::arg("seed"),
+      py::arg("rungs"), py::arg("gaps"), py::arg("betas"), py::arg("n_rungs"), py::arg("n_chains"), py::arg("seed"),
       py::arg("first_ladder"), py::arg("round"), released);
   m.def(
       "largest_weight",

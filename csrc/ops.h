@@ -126,6 +126,31 @@ struct Rungs {
 void swap(const Rungs& rungs, const double* gaps /* [n_chains] */, const float* betas /* [n_rungs] */, int64_t n_rungs,
           int64_t n_chains, uint64_t seed, uint32_t first_ladder, uint32_t round);
 
+// Throws std::invalid_argument unless each run of n_rungs chains holds a permutation.
+void check_rungs(const int32_t* rungs /* [n_chains] */, int64_t n_rungs, int64_t n_chains);
+
+struct Temper {
+  int64_t n_chains;
+  int64_t n_rungs;
+  int64_t n_rounds;          // of sweeps_per_round sweeps and then one round of swaps
+  int64_t sweeps_per_round;  // at least 1
+  uint64_t seed;
+  uint32_t first_chain;  // a multiple of n_rungs
+  uint32_t first_sweep;
+  uint32_t first_round;
+  const float* betas;              // [n_rungs]
+  std::vector<const float*> base;  // as in Sweep
+  GapBiases gap;
+  std::vector<float*> means;  // as in Sweep: of the last sweep of all
+  double* trace;              // [n_rounds, ladders, n_rungs], the gap on each rung before the swaps; or null
+};
+
+// Parallel tempering with a program that updates every layer by all of its couplings. States and rungs are worked on as
+// copies and replaced together; callbacks and result are those of `sweep`, with rounds for sweeps.
+int64_t temper(const Machine& machine, const Program& program, const std::vector<void*>& states, const Rungs& rungs,
+               const Temper& what, int threads, const std::function<void(int64_t)>& progress,
+               const std::function<bool()>& interrupted);
+
 // out[n_betas, n_chains] = -log of the sum of exp(-E_beta) over the units of the updated layers.
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
                  int64_t n_chains, const float* betas /* [n_betas] */, int64_t n_betas,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bm_fast import Chains, Graph, Kind, Machine, chain_graph, ops, reference
-from bm_fast.ops import EnergyGap, Rungs, swap
+from bm_fast.ops import EnergyGap, Rungs, swap, temper
 from bm_fast.program import gibbs_program
 from conftest import HAS_NATIVE
 from engine_cases import make_machine, tree
@@ -205,15 +205,22 @@ def cases() -> Iterator[tuple[Machine, bool]]:
     )
 
 
-def run(built: Machine, with_base: bool, first_ladder: int = 0, n_ladders: int = 5) -> list[Tensor]:
-    """Twelve rounds of a sweep and a swap on ladders of nine rungs: states, rungs and everything counted."""
+def run(
+    built: Machine, with_base: bool, first_ladder: int = 0, n_ladders: int = 5, calls: tuple[int, ...] = ()
+) -> list[Tensor]:
+    """Twelve rounds of a sweep and a swap on ladders of nine rungs: states, rungs and everything counted.
+
+    calls: rounds of each call of ``temper``; empty: sweeps and swaps one by one.
+    """
     built = Machine(built.parameters)
     n_rungs = 9
     betas = torch.linspace(0, 1, n_rungs)
     base = base_of(built.graph) if with_base else None
     chains = built.chains(n_ladders * n_rungs, seed=2**63 + 5, first_chain=first_ladder * n_rungs)
     rungs, gap = Rungs.start(n_ladders, n_rungs), EnergyGap(built, base)
-    for _ in range(12):
+    for n_rounds in calls:
+        temper(gap, chains, rungs, betas, n_rounds)
+    for _ in range(0 if calls else 12):
         beta = betas[rungs.rungs.long()].contiguous()
         built.sweep(gibbs_program(built.graph), chains, 1, beta=beta, base=base)
         swap(rungs, gap.of(chains.layers), betas, seed=chains.seed, first_ladder=first_ladder)
@@ -231,6 +238,16 @@ def test_kernels_give_the_bits_of_the_reference(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("BM_FAST_BACKEND", "reference")
         for i, (a, b) in enumerate(zip(got, run(built, with_base), strict=True)):
             assert torch.equal(a, b), f"result {i}"
+
+
+@pytest.mark.parametrize("calls", [(12,), (1, 0, 3, 8)])
+@pytest.mark.parametrize("n_ladders", [5, 10])  # 90 chains are enough for sweeps by tables
+def test_one_call_gives_the_bits_of_its_steps(calls: tuple[int, ...], n_ladders: int, backend: str) -> None:
+    for built, with_base in cases():
+        if backend == "native" or n_ladders == 5:
+            steps = run(built, with_base, n_ladders=n_ladders)
+            for i, (a, b) in enumerate(zip(run(built, with_base, 0, n_ladders, calls), steps, strict=True)):
+                assert torch.equal(a, b), f"result {i}"
 
 
 def test_any_split_of_the_ladders_gives_the_same_bits() -> None:

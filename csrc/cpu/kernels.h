@@ -27,13 +27,6 @@ struct TemperView {
   const float* const* base;  // per layer [padded] or null: none
 };
 
-// As GapBiases in ops.h.
-struct GapView {
-  const int64_t* const* biases;  // per layer [units]
-  int bits;
-  bool has_base;
-};
-
 // Statistics take chains in panels and units of either layer in tiles: lists of chains that are on for binary units of
 // the lower layer, or values of real ones, and rows of the upper layer.
 constexpr int32_t kPanels = 8, kPanelChains = 200, kCountUnits = 64, kCountWords = 16;

@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 
 #include "cpu/dispatch.h"
@@ -100,18 +101,31 @@ class LookupPart {
       held_.emplace_back(sweep.clamp[layer] ? blocks_ * machine.layer(layer).units : 0);
     }
     if (sweep.beta) beta_ = Array<float>(blocks_ * kBlock);
+    if (sweep.gap) totals_ = Array<int64_t>((machine.n_couplings() + 1) * blocks_ * kBlock);
   }
 
   void pack() {
     for (int layer = 0; layer < machine_.n_layers(); layer++) pack_layer(layer);
-    if (sweep_.beta) std::copy_n(sweep_.beta + first_, n_, beta_.data());
   }
 
   bool run(const ProgramView& program, StopView stop) {
+    if (sweep_.beta) std::copy_n(sweep_.beta + first_, n_, beta_.data());
+    if (sweep_.gap) std::fill_n(totals_.data(), totals_.size(), 0);
     for (int64_t s = 0; s < sweep_.n_sweeps; s++)
       for (int i = 0; i < program.n_updates; i++)
-        if (!run_update(program.updates[i], s, stop)) return false;
+        if (!run_update(program, i, s, stop)) return false;
     return true;
+  }
+
+  // Exact integers times their grids, added in the order that docs/numbers.md states.
+  void write_gaps(double* out) const {
+    const double grid = std::ldexp(1., -sweep_.gap->bits);
+    for (int64_t c = 0; c < n_; c++) {
+      double total = 0;
+      for (int i = 0; i < machine_.n_couplings(); i++)
+        total -= static_cast<double>(totals(i)[c]) * std::ldexp(1., -machine_.coupling(i).fraction_bits);
+      out[first_ + c] = total - static_cast<double>(totals(machine_.n_couplings())[c]) * grid;
+    }
   }
 
   void unpack_layers(const ProgramView& program) const {
@@ -141,7 +155,8 @@ class LookupPart {
   }
 
   // A group of four units is refreshed for all chains before the next, so that its tables stay in the nearest cache.
-  bool run_update(const UpdateView& update, int64_t sweep, StopView stop) {
+  bool run_update(const ProgramView& program, int index, int64_t sweep, StopView stop) {
+    const UpdateView& update = program.updates[index];
     const LayerView& layer = machine_.layer(update.layer);
     Decision what = {};
     what.inputs = update.n_inputs;
@@ -154,6 +169,7 @@ class LookupPart {
     what.sweep = sweep_.first_sweep + static_cast<uint32_t>(sweep);
     what.layer = static_cast<uint32_t>(update.layer);
     const bool wants_means = sweep_.means[update.layer] && sweep == sweep_.n_sweeps - 1;
+    const bool wants_gap = sweep_.gap && sweep == sweep_.n_sweeps - 1;
     for (int64_t unit = 0; unit < layer.units; unit += kUnits) {
       for (int u = 0; u < kUnits; u++) {  // biases are padded
         what.bias[u] = layer.biases[unit + u];
@@ -170,6 +186,7 @@ class LookupPart {
         run_.decide(drawn, wants_means ? means_[0] : nullptr, what, blocks);
         place_units(update.layer, unit, block, blocks, drawn);
         if (wants_means) write_means(update.layer, unit, block, blocks);
+        if (wants_gap) add_to_gaps(program, index, unit, block, blocks, drawn);
         block += blocks;
       }
     }
@@ -203,6 +220,27 @@ class LookupPart {
     }
   }
 
+  int64_t* totals(int i) const { return totals_.data() + i * blocks_ * kBlock; }
+
+  // The sums that four units were drawn from are what the couplings' energies need, once neither end changes any more.
+  void add_to_gaps(const ProgramView& program, int index, int64_t unit, int64_t block, int blocks,
+                   const uint64_t (*drawn)[kMaxBlocks]) {
+    const UpdateView& update = program.updates[index];
+    for (int i = 0; i < update.n_inputs; i++)
+      if (!is_updated_after(program, index, update.inputs[i].layer))
+        run_.add_drawn(totals(update.inputs[i].coupling) + block * kBlock, sums_[i], drawn, blocks);
+    int64_t biases[kUnits] = {};
+    for (int u = 0; u < kUnits && unit + u < machine_.layer(update.layer).units; u++)
+      biases[u] = sweep_.gap->biases[update.layer][unit + u];
+    run_.add_drawn_values(totals(machine_.n_couplings()) + block * kBlock, biases, drawn, blocks);
+  }
+
+  static bool is_updated_after(const ProgramView& program, int index, int layer) {
+    for (int i = index + 1; i < program.n_updates; i++)
+      if (program.updates[i].layer == layer) return true;
+    return false;
+  }
+
   void write_means(int layer, int64_t unit, int64_t block, int blocks) {
     const int64_t units = machine_.layer(layer).units, last = std::min<int64_t>(kUnits, units - unit);
     const int64_t n = std::min<int64_t>(n_ - block * kBlock, static_cast<int64_t>(blocks) * kBlock);
@@ -224,6 +262,7 @@ class LookupPart {
   std::vector<Array<int16_t>> states_;  // per layer [blocks][words][64]
   std::vector<Array<uint64_t>> held_;   // per layer [blocks][units], empty where nothing is clamped
   Array<float> beta_;                   // [64 blocks]
+  Array<int64_t> totals_;               // [couplings, then biases][64 blocks], of the gaps; empty where not wanted
   alignas(64) int32_t sums_[kMaxInputs][kUnits * kTile];
   alignas(64) float means_[kUnits][kTile];
 };
@@ -269,11 +308,14 @@ std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const SweepView&
   return std::make_shared<LookupPart>(machine, sweep, first_chain, n_chains);
 }
 
-bool lookup_sweep(LookupPart& part, const ProgramView& program, StopView stop) noexcept {
-  part.pack();
+void lookup_pack(LookupPart& part) { part.pack(); }
+
+bool lookup_sweep(LookupPart& part, const ProgramView& program, double* gaps, StopView stop) noexcept {
   if (!part.run(program, stop)) return false;
-  part.unpack_layers(program);
+  if (gaps) part.write_gaps(gaps);
   return true;
 }
+
+void lookup_unpack(const LookupPart& part, const ProgramView& program) { part.unpack_layers(program); }
 
 }  // namespace bm::cpu

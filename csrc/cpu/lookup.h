@@ -27,8 +27,15 @@ class LookupPart;
 std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const SweepView& sweep, int64_t first_chain,
                                         int64_t n_chains);
 
-// Runs sweep.n_sweeps sweeps of these chains in place; false where it gave up because `stop` was requested, with the
-// states then undefined.
-bool lookup_sweep(LookupPart& part, const ProgramView& program, StopView stop) noexcept;
+// Takes up the states of these chains.
+void lookup_pack(LookupPart& part);
+
+// Runs sweep.n_sweeps sweeps of these chains on the states taken up; false where it gave up because `stop` was
+// requested, with these states then undefined. Where sweep.gap is set, `gaps` [n_chains of the call] receives the
+// chains' energy gaps. Every layer must then be updated, by all of its couplings.
+bool lookup_sweep(LookupPart& part, const ProgramView& program, double* gaps, StopView stop) noexcept;
+
+// Writes the states of updated layers to sweep.states.
+void lookup_unpack(const LookupPart& part, const ProgramView& program);
 
 }  // namespace bm::cpu

@@ -51,10 +51,15 @@ void gap(double* out, const Machine& machine, const GapBiases& biases, const std
   }
 }
 
+void check_rungs(const int32_t* rungs, int64_t n_rungs, int64_t n_chains) {
+  std::vector<int64_t> chain_on(n_rungs);
+  for (int64_t first = 0; first < n_chains; first += n_rungs) invert(chain_on.data(), rungs + first, n_rungs);
+}
+
 void swap(const Rungs& rungs, const double* gaps, const float* betas, int64_t n_rungs, int64_t n_chains, uint64_t seed,
           uint32_t first_ladder, uint32_t round) {
+  check_rungs(rungs.rungs, n_rungs, n_chains);
   std::vector<int64_t> chain_on(n_rungs);
-  for (int64_t first = 0; first < n_chains; first += n_rungs) invert(chain_on.data(), rungs.rungs + first, n_rungs);
   const uint32_t layer_and_purpose = units::layer_and_purpose(0, units::kSwap);
   for (int64_t first = 0, ladder = first_ladder; first < n_chains; first += n_rungs, ladder++) {
     invert(chain_on.data(), rungs.rungs + first, n_rungs);

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "cpu/lookup.h"
-#include "cpu/work.h"
+#include "cpu/run.h"
 
 namespace bm {
 namespace cpu {
@@ -15,10 +15,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-constexpr double kRoundSeconds = 0.075;  // between updates of the caller's states
-constexpr double kPollSeconds = 0.1;     // between questions whether the user has pressed Ctrl-C
-constexpr double kSlowestRate = 1e9;     // multiply-adds per second that the first round may count on
-constexpr int64_t kGrain = 64;           // chains at which parts are cut, where there are enough
+constexpr double kPollSeconds = 0.1;  // between questions whether the user has pressed Ctrl-C
+constexpr double kSlowestRate = 1e9;  // multiply-adds per second that the first round may count on
+constexpr int64_t kGrain = 64;        // chains at which parts are cut, where there are enough
 
 // One per thread: kernels ask it; that of the calling thread polls.
 struct StopState {
@@ -74,64 +73,115 @@ bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_c
 }
 
 }  // namespace
+
+struct SweepRun::State {
+  State(const Machine& a_machine, const Program& program, const std::vector<void*>& states, const Sweep& a_what,
+        int64_t n_sweeps, const GapView* gap, int most_threads, const std::function<bool()>& interrupted)
+      : machine(a_machine),
+        what(a_what),
+        plan(machine, program),
+        work(multiply_adds(plan.view(), what.n_chains)),
+        threads(useful_threads(work * static_cast<double>(n_sweeps), most_threads)),
+        copies(machine, states, what.n_chains),
+        scratch(machine, threads),
+        base(machine, what.base),
+        no_means(machine.n_layers()),
+        stops(threads, {&stop, nullptr, Clock::now()}),
+        seconds_per_sweep(work / kSlowestRate / threads) {
+    view = {copies.states(), 0,           what.seed,         what.first_chain, what.first_sweep,
+            what.beta,       base.data(), what.clamp.data(), no_means.data(),  gap};
+    stops[0].interrupted = &interrupted;
+    check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
+    if (lookup_pays(machine, plan.view(), what.n_chains, n_sweeps, threads) && lookup_prepare(machine, threads)) {
+      for (int t = 0; t < threads; t++) {
+        lookup_parts.push_back(lookup_part(machine, view, chains(t).first, chains(t).n));
+        lookup_pack(*lookup_parts[t]);
+      }
+      return;
+    }
+    plan.lay_out(dense_layers(machine, copies.values(), what.n_chains, threads), threads);
+    if (!gap) return;
+    Block upward;
+    for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
+    energies = std::make_unique<ProgramPlan>(machine, Program{upward});
+    energies->lay_out(std::vector<bool>(machine.n_layers()), threads);
+  }
+
+  Part chains(int thread) const {
+    return part(what.n_chains, thread, threads, what.n_chains >= kGrain * threads ? kGrain : 1);
+  }
+
+  void run_part(int t, double* gaps) {  // no exception may leave: memory has been taken before
+    const StopView ask = {StopState::ask, &stops[t]};
+    if (!lookup_parts.empty()) {
+      lookup_sweep(*lookup_parts[t], plan.view(), gaps, ask);
+      return;
+    }
+    const Kernels& k = kernels();
+    const auto [first, n] = chains(t);
+    if (k.sweep(machine.view(), plan.view(), view, copies.values(), first, n, scratch[t], ask) && gaps)
+      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), first, n, scratch[t]);
+  }
+
+  const Machine& machine;
+  const Sweep& what;
+  ProgramPlan plan;
+  double work;  // of one sweep
+  int threads;
+  StateCopies copies;
+  ThreadScratch scratch;
+  PaddedBase base;
+  std::vector<float*> no_means;
+  SweepView view;
+  std::vector<std::shared_ptr<LookupPart>> lookup_parts;  // empty where other kernels run
+  std::unique_ptr<ProgramPlan> energies;
+  std::atomic<bool> stop{false};
+  std::vector<StopState> stops;
+  double seconds_per_sweep;
+};
+
+SweepRun::SweepRun(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
+                   int64_t n_sweeps, const GapView* gap, int threads, const std::function<bool()>& interrupted)
+    : s_(std::make_unique<State>(machine, program, states, what, n_sweeps, gap, threads, interrupted)) {}
+
+SweepRun::~SweepRun() = default;
+
+bool SweepRun::run(uint32_t first_sweep, int64_t n_sweeps, bool with_means, double* gaps) {
+  s_->view.n_sweeps = n_sweeps;
+  s_->view.first_sweep = first_sweep;
+  s_->view.means = with_means ? s_->what.means.data() : s_->no_means.data();
+  const auto start = Clock::now();
+#pragma omp parallel for num_threads(s_->threads) schedule(static, 1)
+  for (int t = 0; t < s_->threads; t++) s_->run_part(t, gaps);
+  s_->seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(n_sweeps);
+  return !s_->stop.load();
+}
+
+void SweepRun::write_back() {
+  for (const auto& lookup : s_->lookup_parts) lookup_unpack(*lookup, s_->plan.view());
+  s_->copies.write_back(s_->plan.view());
+}
+
+bool SweepRun::interrupted() { return StopState::ask(&s_->stops[0]); }
+
+int64_t SweepRun::fitting() const {
+  return static_cast<int64_t>(std::clamp(kRoundSeconds / std::max(s_->seconds_per_sweep, 1e-9), 1., 1e9));
+}
+
 }  // namespace cpu
 
 int64_t sweep(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
               int threads, const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted) {
-  using namespace cpu;
-  ProgramPlan plan(machine, program);
-  const double work = multiply_adds(plan.view(), what.n_chains);  // of one sweep
-  threads = useful_threads(work * static_cast<double>(what.n_sweeps), threads);
-  const StateCopies copies(machine, states, what.n_chains);
-  check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
-  const ThreadScratch scratch(machine, threads);
-  const PaddedBase base(machine, what.base);
-  const std::vector<float*> no_means(machine.n_layers());
-  SweepView view{copies.states(), 0,           what.seed,         what.first_chain, what.first_sweep,
-                 what.beta,       base.data(), what.clamp.data(), no_means.data()};
-
-  const Kernels& k = kernels();
-  const int64_t grain = what.n_chains >= kGrain * threads ? kGrain : 1;
-  const bool by_lookup =
-      lookup_pays(machine, plan.view(), what.n_chains, what.n_sweeps, threads) && lookup_prepare(machine, threads);
-  std::vector<std::shared_ptr<LookupPart>> lookup_parts;
-  if (by_lookup) {
-    for (int t = 0; t < threads; t++) {
-      const Part p = part(what.n_chains, t, threads, grain);
-      lookup_parts.push_back(lookup_part(machine, view, p.first, p.n));
-    }
-  } else {
-    plan.lay_out(dense_layers(machine, copies.values(), what.n_chains, threads), threads);
-  }
-  std::atomic<bool> stop{false};
-  std::vector<StopState> stops(threads, {&stop, nullptr, Clock::now()});
-  stops[0].interrupted = &interrupted;
-
-  double seconds_per_sweep = work / kSlowestRate / threads;
+  cpu::SweepRun run(machine, program, states, what, what.n_sweeps, nullptr, threads, interrupted);
   int64_t done = 0;
   while (done < what.n_sweeps) {
-    const double fit = std::max(1., kRoundSeconds / std::max(seconds_per_sweep, 1e-9));
-    view.n_sweeps = static_cast<int64_t>(std::min(static_cast<double>(what.n_sweeps - done), fit));
-    view.first_sweep = what.first_sweep + static_cast<uint32_t>(done);
-    if (done + view.n_sweeps == what.n_sweeps) view.means = what.means.data();
-    const auto start = Clock::now();
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {  // no exception may leave: memory has been taken before
-      const Part p = part(what.n_chains, t, threads, grain);
-      const StopView ask = {StopState::ask, &stops[t]};
-      if (by_lookup) {
-        lookup_sweep(*lookup_parts[t], plan.view(), ask);
-      } else {
-        k.sweep(machine.view(), plan.view(), view, copies.values(), p.first, p.n, scratch[t], ask);
-      }
-    }
-    if (stop.load()) break;
-    copies.write_back(plan.view());
-    done += view.n_sweeps;
-    seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(view.n_sweeps);
-    StopState::ask(&stops[0]);  // a round of many short sweeps may ask less often
+    const int64_t n = std::min(what.n_sweeps - done, run.fitting());
+    if (!run.run(what.first_sweep + static_cast<uint32_t>(done), n, done + n == what.n_sweeps, nullptr)) break;
+    run.write_back();
+    done += n;
+    const bool stop = run.interrupted();  // a round of many short sweeps may ask less often
     progress(done);
-    if (stop.load()) break;
+    if (stop) break;
   }
   return done;
 }

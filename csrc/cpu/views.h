@@ -69,6 +69,13 @@ struct StopView {
   bool requested() const { return ask(context); }
 };
 
+// As GapBiases in ops.h.
+struct GapView {
+  const int64_t* const* biases;  // per layer [units]
+  int bits;
+  bool has_base;
+};
+
 // Some sweeps of all chains. Arrays that are per chain start at chain 0 of the call.
 struct SweepView {
   void* const* states;  // per layer [n_chains, units]: uint8_t or, for a Gaussian layer, float; updated in place
@@ -80,6 +87,7 @@ struct SweepView {
   const float* const* base;     // per layer [padded], or null: none
   const uint8_t* const* clamp;  // per layer [n_chains, units], not 0 where a unit keeps its value; entries may be null
   float* const* means;  // per layer [n_chains, units] for the means of the last of these sweeps; entries may be null
+  const GapView* gap;   // of the states after the last of these sweeps; null where it is not wanted
 };
 
 }  // namespace bm::cpu

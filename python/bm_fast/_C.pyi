@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 _Input = tuple[int, bool, float]
 _Update = tuple[int, Sequence[_Input]]
 _Values = tuple[int, bool]
+_Rungs = tuple[int, int, int, int, int]
 
 class Machine:
     def __init__(
@@ -28,6 +29,29 @@ class Machine:
         means: Sequence[int],
         threads: int,
         sweeps_done: int,
+        progress: Callable[[int], None],
+    ) -> None: ...
+    def temper(
+        self,
+        program: Sequence[Sequence[_Update]],
+        states: Sequence[int],
+        rungs: _Rungs,
+        n_chains: int,
+        n_rungs: int,
+        n_rounds: int,
+        sweeps_per_round: int,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        first_round: int,
+        betas: int,
+        base: Sequence[int],
+        biases: Sequence[int],
+        bias_bits: int,
+        means: Sequence[int],
+        trace: int,
+        threads: int,
+        rounds_done: int,
         progress: Callable[[int], None],
     ) -> None: ...
     def layer_means(
@@ -115,11 +139,7 @@ def bernoulli(
     threads: int,
 ) -> None: ...
 def swap(
-    rungs: int,
-    attempts: int,
-    acceptances: int,
-    heading: int,
-    trips: int,
+    rungs: _Rungs,
     gaps: int,
     betas: int,
     n_rungs: int,

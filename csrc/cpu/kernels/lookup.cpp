@@ -261,6 +261,31 @@ static void place(int16_t* words, int64_t block_stride, int bit, const uint64_t*
   for (int b = 0; b < blocks; b++) place_block(words + b * block_stride, bit, drawn[b], held ? held[b] : 0);
 }
 
+// totals[64 blocks] += for each chain the terms of the units that it turned on; `term(u, chain)` is that of 8 chains.
+template <class Term>
+BM_UNITS void add_terms(int64_t* totals, const uint64_t (*drawn)[kMaxBlocks], int blocks, Term term) {
+  for (int chain = 0; chain < blocks * kBlock; chain += 8) {
+    __m512i total = _mm512_load_si512(totals + chain);
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; u++) {
+      const auto on = static_cast<__mmask8>(drawn[u][chain / kBlock] >> chain % kBlock);
+      total = _mm512_mask_add_epi64(total, on, total, term(u, chain));
+    }
+    _mm512_store_si512(totals + chain, total);
+  }
+}
+
+static void add_drawn(int64_t* totals, const int32_t* sums, const uint64_t (*drawn)[kMaxBlocks], int blocks) {
+  add_terms(totals, drawn, blocks, [&](int u, int chain) __attribute__((always_inline)) {
+    return _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i*>(sums + u * kTile + chain)));
+  });
+}
+
+static void add_drawn_values(int64_t* totals, const int64_t* values, const uint64_t (*drawn)[kMaxBlocks], int blocks) {
+  add_terms(totals, drawn, blocks,
+            [&](int u, int) __attribute__((always_inline)) { return _mm512_set1_epi64(values[u]); });
+}
+
 static void pack(int16_t* words, const uint8_t* states, int64_t units, int n_chains) {
   for (int64_t first = 0; first < units; first += 64) {
     uint64_t masks[64];
@@ -300,6 +325,7 @@ static void pack_masks(uint64_t* masks, const uint8_t* bytes, int64_t units, int
 }
 
 extern const lookup::Kernels lookup_kernels;
-const lookup::Kernels lookup_kernels = {build_tables, accumulate, decide, place, pack, unpack, pack_masks};
+const lookup::Kernels lookup_kernels = {build_tables,     accumulate, decide, place,     add_drawn,
+                                        add_drawn_values, pack,       unpack, pack_masks};
 
 }  // namespace bm::cpu::BM_ISA

@@ -10,7 +10,7 @@ from bm_fast.ops.machine import Convergence, Machine
 from bm_fast.ops.native import info
 from bm_fast.ops.random import bernoulli
 from bm_fast.ops.sums import gradient, statistics
-from bm_fast.ops.tempering import EnergyGap, Rungs, swap
+from bm_fast.ops.tempering import EnergyGap, Rungs, swap, temper
 
 __all__ = [
     "MAX_CHAINS",
@@ -26,5 +26,6 @@ __all__ = [
     "quantise",
     "statistics",
     "swap",
+    "temper",
     "whole_number",
 ]

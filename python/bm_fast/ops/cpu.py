@@ -58,6 +58,51 @@ class Machine:
             progress,
         )
 
+    def temper(
+        self,
+        program: Program,
+        layers: Sequence[Tensor],
+        rungs: Sequence[Tensor],
+        betas: Tensor,
+        n_rounds: int,
+        sweeps: int,
+        *,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        first_round: int,
+        base: Sequence[Tensor] | None,
+        biases: Sequence[Tensor],
+        bias_bits: int,
+        means: Mapping[int, Tensor],
+        trace: Tensor | None,
+        done: Tensor,
+        progress: Callable[[int], None],
+    ) -> None:
+        """rungs: rungs, attempts, acceptances, heading and trips; done: int64 ``[1]``, the rounds done so far."""
+        self._compiled.temper(
+            plain(program),
+            addresses(layers),
+            _addresses(rungs),
+            layers[0].shape[0],
+            len(betas),
+            n_rounds,
+            sweeps,
+            seed,
+            first_chain,
+            first_sweep,
+            first_round,
+            betas.data_ptr(),
+            addresses(base),
+            addresses(biases),
+            bias_bits,
+            [address(means.get(i)) for i in range(len(layers))],
+            address(trace),
+            torch.get_num_threads(),
+            done.data_ptr(),
+            progress,
+        )
+
     def layer_means(
         self,
         update: Update,
@@ -135,6 +180,12 @@ class Machine:
         return out
 
 
+def _addresses(rungs: Sequence[Tensor]) -> tuple[int, int, int, int, int]:
+    """Of rungs, attempts, acceptances, heading, trips."""
+    a, b, c, d, e = addresses(rungs)
+    return a, b, c, d, e
+
+
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
     threads = torch.get_num_threads()
     bits = fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), threads), name)
@@ -207,11 +258,7 @@ def swap(
     swap_round: int,
 ) -> None:
     _C.swap(
-        rungs.data_ptr(),
-        attempts.data_ptr(),
-        acceptances.data_ptr(),
-        heading.data_ptr(),
-        trips.data_ptr(),
+        _addresses((rungs, attempts, acceptances, heading, trips)),
         gaps.data_ptr(),
         betas.data_ptr(),
         len(betas),

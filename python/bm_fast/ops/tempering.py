@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bm_fast.chains import Chains
+from bm_fast.ops import cpu
 from bm_fast.ops.backends import backend
 from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
 from bm_fast.ops.machine import Machine
+from bm_fast.program import Program, full_update, gibbs_program
 
 MAX_BIAS_BITS = 40
 """Finest grid of biases in energy gaps: a float32 bias above 2^-16 in size is on it exactly."""
@@ -161,3 +164,131 @@ def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: 
         swap_round=rungs.round,
     )
     rungs.round += 1
+
+
+def temper(
+    gap: EnergyGap,
+    chains: Chains,
+    rungs: Rungs,
+    betas: Tensor,
+    n_rounds: int,
+    *,
+    sweeps: int = 1,
+    program: Program | None = None,
+    means: Mapping[int, Tensor] | None = None,
+    trace: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Parallel tempering in place: ``n_rounds`` times ``sweeps`` sweeps of every chain, then one round of swaps.
+
+    One call of the kernels, whatever the number of rounds; its memory does not grow with them.
+
+    gap: of the machine and base that are run; betas: float32 ``[n_rungs]``, strictly rising.
+    chains: whole ladders, with a first chain that is a multiple of n_rungs; advances with ``rungs.round``.
+    program: updates every layer once by all of its couplings; default ``gibbs_program``.
+    means: as for ``Machine.sweep``, of the last sweep.
+    trace: float64 ``[n_rounds, n_ladders, n_rungs]`` that receives the gap on each rung before each round of swaps.
+    progress: called now and then with the number of rounds done in this call.
+
+    Ctrl-C stops within a second: chains and rungs then hold the same whole number of rounds (``rungs.round``).
+    """
+    machine, graph, means = gap.machine, gap.machine.graph, means or {}
+    program = gibbs_program(graph) if program is None else program
+    machine._check_program(program)
+    _check_complete(machine, program)
+    machine._check_states("chains.layers", chains.layers, states=True)
+    n_chains = chains.n_chains
+    check("rungs.rungs", rungs.rungs, torch.int32, (n_chains,), machine.device)
+    n_rungs = rungs.n_rungs
+    first_chain = whole_number("chains.first_chain", chains.first_chain, 0, MAX_CHAINS - n_chains)
+    if first_chain % n_rungs:
+        raise ValueError(f"chains.first_chain: expected a multiple of {n_rungs} rungs, got {first_chain}")
+    check_rungs(rungs, betas, first_chain // n_rungs)
+    machine._check_temperatures("betas", betas, gap.base, range(len(graph.layers)))
+    for i, mean in means.items():
+        if not 0 <= i < len(graph.layers):
+            raise ValueError(f"means: no layer {i} in a graph of {len(graph.layers)}")
+        check(f"means[{i}]", mean, torch.float32, (n_chains, graph.layers[i].units), machine.device)
+    seed = whole_number("chains.seed", chains.seed, 0, MAX_SEED)
+    first_sweep, first_round = whole_number("chains.sweep", chains.sweep, 0, 2**32), rungs.round
+    n_rounds = whole_number("n_rounds", n_rounds, 0, 2**32 - first_round)
+    sweeps = whole_number("sweeps", sweeps, 1, (2**32 - first_sweep) // max(n_rounds, 1))
+    if trace is not None:
+        check("trace", trace, torch.float64, (n_rounds, n_chains // n_rungs, n_rungs), machine.device)
+
+    if not isinstance(machine._impl, cpu.Machine):
+        for k in range(n_rounds):
+            _step(gap, chains, rungs, betas, sweeps, program, means, None if trace is None else trace[k])
+            if progress is not None:
+                progress(k + 1)
+        return
+
+    def advance(done: int) -> None:
+        chains.sweep, rungs.round = first_sweep + done * sweeps, first_round + done
+        if progress is not None:
+            progress(done)
+
+    done = torch.zeros(1, dtype=torch.int64)  # written by the kernel: Ctrl-C may come before `advance` begins
+    try:
+        machine._impl.temper(
+            program,
+            chains.layers,
+            (rungs.rungs, rungs.attempts, rungs.acceptances, rungs.heading, rungs.trips),
+            betas,
+            n_rounds,
+            sweeps,
+            seed=seed,
+            first_chain=first_chain,
+            first_sweep=first_sweep,
+            first_round=first_round,
+            base=gap.base,
+            biases=gap.biases,
+            bias_bits=gap.bias_bits,
+            means=means,
+            trace=trace,
+            done=done,
+            progress=advance,
+        )
+    finally:
+        chains.sweep, rungs.round = first_sweep + int(done) * sweeps, first_round + int(done)
+
+
+def _step(
+    gap: EnergyGap,
+    chains: Chains,
+    rungs: Rungs,
+    betas: Tensor,
+    sweeps: int,
+    program: Program,
+    means: Mapping[int, Tensor],
+    trace: Tensor | None,
+) -> None:
+    """One round by separate operations; what ends it early leaves chains and rungs as they were."""
+    before, after = chains.clone(), rungs.clone()
+    try:
+        beta = betas[rungs.rungs.long()].contiguous()
+        gap.machine.sweep(program, chains, sweeps, beta=beta, base=gap.base, means=means)
+        gaps = gap.of(chains.layers)
+        if trace is not None:
+            trace.scatter_(1, rungs.rungs.view(-1, len(betas)).long(), gaps.view(-1, len(betas)))
+        swap(after, gaps, betas, seed=chains.seed, first_ladder=chains.first_chain // len(betas))
+    except BaseException:
+        for layer, old in zip(chains.layers, before.layers, strict=True):
+            layer.copy_(old)
+        chains.sweep = before.sweep
+        raise
+    for name in ("rungs", "attempts", "acceptances", "heading", "trips"):
+        getattr(rungs, name).copy_(getattr(after, name))
+    rungs.round = after.round
+
+
+def _check_complete(machine: Machine, program: Program) -> None:
+    """ValueError unless a program samples the machine's own distribution, all of it."""
+    updates = {update.layer: update for block in program for update in block}
+    for layer in range(len(machine.graph.layers)):
+        expected = full_update(machine.graph, layer)
+        if layer not in updates or set(updates[layer].inputs) != set(expected.inputs):
+            raise ValueError(
+                f"program: expected an update of layer {layer} by all of its couplings, got {updates.get(layer)}; "
+                "swaps are decided by the energy of the whole machine"
+            )
