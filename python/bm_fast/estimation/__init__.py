@@ -1,6 +1,7 @@
 """How good a machine is: log Z, likelihoods, pseudo-likelihood and reconstruction."""
 
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
+from bm_fast.estimation.bracket import LogLikelihoodEstimate, estimate_log_likelihood
 from bm_fast.estimation.exact import MAX_ENUMERATED_UNITS, exact_log_z
 from bm_fast.estimation.likelihood import (
     MeanLogLikelihood,
@@ -9,19 +10,26 @@ from bm_fast.estimation.likelihood import (
     pseudo_log_likelihood,
     reconstruction_error,
 )
+from bm_fast.estimation.reverse import reverse_ais
 from bm_fast.estimation.schedule import adaptive_betas
+from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
 
 __all__ = [
     "MAX_ENUMERATED_UNITS",
     "AISEstimate",
+    "LogLikelihoodEstimate",
     "MeanLogLikelihood",
+    "TemperedLogZ",
     "UntrustworthyEstimate",
     "adaptive_betas",
     "ais",
     "base_biases",
+    "estimate_log_likelihood",
     "exact_log_z",
     "log_likelihood",
     "mean_log_likelihood",
     "pseudo_log_likelihood",
     "reconstruction_error",
+    "reverse_ais",
+    "tempered_log_z",
 ]

@@ -1,8 +1,6 @@
-"""What the estimators accept at the user's edge: a machine, or any model that gives one; cases of the visible layer."""
+"""What the estimators accept at the user's edge: models and cases of the visible layer."""
 
 from __future__ import annotations
-
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,27 +9,10 @@ from torch import Tensor
 
 from bm_fast import arrays
 from bm_fast.graph import Graph, Kind
+from bm_fast.machines import Model as Model
+from bm_fast.machines import as_machine as as_machine
 from bm_fast.ops import Machine
 from bm_fast.program import Update, full_update
-
-
-@runtime_checkable
-class HasMachine(Protocol):
-    """A model that can put its parameters on the integer grid, such as ``RBM``."""
-
-    def machine(self) -> Machine: ...
-
-
-Model = Machine | HasMachine
-
-
-def as_machine(model: Model) -> Machine:
-    """The machine itself, or a snapshot of a model's parameters."""
-    if isinstance(model, Machine):
-        return model
-    if isinstance(model, HasMachine):
-        return model.machine()
-    raise TypeError(f"model: expected a Machine or a model with a machine, such as an RBM; got {type(model).__name__}")
 
 
 def visible_values(machine: Machine, v: Tensor | NDArray[np.generic]) -> Tensor:

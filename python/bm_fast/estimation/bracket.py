@@ -1,0 +1,142 @@
+"""One call for the log-likelihood of a machine: three estimates of log Z that must agree, and a verdict."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bm_fast.arrays import tensor
+from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
+from bm_fast.estimation.likelihood import log_likelihood
+from bm_fast.estimation.reverse import reverse_ais
+from bm_fast.estimation.schedule import ADAPTIVE, adaptive_betas
+from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
+from bm_fast.machines import Model, as_machine
+from bm_fast.tempering import PoorMixing, TemperingReport, adapted_betas, run, start
+
+WIDEST_BRACKET = 1.0
+"""Nats between the ends of a bracket beyond which it is not trusted."""
+
+
+@dataclass(frozen=True)
+class LogLikelihoodEstimate:
+    """Mean log-likelihood in nats per case, from both sides.
+
+    mean: with log Z by parallel tempering (Bennett's acceptance ratio).
+    standard_error: of that log Z; case_error: from the finite number of cases.
+    bracket: (low, high) mean log-likelihoods by reverse and by forward annealing. Reverse annealing overestimates log Z
+        on average and forward annealing underestimates it, so the truth lies between but for their errors.
+    tempered, forward, reverse, report: the estimates of log Z, and the run of parallel tempering behind them.
+    trustworthy: False where anything speaks against the figures; ``reason`` says all of it.
+    """
+
+    mean: float
+    standard_error: float
+    case_error: float
+    bracket: tuple[float, float]
+    tempered: TemperedLogZ
+    forward: AISEstimate
+    reverse: AISEstimate
+    report: TemperingReport
+    trustworthy: bool
+    reason: str
+
+    def __str__(self) -> str:
+        low, high = self.bracket
+        text = (
+            f"{self.mean:.2f} ± {self.standard_error:.2f} nats (bracket {low:.2f} to {high:.2f}; "
+            f"cases ± {self.case_error:.2f})"
+        )
+        return text if self.trustworthy else f"{text}; NOT TRUSTWORTHY: {self.reason}"
+
+
+def estimate_log_likelihood(
+    model: Model,
+    v: Tensor | NDArray[np.generic],
+    *,
+    base: Sequence[Tensor] | None = None,
+    n_runs: int = 64,
+    rounds: int = 1000,
+    sweeps: int = 1,
+    betas: str | int | Sequence[float] | Tensor = ADAPTIVE,
+    seed: int = 0,
+    progress: bool = False,
+) -> LogLikelihoodEstimate:
+    """Mean log p(v) over cases with a bracket, and a verdict on whether to believe it.
+
+    Ladders of parallel tempering are adapted, run half of ``rounds`` to forget their start, and then ``rounds`` rounds
+    whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine.
+    The verdict asks that the three agree within three standard errors, that the bracket is narrower than 1 nat, that
+    neighbouring rungs overlap, that chains travel between base and machine, and that no weights have collapsed.
+    A mode that neither tempering nor annealing has found can still be missing: no estimate of this kind sees it.
+
+    v: as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
+    base: biases at beta = 0; default ``base_biases(model, v)``.
+    n_runs: ladders, and annealing runs each way. rounds, sweeps: of parallel tempering, and sweeps between swaps.
+    betas: of annealing, as for ``ais``.
+
+    Warns with ``UntrustworthyEstimate`` where the verdict is no.
+    """
+    machine = as_machine(model)
+    base = base_biases(machine, v) if base is None else list(base)
+    each = log_likelihood(machine, tensor("v", v), 0.0)  # checks v before the long part
+    with warnings.catch_warnings():  # all of it is in the verdict
+        warnings.simplefilter("ignore", PoorMixing)
+        warnings.simplefilter("ignore", UntrustworthyEstimate)
+        rungs = adapted_betas(machine, base=base, seed=seed, progress=progress)
+        ladders = start(machine, n_runs, rungs, base=base, seed=seed)
+        run(machine, ladders, max(rounds // 2, 1), sweeps=sweeps, progress=progress)
+        report = run(machine, ladders, rounds, sweeps=sweeps, keep_gaps=True, progress=progress)
+        tempered = tempered_log_z(machine, ladders, report)
+        # random numbers of their own: ladders and annealing runs of one seed would share them
+        up_seed, down_seed = ((seed + k) % 2**64 for k in (1, 2))
+        schedule = betas
+        if isinstance(betas, str) and betas == ADAPTIVE:
+            schedule = adaptive_betas(machine, base=base, seed=up_seed, progress=progress)
+        forward = ais(machine, n_runs, betas=schedule, base=base, seed=up_seed, progress=progress)
+        reverse = reverse_ais(
+            machine, ladders.at_target(), betas=schedule, base=base, seed=down_seed, progress=progress
+        )
+    reason = "; ".join(_doubts(tempered, forward, reverse, report))
+    mean = float(each.mean())
+    estimate = LogLikelihoodEstimate(
+        mean - tempered.log_z,
+        tempered.standard_error,
+        float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf,
+        (mean - reverse.log_z, mean - forward.log_z),
+        tempered,
+        forward,
+        reverse,
+        report,
+        not reason,
+        reason,
+    )
+    if reason:
+        warnings.warn(f"log-likelihood: {reason}", UntrustworthyEstimate, stacklevel=2)
+    return estimate
+
+
+def _doubts(tempered: TemperedLogZ, forward: AISEstimate, reverse: AISEstimate, report: TemperingReport) -> list[str]:
+    doubts = list(report.advice)
+    for name, estimate in (("tempering", tempered), ("forward annealing", forward), ("reverse annealing", reverse)):
+        if not estimate.trustworthy:
+            doubts.append(f"{name}: {estimate.reason}")
+    width = reverse.log_z - forward.log_z
+    if width > WIDEST_BRACKET:
+        doubts.append(
+            f"forward and reverse annealing differ by {width:.1f} nats; use more betas, or more rounds and sweeps for "
+            "better samples of the machine"
+        )
+    for name, estimate in (("forward", forward), ("reverse", reverse)):
+        error = math.hypot(tempered.standard_error, estimate.standard_error)
+        difference = tempered.log_z - estimate.log_z
+        beyond = -difference if name == "forward" else difference
+        if beyond > 3 * error + 0.01:
+            doubts.append(f"log Z by tempering lies {beyond:.2f} nats outside the bracket, beyond {name} annealing")
+    return doubts

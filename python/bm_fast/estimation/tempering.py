@@ -1,0 +1,147 @@
+"""log Z from the energies on the rungs of parallel tempering: stepping stones and Bennett's acceptance ratio."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bm_fast.estimation._path import AnnealingPath
+from bm_fast.machines import Model, as_machine
+from bm_fast.tempering import Ladders, TemperingReport
+
+_GROUPS = 20  # independent parts of a run from which errors are measured, at least
+MIN_OVERLAP = 0.03
+"""Least overlap of neighbouring rungs that is trusted; samples of one rung then tell nothing about the next."""
+
+
+@dataclass(frozen=True)
+class TemperedLogZ:
+    """log Z by the ratios of neighbouring rungs' Z; all with standard errors that count autocorrelation.
+
+    log_z, standard_error: by Bennett's acceptance ratio, which uses the samples of both rungs of each pair.
+    upward, upward_error: stepping stones from each rung's samples to the next rung; too low on average.
+    downward, downward_error: the same from the upper rung's samples to the lower; too high on average.
+    overlaps: float64 ``[n_rungs - 1]``, how far the densities p and q of neighbouring rungs are the same, 0 to 1: the
+        integral of 2 p q / (p + q).
+    trustworthy: False where rungs do not overlap or no chain travelled; ``reason`` says which.
+    """
+
+    log_z: float
+    standard_error: float
+    upward: float
+    upward_error: float
+    downward: float
+    downward_error: float
+    overlaps: Tensor
+    trustworthy: bool
+    reason: str
+
+    def __str__(self) -> str:
+        text = (
+            f"log Z = {self.log_z:.2f} ± {self.standard_error:.2f} (stepping stones {self.upward:.2f} ± "
+            f"{self.upward_error:.2f} upward, {self.downward:.2f} ± {self.downward_error:.2f} downward)"
+        )
+        return text if self.trustworthy else f"{text}; NOT TRUSTWORTHY: {self.reason}"
+
+
+def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> TemperedLogZ:
+    """log Z from a run of ``tempering.run`` with ``keep_gaps=True`` on ladders that begin at beta = 0.
+
+    With D = E - E_base and w = (beta' - beta) D for neighbouring rungs beta < beta':
+
+        Z' / Z = ⟨exp(-w)⟩ on beta = 1 / ⟨exp(w)⟩ on beta'                                     (stepping stones)
+        Σ 1 / (1 + exp(w + c)) on beta = Σ 1 / (1 + exp(-w - c)) on beta',  c = log Z' / Z      (Bennett)
+
+    and log Z = log Z_base + Σ log Z' / Z. Errors are those of the sum over all pairs, from the spread of the estimating
+    functions between ladders, or between stretches of the run if there are fewer than 20 ladders.
+
+    Run the ladders before, without keeping gaps, until they have forgotten where they began.
+
+    Source: Bennett, J. Comput. Phys. 22 (1976); Xie et al., Systematic Biology 60 (2011) for stepping stones;
+    Shirts and Chodera, J. Chem. Phys. 129 (2008).
+    """
+    if report.gaps is None:
+        raise ValueError("report: expected a run with keep_gaps=True, got one whose gaps were not kept")
+    if float(report.betas[0]) != 0:
+        raise ValueError(f"ladders: expected a first beta of 0, where Z is known, got {float(report.betas[0]):g}")
+    machine = as_machine(model)
+    if ladders.base is None and any(precision is not None for precision in machine.parameters.precisions):
+        raise ValueError("ladders: expected a base, without which a Gaussian layer has no distribution at beta = 0")
+    base_log_z = AnnealingPath(machine, ladders.base).base_log_z()
+    gaps = _groups(report.gaps)  # [groups, samples, rungs]
+    steps = report.betas.double().diff()
+    lower, upper = gaps[:, :, :-1] * steps, gaps[:, :, 1:] * steps
+    up, up_influence = _log_mean(-lower)
+    down, down_influence = _log_mean(upper)
+    bennett, influence, overlaps = _bennett(lower, upper, (up - down) / 2)
+    reason = _distrust(report, overlaps, gaps.shape[0])
+    return TemperedLogZ(
+        base_log_z + float(bennett.sum()),
+        _error(influence),
+        base_log_z + float(up.sum()),
+        _error(up_influence),
+        base_log_z - float(down.sum()),
+        _error(down_influence),
+        overlaps,
+        not reason,
+        reason,
+    )
+
+
+def _groups(gaps: Tensor) -> Tensor:
+    """Parts of the samples that are independent, or nearly so: ladders, cut in time if there are few of them."""
+    rounds, n_ladders, n_rungs = gaps.shape
+    pieces = min(max(1, math.ceil(_GROUPS / n_ladders)), rounds)
+    length = rounds // pieces
+    cut = gaps[rounds - pieces * length :].view(pieces, length, n_ladders, n_rungs)
+    return cut.transpose(1, 2).reshape(pieces * n_ladders, length, n_rungs)
+
+
+def _log_mean(log_values: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the mean over all samples ``[pairs]``, and the influence of each group on it ``[groups, pairs]``."""
+    log_mean = log_values.flatten(0, 1).logsumexp(0) - math.log(log_values.shape[0] * log_values.shape[1])
+    return log_mean, (log_values - log_mean).exp().mean(1) - 1
+
+
+def _bennett(lower: Tensor, upper: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log Z'/Z of each pair by bisection, the influence of each group, and the overlaps."""
+    low, high = start.clone(), start.clone()
+    both = torch.cat([lower, upper], 1).flatten(0, 1)
+    low, high = torch.minimum(-both.amax(0), low) - 1, torch.maximum(-both.amin(0), high) + 1
+    for _ in range(100):
+        c = (low + high) / 2
+        # falls with c: lower samples count as the next rung's, upper ones as the previous rung's
+        balance = torch.sigmoid(-lower - c).sum((0, 1)) - torch.sigmoid(upper + c).sum((0, 1))
+        low, high = torch.where(balance > 0, c, low), torch.where(balance > 0, high, c)
+        if float((high - low).max()) < 1e-10:
+            break
+    c = (low + high) / 2
+    forward, backward = torch.sigmoid(-lower - c), torch.sigmoid(upper + c)
+    slope = (forward * (1 - forward)).mean((0, 1)) + (backward * (1 - backward)).mean((0, 1))
+    influence = (forward.mean(1) - backward.mean(1)) / slope.clamp(min=1e-300)
+    return c, influence, 2 * slope
+
+
+def _error(influence: Tensor) -> float:
+    """Standard error of a sum over pairs from the spread of what each group contributes to it."""
+    each = influence.sum(1)
+    return float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+
+
+def _distrust(report: TemperingReport, overlaps: Tensor, n_groups: int) -> str:
+    worst = int(overlaps.argmin())
+    if float(overlaps[worst]) < MIN_OVERLAP:
+        low, high = (f"{float(beta):.4g}" for beta in report.betas[worst : worst + 2])
+        return (
+            f"samples at beta {low} and {high} overlap by {float(overlaps[worst]):.1%} only; adapt the betas, use more "
+            "rungs or another base"
+        )
+    if report.trips < 10:
+        return (
+            f"{report.trips} chains only went from the base to the target, so modes may be missing; use more rounds or "
+            "more sweeps between swaps"
+        )
+    return "" if n_groups >= _GROUPS else f"{n_groups} parts of the run are too few to measure its error"

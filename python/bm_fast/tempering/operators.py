@@ -1,0 +1,135 @@
+"""Transition operators: ways to move chains that leave a machine's distribution alone, for learning to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from bm_fast.chains import Chains
+from bm_fast.ops import EnergyGap, Machine, temper, whole_number
+from bm_fast.program import gibbs_program
+from bm_fast.tempering.adaptation import equal_rejection
+from bm_fast.tempering.ladders import Betas, Ladders, ladder_betas, start
+from bm_fast.tempering.report import TemperingReport
+
+
+class Operator(Protocol):
+    """Moves chains of a machine whose parameters may change a little from call to call."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        """Moves the chains in place by transitions that leave the machine's distribution invariant."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the operator was made with, for checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps from call to call, for checkpoints."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+
+
+class Gibbs:
+    """Plain block Gibbs sampling: ``sweeps`` sweeps."""
+
+    def __init__(self, sweeps: int = 1) -> None:
+        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        """``sweeps`` sweeps of every chain."""
+        machine.sweep(gibbs_program(machine.graph), chains, self.sweeps)
+
+    def settings(self) -> dict[str, Any]:
+        """What the operator was made with."""
+        return {"sweeps": self.sweeps}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: chains hold all of it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take up."""
+
+
+class Tempering:
+    """Parallel tempering: each chain is the target of a ladder, whose other rungs the operator keeps.
+
+    A call runs ``rounds`` rounds of ``sweeps`` sweeps and one round of swaps. A swap can bring a whole new state to the
+    target, so chains reach modes that sweeps at beta = 1 alone would never find. It costs as many sweeps as there are
+    rungs.
+
+    betas: a number of rungs (default 10) or betas, as for ``tempering.start``.
+    base: per layer float32 ``[units]``, the biases at beta = 0; None: no base.
+    adapt_every: calls after which the betas move to equal rejection, by the swaps since the last time; 0: never. Each
+        adaptation waits twice as long as the one before, so that the transitions settle.
+
+    Source: Desjardins et al., Tempered Markov chain Monte Carlo for training of RBMs (2010); Cho, Raiko and Ilin
+    (2010).
+    """
+
+    def __init__(
+        self,
+        betas: Betas = 10,
+        *,
+        rounds: int = 1,
+        sweeps: int = 1,
+        base: Sequence[Tensor] | None = None,
+        adapt_every: int = 100,
+    ) -> None:
+        self.betas = ladder_betas(betas)
+        self.base = None if base is None else tuple(base)
+        self.rounds = whole_number("rounds", rounds, 1, 2**32)
+        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
+        self.adapt_every = whole_number("adapt_every", adapt_every, 0, 2**32)
+        self.ladders: Ladders | None = None
+        self._calls, self._wait = 0, self.adapt_every
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        """Runs the ladders and gives the chains the states of their targets; ``chains.sweep`` advances too."""
+        if self.ladders is None:
+            self.ladders = start(machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed)
+        ladders = self.ladders
+        if ladders.n_ladders != chains.n_chains:
+            raise ValueError(f"chains: expected {ladders.n_ladders}, as many as ladders, got {chains.n_chains}")
+        gap = EnergyGap(machine, ladders.base)
+        temper(gap, ladders.chains, ladders.rungs, ladders.betas, self.rounds, sweeps=self.sweeps)
+        for layer, state in zip(chains.layers, ladders.at_target(), strict=True):
+            layer.copy_(state)
+        chains.sweep = ladders.chains.sweep
+        self._calls += 1
+        if self.adapt_every and self._calls >= self._wait:
+            self._adapt(ladders)
+
+    def _adapt(self, ladders: Ladders) -> None:
+        rungs = ladders.rungs
+        acceptance = rungs.acceptances / rungs.attempts
+        report = TemperingReport(
+            ladders.betas, ladders.n_ladders, rungs.round, rungs.attempts, acceptance, int(rungs.trips.sum()), None
+        )
+        ladders.betas = equal_rejection(report, ladders.n_rungs)
+        rungs.attempts.zero_()
+        rungs.acceptances.zero_()
+        self._calls, self._wait = 0, 2 * self._wait
+
+    def settings(self) -> dict[str, Any]:
+        """What the operator was made with."""
+        return {
+            "betas": self.betas,
+            "base": self.base,
+            "rounds": self.rounds,
+            "sweeps": self.sweeps,
+            "adapt_every": self.adapt_every,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ladders, and how far the next adaptation is."""
+        held = None if self.ladders is None else self.ladders.state_dict()
+        return {"ladders": held, "calls": self._calls, "wait": self._wait}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+        held = state["ladders"]
+        self.ladders = None if held is None else Ladders.from_state_dict(held)
+        self._calls, self._wait = state["calls"], state["wait"]

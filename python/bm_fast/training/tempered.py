@@ -1,0 +1,49 @@
+"""Persistent chains that any transition operator moves: plain Gibbs sampling, or parallel tempering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bm_fast.chains import Chains
+from bm_fast.graph import chain_graph
+from bm_fast.ops import Machine
+from bm_fast.program import full_update
+from bm_fast.rbm import HIDDEN
+from bm_fast.tempering import Operator, Tempering
+from bm_fast.training.gradient import Block
+
+_HIDDEN_UPDATE = full_update(chain_graph((1, 1)), HIDDEN)
+
+
+@dataclass
+class PersistentChains:
+    """As ``PCD``, with a transition operator of choice: the model phase is ``n_chains`` chains that it moves on.
+
+    With ``tempering.Tempering`` the chains are targets of ladders and cross between modes, which plain Gibbs sampling
+    may never do: then the gradient pushes the machine away from the modes its chains are stuck in, and back.
+
+    Source: Younes (1989) for learning with any Markov chain; Desjardins et al. (2010) and Salakhutdinov (2009, 2010)
+    for tempered ones.
+    """
+
+    n_chains: int = 100
+    operator: Operator = field(default_factory=Tempering)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_chains, int) or self.n_chains < 1:
+            raise ValueError(f"n_chains: expected a whole number of at least 1, got {self.n_chains!r}")
+
+    def n_chains_for(self, batch_size: int) -> int:
+        """Chains needed, whatever the batches are."""
+        return self.n_chains
+
+    def n_model(self, n_data: int) -> int:
+        """Chains that every update uses."""
+        return self.n_chains
+
+    def run(self, machine: Machine, chains: Chains, block: Block) -> None:
+        """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""
+        machine.layer_means(_HIDDEN_UPDATE, (block.data, block.data_means), out=block.data_means)
+        self.operator.advance(machine, chains)
+        # of the states after the last swap: those that the operator drew from belong to other temperatures
+        machine.layer_means(_HIDDEN_UPDATE, chains.layers, out=block.model_means)
