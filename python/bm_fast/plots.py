@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bm_fast.estimation import AISEstimate
+    from bm_fast.tempering import TemperingReport
 
 _DPI = 120
 _BLUE, _ORANGE, _GREY = "#2a6f97", "#e07a1f", "#6c757d"
@@ -152,6 +153,47 @@ def ais_weights(estimate: AISEstimate) -> Figure:
         _plain(axes)
     if not estimate.trustworthy:
         figure.suptitle(textwrap.fill(f"NOT TRUSTWORTHY: {estimate.reason}", 110), fontsize=10, color="#b02a30")
+    return figure
+
+
+def tempering(report: TemperingReport, *, ladders: int = 3) -> Figure:
+    """Swaps between neighbouring rungs, the barrier from base to target, and energies at the target if they were kept.
+
+    Even swaps make a level left picture and a straight line through the rungs in the middle one, whose steepest parts
+    are where base and machine differ most. Energies that stay on one level say that chains do not cross between modes.
+
+    ladders: how many of them to draw over time.
+    """
+    betas = _numpy(report.betas)
+    acceptance = _numpy(report.acceptance)
+    figure = _figure(4.2 * (2 if report.gaps is None else 3), 3.6)
+    figure.set_layout_engine("constrained")
+    panels = figure.subplots(1, 2 if report.gaps is None else 3)
+    left, middle = panels[0], panels[1]
+    left.bar(np.arange(len(acceptance)), acceptance, color=_BLUE, alpha=0.85)
+    left.axhline(np.nanmean(acceptance), color=_ORANGE, lw=2, label=f"mean {np.nanmean(acceptance):.0%}")
+    left.set_ylim(0, 1)
+    left.set_xlabel("pair of rungs, from the base")
+    left.set_ylabel("swaps taken")
+    left.legend(frameon=False)
+    barrier = np.concatenate([[0.0], np.cumsum(_numpy(report.rejection))])
+    middle.plot(betas, barrier, color=_BLUE, lw=2, marker="o", ms=4)
+    middle.set_xlabel("inverse temperature")
+    middle.set_ylabel("barrier up to there")
+    middle.set_title(
+        f"barrier {report.barrier:.2f}; round trips {report.trips}, predicted {report.predicted_trips:.0f}", fontsize=10
+    )
+    if report.gaps is not None:
+        over_time = _numpy(report.gaps[:, :, -1])
+        for ladder, colour in zip(range(min(ladders, report.n_ladders)), _colours(ladders), strict=False):
+            panels[2].plot(over_time[:, ladder], color=colour, lw=0.8)
+        panels[2].set_xlabel("round")
+        panels[2].set_ylabel("energy at the target")
+        panels[2].set_title(f"autocorrelation {report.autocorrelation:.1f} rounds", fontsize=10)
+    for axes in panels:
+        _plain(axes)
+    if report.advice:
+        figure.suptitle(textwrap.fill("POOR MIXING: " + "; ".join(report.advice), 110), fontsize=10, color="#b02a30")
     return figure
 
 

@@ -13,6 +13,7 @@ from bm_fast.training.deep import MeanFieldPCD, robbins_monro
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.pretraining import lift, pretrain, stack_estimator, stitch
 from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
+from bm_fast.training.tempered import PersistentChains
 from bm_fast.training.trainer import Trainer, TrainingError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluate",
     "History",
     "MeanFieldPCD",
+    "PersistentChains",
     "Progress",
     "ProgressBar",
     "StopOnOverfitting",

@@ -14,6 +14,7 @@ from bm_fast.ops import Machine
 from bm_fast.rbm import HIDDEN, RBM
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.gradient import Gradient, Offsets, Rows
+from bm_fast.training.tempered import PersistentChains
 
 
 class Learner(Protocol):
@@ -50,9 +51,11 @@ class Learner(Protocol):
 
 
 class RBMLearner:
-    """CD and PCD: the hidden units are independent given the visible ones, so the data phase is exact."""
+    """For an RBM: the hidden units are independent given the visible ones, so the data phase is exact."""
 
-    def __init__(self, rbm: RBM, estimator: CD | PCD, batch_size: int, seed: int, centred: bool) -> None:
+    def __init__(
+        self, rbm: RBM, estimator: CD | PCD | PersistentChains, batch_size: int, seed: int, centred: bool
+    ) -> None:
         if centred and isinstance(estimator, CD) and estimator.modified:
             raise ValueError("centred: expected False for CD with scaled inputs, which changes what centring means")
         self._rbm, self._estimator = rbm, estimator
@@ -87,12 +90,17 @@ class RBMLearner:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**chains_state(self.chains), "offsets": None if self.offsets is None else vars(self.offsets)}
+        state = {**chains_state(self.chains), "offsets": None if self.offsets is None else vars(self.offsets)}
+        if isinstance(self._estimator, PersistentChains):
+            state["operator"] = self._estimator.operator.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         load_chains(self.chains, state)
         if self.offsets is not None:
             self.offsets.load(**state["offsets"])
+        if isinstance(self._estimator, PersistentChains):
+            self._estimator.operator.load_state_dict(state["operator"])
 
 
 def chains_state(chains: Chains) -> dict[str, Any]:

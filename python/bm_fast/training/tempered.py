@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bm_fast.chains import Chains
 from bm_fast.graph import chain_graph
 from bm_fast.ops import Machine
 from bm_fast.program import full_update
 from bm_fast.rbm import HIDDEN
-from bm_fast.tempering import Operator, Tempering
+from bm_fast.tempering import Gibbs, Operator, Tempering
 from bm_fast.training.gradient import Block
 
-_HIDDEN_UPDATE = full_update(chain_graph((1, 1)), HIDDEN)
+_HIDDEN_UPDATE = full_update(chain_graph((1, 1)), HIDDEN)  # programs name layers only, so one serves every size
+_OPERATORS: dict[str, Callable[..., Operator]] = {"Gibbs": Gibbs, "Tempering": Tempering}
 
 
 @dataclass
@@ -32,6 +35,22 @@ class PersistentChains:
     def __post_init__(self) -> None:
         if not isinstance(self.n_chains, int) or self.n_chains < 1:
             raise ValueError(f"n_chains: expected a whole number of at least 1, got {self.n_chains!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint holds of the estimator; ``Gibbs`` and ``Tempering`` can be made from it again."""
+        return {
+            "n_chains": self.n_chains,
+            "operator": {"name": type(self.operator).__name__, **self.operator.settings()},
+        }
+
+    @classmethod
+    def from_settings(cls, n_chains: int, operator: Mapping[str, Any]) -> PersistentChains:
+        """The estimator that ``settings`` described."""
+        settings = dict(operator)
+        name = settings.pop("name")
+        if name not in _OPERATORS:
+            raise ValueError(f"operator: expected one of {sorted(_OPERATORS)} to resume with, got {name!r}")
+        return cls(n_chains, _OPERATORS[name](**settings))
 
     def n_chains_for(self, batch_size: int) -> int:
         """Chains needed, whatever the batches are."""

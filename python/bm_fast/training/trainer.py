@@ -32,15 +32,21 @@ from bm_fast.training.callbacks import Callback, Outcome, Progress
 from bm_fast.training.deep import DBMLearner, MeanFieldPCD
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.learner import Learner, RBMLearner
+from bm_fast.training.tempered import PersistentChains
 
 Binarise = Literal["dynamic", "none"]
 
 GAP_ROWS = 1000
 """Most rows of each data set from which the free energy gap is computed: cheap beside any epoch that has more."""
 
-Estimator = CD | PCD | MeanFieldPCD
+Estimator = CD | PCD | MeanFieldPCD | PersistentChains
 
-_ESTIMATORS: dict[str, type[Estimator]] = {"CD": CD, "PCD": PCD, "MeanFieldPCD": MeanFieldPCD}
+_ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "CD": CD,
+    "PCD": PCD,
+    "MeanFieldPCD": MeanFieldPCD,
+    "PersistentChains": PersistentChains.from_settings,
+}
 
 
 class TrainingError(RuntimeError):
@@ -54,7 +60,8 @@ class Trainer:
     negative log-likelihood per data row, and calls ``optimizer.step()``.
 
     optimizer: any torch optimiser over parameters of ``model``; momentum and weight decay are its business.
-    estimator: ``CD(sweeps)`` or ``PCD(n_chains, sweeps)`` for an RBM, ``MeanFieldPCD(n_chains, sweeps)`` for a DBM.
+    estimator: ``CD(sweeps)``, ``PCD(n_chains, sweeps)`` or ``PersistentChains(n_chains, operator)`` for an RBM,
+        ``MeanFieldPCD(n_chains, sweeps)`` for a DBM.
     batch_size: rows per update; the last batch of an epoch has what is left over.
     seed: decides the order of the rows, the binarisation and every chain.
     centred: use the centred gradient.
@@ -266,7 +273,7 @@ class Trainer:
         self.check_finite()
         state = {
             "settings": {
-                "estimator": {"name": type(self.estimator).__name__, **asdict(self.estimator)},
+                "estimator": {"name": type(self.estimator).__name__, **_settings(self.estimator)},
                 "batch_size": self.batch_size,
                 "seed": self.seed,
                 "centred": self.centred,
@@ -323,13 +330,17 @@ class Trainer:
         return trainer
 
 
+def _settings(estimator: Estimator) -> dict[str, Any]:
+    return estimator.settings() if isinstance(estimator, PersistentChains) else asdict(estimator)
+
+
 def _learner(model: BoltzmannModel, estimator: Estimator, batch_size: int, seed: int, centred: bool) -> Learner:
-    if isinstance(model, RBM) and isinstance(estimator, (CD, PCD)):
+    if isinstance(model, RBM) and isinstance(estimator, (CD, PCD, PersistentChains)):
         return RBMLearner(model, estimator, batch_size, seed, centred)
     if isinstance(model, DBM) and isinstance(estimator, MeanFieldPCD):
         return DBMLearner(model, estimator, batch_size, seed, centred)
     raise ValueError(
-        "estimator: expected CD or PCD for an RBM and MeanFieldPCD for a DBM, "
+        "estimator: expected CD, PCD or PersistentChains for an RBM and MeanFieldPCD for a DBM, "
         f"got {type(estimator).__name__} for {type(model).__name__}"
     )
 

@@ -1,0 +1,203 @@
+"""log Z by tempering and by reverse annealing against exact values: unbiased, with errors that are what they say."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bm_fast import RBM, Kind, Machine, chain_graph, tempering
+from bm_fast.estimation import (
+    UntrustworthyEstimate,
+    estimate_log_likelihood,
+    exact_log_z,
+    log_likelihood,
+    reverse_ais,
+    tempered_log_z,
+)
+from bm_fast.estimation.tempering import TemperedLogZ
+from bm_fast.tempering import PoorMixing
+from engine_cases import make_machine
+from enumeration import GRAPHS, enumerate_gaussian, enumerate_machine, machine
+
+REPEATS = 100
+
+
+def base_of(built: Machine) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [0.5 * torch.randn(layer.units, generator=generator) for layer in built.graph.layers]
+
+
+def run(built: Machine, n_ladders: int, rounds: int, n_rungs: int, seed: int, with_base: bool = True) -> TemperedLogZ:
+    ladders = tempering.start(built, n_ladders, n_rungs, base=base_of(built) if with_base else None, seed=seed)
+    tempering.run(built, ladders, 20)
+    return tempered_log_z(built, ladders, tempering.run(built, ladders, rounds, keep_gaps=True))
+
+
+@pytest.mark.parametrize("name", ["rbm", "dbm3", "semi_restricted"])
+def test_bennett_is_within_its_errors(name: str) -> None:
+    """In 99 of 100 repetitions within three standard errors; errors by 40 ladders, so z has a t distribution.
+
+    3 standard errors are missed with probability 0.0047: three misses or more of 100 happen once in 80 files of three
+    such tests, and the seeds are fixed. The variance of 100 z-scores, expected 1.05, is 0.55 to 1.75 but for 1 in
+    2,000.
+    """
+    built = machine(GRAPHS[name])
+    exact = exact_log_z(built)
+    z = []
+    for seed in range(REPEATS):
+        estimate = run(built, 40, 30, 4, seed)
+        z.append((estimate.log_z - exact) / estimate.standard_error)
+        assert estimate.trustworthy, estimate.reason
+    scores = torch.tensor(z)
+    assert int((scores.abs() > 3).sum()) <= 1
+    assert 0.55 < float(scores.var()) < 1.75
+    assert abs(float(scores.mean())) < 0.4
+
+
+def test_few_long_ladders_have_honest_errors() -> None:
+    """With two ladders the errors come from stretches of the run, whose correlation is short beside them."""
+    built = machine(GRAPHS["rbm"])
+    exact = exact_log_z(built)
+    scores = []
+    for seed in range(60):
+        estimate = run(built, 2, 600, 4, seed)
+        scores.append((estimate.log_z - exact) / estimate.standard_error)
+    # t with 19 degrees of freedom, variance 1.12: the sample variance of 60 lies in 0.5 to 2.1 but for 1 in 2,000
+    assert 0.5 < float(torch.tensor(scores).var()) < 2.1
+
+
+def test_stepping_stones_bracket_log_z_on_average() -> None:
+    """Few samples and few rungs: upward is too low and downward too high on average, Bennett between them."""
+    built = make_machine(chain_graph((14, 10)), scale=0.7)
+    exact = exact_log_z(built)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorMixing)
+        estimates = [run(built, 25, 4, 4, seed, with_base=False) for seed in range(60)]
+    up, down, bennett = (
+        torch.tensor([getattr(e, name) - exact for e in estimates]).mean() for name in ("upward", "downward", "log_z")
+    )
+    assert float(up) < float(bennett) < float(down)
+    assert float(up) < 0 < float(down)
+    assert abs(float(bennett)) < 0.5 * min(-float(up), float(down))
+
+
+def test_gaussian_visible_units() -> None:
+    built = make_machine(chain_graph((4, 6), Kind.GAUSSIAN), scale=0.5)
+    exact = enumerate_gaussian(built).log_z
+    estimate = run(built, 100, 100, 4, 1)
+    assert abs(estimate.log_z - exact) < 4 * estimate.standard_error
+    assert estimate.standard_error < 0.05
+
+
+def test_rungs_that_do_not_overlap_are_not_trusted() -> None:
+    built = make_machine(chain_graph((200, 150)), scale=0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorMixing)
+        estimate = run(built, 20, 30, 3, 1)
+    assert not estimate.trustworthy
+    assert "overlap" in estimate.reason
+    assert "NOT TRUSTWORTHY" in str(estimate)
+
+
+def test_bad_input_of_tempered_log_z_is_refused() -> None:
+    built = machine(GRAPHS["rbm"])
+    ladders = tempering.start(built, 10, 3)
+    report = tempering.run(built, ladders, 30)
+    with pytest.raises(ValueError, match="report: expected a run with keep_gaps=True"):
+        tempered_log_z(built, ladders, report)
+    ladders = tempering.start(built, 10, [0.5, 1.0])
+    report = tempering.run(built, ladders, 30, keep_gaps=True)
+    with pytest.raises(ValueError, match=r"ladders: expected a first beta of 0, where Z is known, got 0\.5"):
+        tempered_log_z(built, ladders, report)
+
+
+# --- reverse annealing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rbm", "dbm3", "semi_restricted"])
+def test_weights_of_reverse_annealing_have_mean_one_over_z(name: str) -> None:
+    """From exact samples over a coarse schedule; five standard errors are missed once in 10^6."""
+    built = machine(GRAPHS[name])
+    truth = enumerate_machine(built)
+    samples = truth.draw(20_000, torch.Generator().manual_seed(1))
+    before = [layer.clone() for layer in samples]
+    estimate = reverse_ais(built, samples, betas=[0.0, 0.3, 0.6, 1.0], base=base_of(built), seed=2)
+    weights = (estimate.log_weights + truth.log_z).exp()
+    error = float(weights.std()) / math.sqrt(len(weights))
+    assert abs(float(weights.mean()) - 1) < 5 * error
+    assert error < 0.05
+    assert estimate.log_z == pytest.approx(truth.log_z, abs=6 * error)
+    assert estimate.interval[0] < truth.log_z < estimate.interval[1]
+    assert all(torch.equal(a, b) for a, b in zip(samples, before, strict=True))
+
+
+def test_reverse_annealing_lies_above_log_z_on_average() -> None:
+    built = make_machine(chain_graph((12, 10)), scale=0.9)
+    truth = enumerate_machine(built)
+    generator = torch.Generator().manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrustworthyEstimate)
+        errors = [
+            reverse_ais(built, truth.draw(20, generator), betas=6, seed=seed).log_z - truth.log_z for seed in range(60)
+        ]
+    assert sum(errors) / len(errors) > 0.02
+
+
+# --- one call ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[RBM, Tensor]:
+    """An RBM with two kinds of patterns in it, and cases of both."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = (torch.rand(4, 16, generator=generator) < 0.5).float()
+    cases = patterns[torch.randint(4, (300,), generator=generator)]
+    cases = torch.where(torch.rand(cases.shape, generator=generator) < 0.1, 1 - cases, cases)
+    rbm = RBM(16, 8, seed=1)
+    with torch.no_grad():
+        for j in range(4):
+            rbm.weight[:, j] = 3 * (2 * patterns[j] - 1)
+            rbm.hidden_bias[j] = -3 * float(patterns[j].sum()) + 1
+    return rbm, cases
+
+
+def test_the_bracket_holds_the_exact_likelihood(trained: tuple[RBM, Tensor]) -> None:
+    rbm, cases = trained
+    exact = float(log_likelihood(rbm, cases, exact_log_z(rbm)).mean())
+    estimate = estimate_log_likelihood(rbm, cases, rounds=400, seed=1)
+    assert estimate.trustworthy, estimate.reason
+    assert abs(estimate.mean - exact) < 4 * estimate.standard_error
+    low, high = estimate.bracket
+    slack = 4 * math.hypot(estimate.forward.standard_error, estimate.reverse.standard_error)
+    assert low - slack < exact < high + slack
+    assert high - low < 0.5
+    text = str(estimate)
+    assert f"{estimate.mean:.2f} ± {estimate.standard_error:.2f} nats" in text
+    assert "NOT" not in text
+
+
+def test_a_machine_that_cannot_be_measured_is_reported() -> None:
+    """Strong random couplings and hardly any effort: the verdict is no, with reasons."""
+    rbm = RBM(300, 200, seed=1, weight_scale=1.0)
+    cases = (torch.rand(50, 300, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
+    with pytest.warns(UntrustworthyEstimate, match="log-likelihood: "):
+        estimate = estimate_log_likelihood(rbm, cases, n_runs=8, rounds=5, betas=20)
+    assert not estimate.trustworthy
+    assert "NOT TRUSTWORTHY" in str(estimate)
+    assert "differ by" in estimate.reason or "collapsed" in estimate.reason or "worth" in estimate.reason
+
+
+def test_estimates_that_contradict_each_other_are_reported(trained: tuple[RBM, Tensor]) -> None:
+    from bm_fast.estimation.bracket import _doubts
+
+    rbm, cases = trained
+    good = estimate_log_likelihood(rbm, cases, rounds=200, seed=1)
+    wrong = replace(good.tempered, log_z=good.tempered.log_z + 2)
+    assert any("outside the bracket" in doubt for doubt in _doubts(wrong, good.forward, good.reverse, good.report))
+    wide = replace(good.reverse, log_z=good.forward.log_z + 3)
+    assert any("differ by 3.0 nats" in doubt for doubt in _doubts(good.tempered, good.forward, wide, good.report))
