@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def start_in_one_mode(built: Machine, n_ladders: int, betas: int | Tensor) -> La
     for layer in ladders.chains.layers:
         layer.fill_(1)
     return ladders
+
+
+def test_the_examples_of_the_guide_run(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "tempering.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "tempering.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "round trips" in printed
+    assert "log Z = " in printed
+    assert "nats (bracket" in printed
+    assert "NOT TRUSTWORTHY" not in printed
 
 
 # --- distributions ----------------------------------------------------------------------------------------------------
