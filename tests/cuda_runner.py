@@ -57,13 +57,13 @@ class Change:
 
 def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = None) -> list[str]:
     """Command of the runner with the kernels emulated on the host."""
-    compiler, flags = _compiler(), HOST_FLAGS
+    compiler, flags = host_compiler(), HOST_FLAGS
     watched = SANITIZERS[sanitizer]
     # the scheduler stays out of ThreadSanitizer's sight, see there
     scheduler = NO_LOOP_CALLS
     scheduler += ("-DSIMT_THREAD_SANITIZER",) if sanitizer == "thread" else watched
-    objects = [_object(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
-    objects += [_object(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
+    objects = [compiled(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
+    objects += [compiled(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
     for name in KERNELS:
         source, changed = ROOT / "csrc/cuda" / name, ()
         if change is not None and name == change.source:
@@ -73,7 +73,7 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
             (folder / "cuda" / change.file).write_text(text.replace(change.old, change.new))
             source = folder / "cuda" / name if change.file == name else source
             changed = (f"-I{folder}",)  # comes first
-        objects.append(_object(compiler, (*changed, *flags, *watched), source))
+        objects.append(compiled(compiler, (*changed, *flags, *watched), source))
     program = folder / "runner"
     subprocess.run([compiler, *watched, *objects, "-o", program], check=True)
     return [str(program)]
@@ -82,18 +82,18 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
 def emulated_module(folder: Path) -> Path:
     """The module ``bm_fast._cuda`` with the kernels emulated on the host."""
     headers = pytest.importorskip("pybind11").get_include()
-    compiler = _compiler()
+    compiler = host_compiler()
     binding = (f"-isystem{headers}", f"-isystem{sysconfig.get_path('include')}", "-fvisibility=hidden")
-    objects = [_object(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt/emulation.cpp")]
-    objects += [_object(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in KERNELS]
+    objects = [compiled(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt/emulation.cpp")]
+    objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in KERNELS]
     for name in ("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/machine.cpp", "tests/cuda/device.cpp"):
-        objects.append(_object(compiler, (*HOST_FLAGS, *binding), ROOT / name))
+        objects.append(compiled(compiler, (*HOST_FLAGS, *binding), ROOT / name))
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([compiler, "-shared", *objects, "-o", module], check=True)
     return module
 
 
-def _compiler() -> str:
+def host_compiler() -> str:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -106,7 +106,7 @@ def _objects() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def _object(compiler: str, flags: tuple[str, ...], source: Path) -> Path:
+def compiled(compiler: str, flags: tuple[str, ...], source: Path) -> Path:
     """Each source is compiled once for each set of flags."""
     folder = Path(_objects().name)
     target = folder / f"{len(list(folder.iterdir()))}.o"

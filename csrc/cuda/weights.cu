@@ -1,5 +1,6 @@
 // Weights on the integer grid, in the order of the products: once for a machine, or after each step of training. What
 // these kernels cost is moving each array once.
+#include "cuda/grid.h"
 #include "cuda/pack.h"
 #include "simt/simt.h"
 
@@ -10,7 +11,6 @@ constexpr unsigned kThreads = 128, kTurns = 4;  // items that a thread makes
 
 // --- the grid --------------------------------------------------------------------------------------------------------
 
-constexpr float kMaxWeight = 32639.f;  // of |W_q|: 127 * 256 + 127
 constexpr int kMaxFractionBits = 30;
 
 SIMT_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
@@ -63,23 +63,6 @@ SIMT_KERNEL void choose_grid_kernel(SIMT_PARAMETER Grid p) {
 
 // --- the order of the products ---------------------------------------------------------------------------------------
 
-struct Integers {
-  const int16_t* weights;
-  SIMT_DEVICE_MEMBER int32_t at(int64_t i) const { return weights[i]; }
-};
-
-// round(weight 2^f), halves to even; weights that were refused become finite.
-struct Reals {
-  const float *weights, *grid;
-  SIMT_DEVICE_MEMBER int32_t at(int64_t i) const {
-    constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-    float scaled = weights[i] * (1.f / *grid);
-    scaled = scaled <= kMaxWeight ? scaled : kMaxWeight;
-    scaled = scaled >= -kMaxWeight ? scaled : -kMaxWeight;
-    return static_cast<int16_t>(units::bits_of(scaled + kMagic));
-  }
-};
-
 template <class Weights>
 struct Arranged {
   simt::Words4* to;
@@ -104,9 +87,8 @@ SIMT_DEVICE simt::Words4 limbs_at(const Arranged<Weights>& p, int64_t index) {
       const int64_t input = first_input + half * 16 + i;
       if (input >= inputs || output >= outputs) continue;
       const int32_t weight = p.weights.at(p.transposed ? output * p.upper + input : input * p.upper + output);
-      const int32_t low = ((weight + 128) & 255) - 128, high = (weight - low) / 256;
-      limbs.word[half] |= static_cast<uint32_t>(high & 255) << i * 8;
-      limbs.word[2 + half] |= static_cast<uint32_t>(low & 255) << i * 8;
+      limbs.word[half] |= high_byte(weight) << i * 8;
+      limbs.word[2 + half] |= low_byte(weight) << i * 8;
     }
   }
   return limbs;

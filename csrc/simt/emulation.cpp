@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "simt/scheduler.h"
 #include "simt/simt.h"
 
 #if defined(SIMT_THREAD_SANITIZER)
@@ -22,16 +23,17 @@
 
 namespace simt {
 namespace emulation {
-namespace {
 
-constexpr unsigned kWarp = 32, kMaxCopies = 256;
+constexpr unsigned kWarp = 32, kWarpgroup = 128, kMaxCopies = 256;
 constexpr size_t kStackBytes = 64 * 1024, kMaxSharedBytes = 227 * 1024;  // the largest block of any GPU so far
 
+struct Block;
 struct Group;
 
 struct Lane {
   unsigned thread = 0;
-  Group* warp = nullptr;
+  Block* block = nullptr;
+  Group *warp = nullptr, *warpgroup = nullptr;
   uint32_t published[2][6] = {};  // operands of collectives; two sets in turn, so that one meeting is enough
   unsigned turn = 0;
   Copy copies[kMaxCopies];                           // a ring
@@ -52,19 +54,55 @@ struct Group {
                        // the next barrier does not come before lanes that still leave this one
 };
 
+// Lanes of a block with their groups and shared memory. They outlive the launch's last block: ThreadSanitizer would
+// take memory or fibers that are used again for the same lane.
+struct Block {
+  struct Free {
+    void operator()(unsigned char* bytes) const { ::operator delete[](bytes, std::align_val_t{16}); }
+  };
+  explicit Block(const Size& size)
+      : lanes(size.threads),
+        pointers(size.threads),
+        warps(size.threads / kWarp),
+        warpgroups((size.threads + kWarpgroup - 1) / kWarpgroup) {
+    shared.reset(static_cast<unsigned char*>(::operator new[](size.shared_bytes, std::align_val_t{16})));
+    std::memset(shared.get(), 0xcd, size.shared_bytes);
+    all.lanes = pointers.data();
+    all.n = size.threads;
+    for (unsigned i = 0; i < size.threads; i++) {
+      pointers[i] = &lanes[i];
+      lanes[i].thread = i;
+      lanes[i].block = this;
+      lanes[i].warp = &warps[i / kWarp];
+      lanes[i].warp->lanes = &pointers[i / kWarp * kWarp];
+      lanes[i].warp->n = kWarp;
+      lanes[i].warpgroup = &warpgroups[i / kWarpgroup];
+      lanes[i].warpgroup->lanes = &pointers[i / kWarpgroup * kWarpgroup];
+      lanes[i].warpgroup->n = kWarpgroup;
+    }
+  }
+  unsigned x = 0, y = 0, index = 0;  // index: among the blocks that run together
+  std::vector<Lane> lanes;
+  std::vector<Lane*> pointers;
+  std::vector<Group> warps, warpgroups;
+  Group all;
+  std::unique_ptr<unsigned char[], Free> shared;
+};
+
+namespace {
+
 enum class Order { kFair, kAhead, kRandom };
 
 struct Device {
   Size size;
-  unsigned block_x = 0, block_y = 0;
-  unsigned char* shared = nullptr;
+  std::vector<Block*> blocks;  // that run together
+  std::vector<Lane*> lanes;    // of all of them
+  Group all;
   void (*lane)(const void*) = nullptr;
   const void* context = nullptr;
 
-  Lane* lanes = nullptr;
-  Group* block = nullptr;
   Lane* running = nullptr;  // null: the caller of `run`
-  Lane* ready[kMaxThreads];
+  std::unique_ptr<Lane*[]> ready;
   unsigned n_ready = 0, n_alive = 0;
   Order order = Order::kFair;
   uint32_t random = 1;
@@ -119,12 +157,16 @@ Lane* pick() {
   return next;
 }
 
+void make_ready(Lane* lane) { device->ready[device->n_ready++] = lane; }
+
 // Runs another lane; comes back when it is this one's turn again.
 void yield(bool for_good) {
   if (device->n_ready == 0 && device->n_alive > 0) {
-    std::fprintf(stderr, "simt: no lane of block (%u, %u) can go on; they wait at\n", device->block_x, device->block_y);
-    for (unsigned i = 0; i < device->size.threads; i += 16)
-      std::fprintf(stderr, "  thread %u: %s, line %d\n", i, device->lanes[i].place, device->lanes[i].line);
+    for (const Block* block : device->blocks) {
+      std::fprintf(stderr, "simt: no lane of block (%u, %u) can go on; they wait at\n", block->x, block->y);
+      for (unsigned i = 0; i < device->size.threads; i += 16)
+        std::fprintf(stderr, "  thread %u: %s, line %d\n", i, block->lanes[i].place, block->lanes[i].line);
+    }
     std::abort();
   }
   Lane* next = device->n_ready == 0 ? nullptr : pick();
@@ -147,7 +189,7 @@ void meet(Group& group, const char* place, int line, bool ordered) {
     }
     group.arrived = 0;
     group.phase++;
-    for (unsigned i = 0; i < group.n; i++) device->ready[device->n_ready++] = group.lanes[i];
+    for (unsigned i = 0; i < group.n; i++) make_ready(group.lanes[i]);
   }
   yield(false);
   if (ordered) acquire(order);
@@ -163,7 +205,7 @@ void lane_main() {
   device->lane(device->context);
   Lane& self = *device->running;
   if (self.first_copy != self.end_copy) fail("the kernel ended with copies that nothing waited for");
-  meet(*device->block, "the end of the kernel", 0, false);
+  meet(self.block->all, "the end of the kernel", 0, false);
   release(&device->end);
   device->n_alive--;
   yield(true);
@@ -179,34 +221,8 @@ void start(Lane& lane) {
 #if defined(SIMT_THREAD_SANITIZER)
   lane.sanitizer_fiber = __tsan_create_fiber(0);
 #endif
-  device->ready[device->n_ready++] = &lane;
+  make_ready(&lane);
 }
-
-// Lanes of a block with their groups and shared memory. They outlive the launch's last block: ThreadSanitizer would
-// take memory or fibers that are used again for the same lane.
-struct Block {
-  struct Free {
-    void operator()(unsigned char* bytes) const { ::operator delete[](bytes, std::align_val_t{16}); }
-  };
-  explicit Block(const Size& size) : lanes(size.threads), pointers(size.threads), warps(size.threads / kWarp) {
-    shared.reset(static_cast<unsigned char*>(::operator new[](size.shared_bytes, std::align_val_t{16})));
-    std::memset(shared.get(), 0xcd, size.shared_bytes);
-    all.lanes = pointers.data();
-    all.n = size.threads;
-    for (unsigned i = 0; i < size.threads; i++) {
-      pointers[i] = &lanes[i];
-      lanes[i].thread = i;
-      lanes[i].warp = &warps[i / kWarp];
-      warps[i / kWarp].lanes = &pointers[i / kWarp * kWarp];
-      warps[i / kWarp].n = kWarp;
-    }
-  }
-  std::vector<Lane> lanes;
-  std::vector<Lane*> pointers;
-  std::vector<Group> warps;
-  Group all;
-  std::unique_ptr<unsigned char[], Free> shared;
-};
 
 void choose_order(Device& d) {
   const char* order = std::getenv("SIMT_ORDER");
@@ -252,12 +268,12 @@ bool pop_copy(unsigned open, Copy& copy) {
 }
 
 void fail(const char* what) {
-  std::fprintf(stderr, "simt: thread %u of block (%u, %u): %s\n", device->running->thread, device->block_x,
-               device->block_y, what);
+  const Lane& self = *device->running;
+  std::fprintf(stderr, "simt: thread %u of block (%u, %u): %s\n", self.thread, self.block->x, self.block->y, what);
   std::abort();
 }
 
-void run(void (*lane)(const void*), const void* context, const Size& size) {
+void run(void (*lane)(const void*), const void* context, const Size& size, unsigned together) {
   if (size.shared_bytes > kMaxSharedBytes)
     throw std::runtime_error("launch: expected at most 227 KiB of shared memory, got " +
                              std::to_string(size.shared_bytes) + " bytes");
@@ -265,27 +281,38 @@ void run(void (*lane)(const void*), const void* context, const Size& size) {
   here.size = size;
   here.lane = lane;
   here.context = context;
+  here.ready.reset(new Lane*[size_t{size.threads} * together]);
   choose_order(here);
   device = &here;
 #if defined(SIMT_THREAD_SANITIZER)
   here.caller_fiber = __tsan_get_current_fiber();
 #endif
   std::vector<std::unique_ptr<Block>> blocks;
-  const unsigned n_blocks = size.blocks_x * size.blocks_y;
-  for (unsigned i = 0; i < n_blocks; i++) {
-    const unsigned index = here.order == Order::kAhead ? n_blocks - 1 - i : i;
+  const unsigned n_turns = size.blocks_x * size.blocks_y / together;
+  for (unsigned i = 0; i < n_turns; i++) {
+    const unsigned turn = here.order == Order::kAhead ? n_turns - 1 - i : i;
 #if !defined(SIMT_THREAD_SANITIZER)
     blocks.clear();
 #endif
-    blocks.push_back(std::make_unique<Block>(size));
-    Block& block = *blocks.back();
-    here.block_x = index % size.blocks_x;
-    here.block_y = index / size.blocks_x;
-    here.shared = block.shared.get();
-    here.lanes = block.lanes.data();
-    here.block = &block.all;
-    here.n_alive = size.threads;
-    for (Lane& l : block.lanes) start(l);
+    here.blocks.clear();
+    here.lanes.clear();
+    for (unsigned j = 0; j < together; j++) {
+      blocks.push_back(std::make_unique<Block>(size));
+      Block& block = *blocks.back();
+      const unsigned index = turn * together + j;
+      block.x = index % size.blocks_x;
+      block.y = index / size.blocks_x;
+      block.index = j;
+      here.blocks.push_back(&block);
+      for (Lane& l : block.lanes) {
+        here.lanes.push_back(&l);
+        start(l);
+      }
+    }
+    here.n_alive = static_cast<unsigned>(here.lanes.size());
+    here.all = {};
+    here.all.lanes = here.lanes.data();
+    here.all.n = here.n_alive;
     yield(false);
   }
   acquire(&here.end);
@@ -296,18 +323,45 @@ void run(void (*lane)(const void*), const void* context, const Size& size) {
   device = nullptr;
 }
 
+void run(void (*lane)(const void*), const void* context, const Size& size) { run(lane, context, size, 1); }
+
+Lane* running_lane() { return device->running; }
+Lane* lane_of_warp(unsigned lane) { return device->running->warp->lanes[lane]; }
+unsigned running_block() { return device->running->block->index; }
+unsigned blocks_together() { return static_cast<unsigned>(device->blocks.size()); }
+unsigned char* shared_of(unsigned block) { return device->blocks[block]->shared.get(); }
+size_t shared_bytes() { return device->size.shared_bytes; }
+
+void meet(Who who, const char* place, int line) {
+  Lane& self = *device->running;
+  Group* groups[] = {self.warp, self.warpgroup, &self.block->all, &device->all};
+  meet(*groups[static_cast<int>(who)], place, line, true);
+}
+
+void park(std::vector<Lane*>& waiting, const char* place, int line) {
+  device->running->place = place;
+  device->running->line = line;
+  waiting.push_back(device->running);
+  yield(false);
+}
+
+void wake(std::vector<Lane*>& waiting) {
+  for (Lane* lane : waiting) make_ready(lane);
+  waiting.clear();
+}
+
 }  // namespace emulation
 
 using emulation::device;
 
-unsigned block_x() { return device->block_x; }
-unsigned block_y() { return device->block_y; }
+unsigned block_x() { return device->running->block->x; }
+unsigned block_y() { return device->running->block->y; }
 unsigned thread_x() { return device->running->thread; }
-unsigned char* dynamic_shared() { return device->shared; }
+unsigned char* dynamic_shared() { return device->running->block->shared.get(); }
 void copy_commit() { device->running->group++; }
 
-void sync_block(int line) { emulation::meet(*device->block, "sync_block", line, true); }
-void sync_warp(int line) { emulation::meet(*device->running->warp, "sync_warp", line, true); }
+void sync_block(int line) { emulation::meet(emulation::Who::kBlock, "sync_block", line); }
+void sync_warp(int line) { emulation::meet(emulation::Who::kWarp, "sync_warp", line); }
 
 uint32_t shuffle_xor(uint32_t value, unsigned mask, int line) {
   const unsigned turn = emulation::publish(&value, 1, "shuffle_xor", line);
