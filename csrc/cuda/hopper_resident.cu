@@ -178,7 +178,7 @@ SIMT_DEVICE void update_layer(const Resident& p, int index, uint32_t sweep, bool
   for (int first = w.share * of_share; first < end_of_share; first += of_part) {
     const int end = first + of_part < end_of_share ? first + of_part : end_of_share;
     // only the products are compiled for each size: all together would not fit the registers
-    Sums high = {}, low = {};
+    Sums high, low;
     const uint32_t* inputs = w.states(1 - index);
     const unsigned char* weights = w.shared + w.places.weights_of(index) + first * kOctetBytes;
     begin_turn(w);
