@@ -13,6 +13,7 @@
 #include "cuda/device.h"
 #include "cuda/draw.h"
 #include "cuda/machine.h"
+#include "cuda/swap.h"
 #include "structure.h"
 
 namespace py = pybind11;
@@ -217,6 +218,35 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("lower"), py::arg("lower_real"), py::arg("n_lower"), py::arg("upper"), py::arg("upper_real"),
       py::arg("n_upper"), py::arg("n_chains"), py::arg("out"), py::arg("place"));
+
+  m.def(
+      "swap",
+      [](Address rungs, Address attempts, Address acceptances, Address heading, Address trips, Address gaps,
+         Address betas, int64_t n_rungs, int64_t n_chains, uint64_t seed, uint32_t first_ladder, uint32_t round,
+         const PlainPlace& place) {
+        bm::check_range("n_rungs", n_rungs, 2, bm::cuda::kMaxRungs);
+        bm::check_range("n_chains", n_chains, n_rungs, kMaxChainsOfCall);
+        for (const auto& [name, address] : {std::pair{"rungs", rungs},
+                                            {"attempts", attempts},
+                                            {"acceptances", acceptances},
+                                            {"heading", heading},
+                                            {"trips", trips},
+                                            {"gaps", gaps},
+                                            {"betas", betas}})
+          bm::check_address(name, at<const void>(address));
+        const bm::cuda::Place here = use(place);
+        const int64_t n_ladders = n_chains / n_rungs;
+        auto* probabilities =
+            static_cast<double*>(here.allocate(n_ladders * (n_rungs - 1) * static_cast<int64_t>(sizeof(double))));
+        bm::cuda::swap(
+            {at<int32_t>(rungs), at<const double>(gaps), at<const float>(betas), nullptr, probabilities,
+             at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading), at<int64_t>(trips),
+             static_cast<int32_t>(n_ladders), static_cast<int32_t>(n_rungs), seed, first_ladder, round, nullptr},
+            here.stream);
+      },
+      py::arg("rungs"), py::arg("attempts"), py::arg("acceptances"), py::arg("heading"), py::arg("trips"),
+      py::arg("gaps"), py::arg("betas"), py::arg("n_rungs"), py::arg("n_chains"), py::arg("seed"),
+      py::arg("first_ladder"), py::arg("round"), py::arg("place"));
 
   m.def("gpu", &bm::cuda::gpu, py::arg("device"),
         "A CUDA device by its number, or \"none: \" and why the kernels cannot run on it.");

@@ -265,6 +265,14 @@ def test_replica_exchange_has_the_bits_of_the_processor(gpu: Gpu) -> None:
         assert_same(tempering(device), wanted)
 
 
+def test_rungs_that_are_no_permutation_are_refused(gpu: Gpu) -> None:
+    with gpu as device:
+        rungs, betas = ops.Rungs.start(1, 3, device), torch.tensor([0.0, 0.4, 1.0]).to(device)
+        rungs.rungs[0] = 2
+        with pytest.raises(ValueError, match="rungs: expected a permutation of 0 to 2 in each ladder"):
+            ops.swap(rungs, torch.zeros(3, dtype=torch.float64, device=device), betas, seed=1)
+
+
 # --- models and estimates --------------------------------------------------------------------------------------------
 
 

@@ -94,5 +94,20 @@ def statistics(
     out: int,
     place: Place,
 ) -> None: ...
+def swap(
+    rungs: int,
+    attempts: int,
+    acceptances: int,
+    heading: int,
+    trips: int,
+    gaps: int,
+    betas: int,
+    n_rungs: int,
+    n_chains: int,
+    seed: int,
+    first_ladder: int,
+    round: int,
+    place: Place,
+) -> None: ...
 def gpu(device: int) -> str:
     """A CUDA device by its number, or "none: " and why the kernels cannot run on it."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bm_fast import reference
-from bm_fast.ops import cpu, native
+from bm_fast.ops import native
+from bm_fast.ops.checks import may_look
 from bm_fast.ops.native import address, addresses, plain, plain_layers, value_addresses
 from bm_fast.parameters import Parameters, fraction_bits
 from bm_fast.program import Program, Update
@@ -274,9 +275,24 @@ def swap(
     first_ladder: int,
     swap_round: int,
 ) -> None:
-    """Waits for the device: a few numbers of each chain are swapped on the processor."""
-    changing = (rungs, attempts, acceptances, heading, trips)
-    here = [t.cpu() for t in changing]
-    cpu.swap(here[0], gaps.cpu(), betas.cpu(), *here[1:], seed=seed, first_ladder=first_ladder, swap_round=swap_round)
-    for there, changed in zip(changing, here, strict=True):
-        there.copy_(changed)
+    device, n_rungs = rungs.device, len(betas)
+    if may_look(device):  # the kernel follows rungs as addresses
+        sorted_rungs = rungs.view(-1, n_rungs).sort(1).values
+        if not bool((sorted_rungs == torch.arange(n_rungs, device=device)).all()):
+            raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")
+    with place(device) as here:
+        module(device).swap(
+            rungs.data_ptr(),
+            attempts.data_ptr(),
+            acceptances.data_ptr(),
+            heading.data_ptr(),
+            trips.data_ptr(),
+            gaps.data_ptr(),
+            betas.data_ptr(),
+            n_rungs,
+            rungs.numel(),
+            seed,
+            first_ladder,
+            swap_round,
+            here,
+        )
