@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -239,7 +240,8 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
 
   const int64_t round = sweeps_of_round(machine, program, n_chains);
   const bool is_long = what.n_sweeps > round && !is_capturing(place.stream);
-  Rounds rounds(place.stream, interrupted);
+  std::optional<Rounds> rounds;
+  if (is_long) rounds.emplace(place.stream, interrupted);
   std::exception_ptr failure;
   int64_t done = 0;
   for (bool goes_on = true; done < what.n_sweeps && goes_on;) {
@@ -258,9 +260,9 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
                       units_of(machine, update.layer), place.stream);
       }
     done++;
-    if (!is_long || done % round != 0) continue;
+    if (!rounds || done % round != 0) continue;
     try {
-      goes_on = rounds.close();
+      goes_on = rounds->close();
       progress(done);
     } catch (...) {  // the states must still become those of `done` sweeps
       failure = std::current_exception();
@@ -271,7 +273,7 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
     if (const uint32_t* bits = views[layer].bits)
       unpack_bits(static_cast<uint8_t*>(states[layer]), bits, n_chains, units_of(machine, layer), place.stream);
   if (failure) std::rethrow_exception(failure);
-  if (!is_long || done % round != 0) progress(done);
+  if (!rounds || done % round != 0) progress(done);
   return done;
 }
 
