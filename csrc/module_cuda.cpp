@@ -134,6 +134,16 @@ class Machine {
     bm::cuda::energy(at<double>(out), machine_, values_of(values), n_chains, use(place));
   }
 
+  void gap(const std::vector<Address>& biases, int bias_bits, const std::vector<PlainValues>& values, int64_t n_chains,
+           Address out, Address sums, const PlainPlace& place) const {
+    const std::vector<const int64_t*> biases_at = all_at<const int64_t>(biases);
+    structure_.check_addresses("biases", biases_at);
+    bm::check_address("sums", at<const void>(sums));
+    check({}, values, n_chains, at<const void>(out));
+    bm::cuda::gap(at<double>(out), at<int64_t>(sums), machine_, biases_at, bias_bits, values_of(values), n_chains,
+                  use(place));
+  }
+
   void free_energy(const std::vector<PlainUpdate>& updates, const std::vector<PlainValues>& values, int64_t n_chains,
                    Address betas, int64_t n_betas, const std::vector<Address>& base, Address out,
                    const PlainPlace& place) const {
@@ -180,6 +190,8 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("iterations"), py::arg("tolerance"), py::arg("damping"), py::arg("changes"), py::arg("performed"),
            py::arg("scratch"), py::arg("place"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("place"))
+      .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("values"), py::arg("n_chains"),
+           py::arg("out"), py::arg("sums"), py::arg("place"))
       .def("free_energy", &Machine::free_energy, py::arg("updates"), py::arg("values"), py::arg("n_chains"),
            py::arg("betas"), py::arg("n_betas"), py::arg("base"), py::arg("out"), py::arg("place"));
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <exception>
 #include <optional>
 #include <set>
@@ -129,6 +130,15 @@ Launch launch_of(const Machine& machine, const Update& update, const Views& view
 
 void run(const BinaryUpdate& update, void* stream) { update_binary(update, stream); }
 void run(const RealUpdate& update, void* stream) { update_real(update, stream); }
+
+void add_coupling_energies(double* out, const Machine& machine, const Views& views, int32_t n, const Place& place) {
+  for (size_t i = 0; i < machine.couplings().size(); i++) {
+    const int upper = machine.couplings()[i].source.upper;
+    const Update update{upper, {{static_cast<int>(i), false, 1.}}};
+    auto* partials = take<int64_t>(place, 2 * unit_tiles(units_of(machine, upper)) * n);
+    add_coupling_energy(out, partials, binary_product(machine, update, views, n), views[upper].bits, place.stream);
+  }
+}
 
 // --- long calls ------------------------------------------------------------------------------------------------------
 
@@ -345,12 +355,19 @@ void energy(double* out, const Machine& machine, const std::vector<Values>& valu
   for (const int layer : all)
     add_bias_energy(out, {views[layer].bits, machine.layers()[layer].biases, nullptr, units_of(machine, layer)}, n,
                     nullptr, 1, place.stream);
-  for (size_t i = 0; i < machine.couplings().size(); i++) {
-    const int upper = machine.couplings()[i].source.upper;
-    const Update update{upper, {{static_cast<int>(i), false, 1.}}};
-    auto* partials = take<int64_t>(place, 2 * unit_tiles(units_of(machine, upper)) * n_chains);
-    add_coupling_energy(out, partials, binary_product(machine, update, views, n), views[upper].bits, place.stream);
-  }
+  add_coupling_energies(out, machine, views, n, place);
+}
+
+void gap(double* out, int64_t* sums, const Machine& machine, const std::vector<const int64_t*>& biases, int bias_bits,
+         const std::vector<Values>& values, int64_t n_chains, const Place& place) {
+  const auto n = static_cast<int32_t>(n_chains);
+  std::set<int> all;
+  for (size_t i = 0; i < values.size(); i++) all.insert(static_cast<int>(i));
+  const Views views = packed(machine, values, all, n, place);
+  add_coupling_energies(out, machine, views, n, place);
+  for (const int layer : all)
+    add_whole_biases(sums, views[layer].bits, biases[layer], units_of(machine, layer), n, place.stream);
+  subtract_sums(out, sums, std::ldexp(1., -bias_bits), n, place.stream);
 }
 
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,

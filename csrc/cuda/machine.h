@@ -74,6 +74,10 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains,
             const Place& place);
 
+// As bm::gap, for states of binary layers; `out` and sums[n_chains] are 0 before.
+void gap(double* out, int64_t* sums, const Machine& machine, const std::vector<const int64_t*>& biases, int bias_bits,
+         const std::vector<Values>& values, int64_t n_chains, const Place& place);
+
 // As bm::free_energy, for states of binary layers; `out` is 0 before.
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
                  int64_t n_chains, const float* betas, int64_t n_betas, const std::vector<const float*>& base,

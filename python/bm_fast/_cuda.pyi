@@ -59,6 +59,16 @@ class Machine:
         place: Place,
     ) -> None: ...
     def energy(self, values: Sequence[_Values], n_chains: int, out: int, place: Place) -> None: ...
+    def gap(
+        self,
+        biases: Sequence[int],
+        bias_bits: int,
+        values: Sequence[_Values],
+        n_chains: int,
+        out: int,
+        sums: int,
+        place: Place,
+    ) -> None: ...
     def free_energy(
         self,
         updates: Sequence[_Update],

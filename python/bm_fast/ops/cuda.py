@@ -175,7 +175,15 @@ class Machine:
         return out
 
     def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
-        return reference.gap(self._parameters, biases, bias_bits, has_base, layers)
+        if _any_real(layers):
+            return reference.gap(self._parameters, biases, bias_bits, has_base, layers)
+        out = torch.zeros(layers[0].shape[0], dtype=torch.float64, device=self._device)
+        sums = torch.zeros(len(out), dtype=torch.int64, device=self._device)
+        with place(self._device) as here:
+            self._compiled.gap(
+                addresses(biases), bias_bits, value_addresses(layers), len(out), out.data_ptr(), sums.data_ptr(), here
+            )
+        return out
 
     def free_energy(
         self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None
