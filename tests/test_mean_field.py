@@ -168,8 +168,8 @@ def test_instruction_sets_come_to_rest_at_the_same_point(tmp_path: object, monke
 
 
 def test_upward_pass_makes_up_for_the_layers_above() -> None:
-    built = machine(GRAPHS["dbm4"])
-    scales = [[source.scale for source in update.inputs] for (update,) in mean_field.upward_program(built, [0])]
+    program = mean_field.upward_program(GRAPHS["dbm4"], [0])
+    scales = [[source.scale for source in update.inputs] for (update,) in program]
     assert scales == [[2.0], [2.0], [1.0]]
 
 

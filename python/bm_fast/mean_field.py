@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bm_fast.graph import Kind
+from bm_fast.graph import Graph, Kind
 from bm_fast.ops import Machine
 from bm_fast.program import Block, Input, Program, Update, full_update, gibbs_program
 
@@ -52,13 +52,12 @@ class Posterior:
         return 1 - self.converged.float().mean().item()
 
 
-def upward_program(machine: Machine, clamped: Collection[int]) -> Program:
+def upward_program(graph: Graph, clamped: Collection[int]) -> Program:
     """One pass from the clamped layers outwards, each layer from those reached before it.
 
     The fields from inputs that are not yet known are made up for by scaling the known ones by the number of all
     couplings over that of the known: in a chain all layers below the top are doubled (Salakhutdinov and Hinton, 2009).
     """
-    graph = machine.graph
     known = set(clamped)
     program: list[Block] = []
     while True:
@@ -104,8 +103,7 @@ def infer(
         for i, layer in enumerate(graph.layers)
     ]
     if start is None:
-        for (update,) in upward_program(machine, given):
-            machine.layer_means(update, layers, out=layers[update.layer])
+        machine.mean_field(upward_program(graph, given), layers, 1)
     else:
         for i, means in enumerate(start):
             if i not in given:

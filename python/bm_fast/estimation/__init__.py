@@ -2,6 +2,7 @@
 
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
 from bm_fast.estimation.bracket import LogLikelihoodEstimate, estimate_log_likelihood
+from bm_fast.estimation.deep import exact_log_likelihood, mean_variational_bound, variational_bound
 from bm_fast.estimation.exact import MAX_ENUMERATED_UNITS, exact_log_z
 from bm_fast.estimation.likelihood import (
     MeanLogLikelihood,
@@ -25,11 +26,14 @@ __all__ = [
     "ais",
     "base_biases",
     "estimate_log_likelihood",
+    "exact_log_likelihood",
     "exact_log_z",
     "log_likelihood",
     "mean_log_likelihood",
+    "mean_variational_bound",
     "pseudo_log_likelihood",
     "reconstruction_error",
     "reverse_ais",
     "tempered_log_z",
+    "variational_bound",
 ]

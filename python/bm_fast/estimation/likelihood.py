@@ -50,7 +50,7 @@ def log_likelihood(model: Model, v: Array, log_z: float | AISEstimate) -> Array:
     machine = as_machine(model)
     values = visible_values(machine, v)
     free_energy = machine.free_energy(hidden_updates(machine.graph), with_visible(machine, values))[0]
-    return given_kind(-free_energy - _log_z(log_z), v)
+    return given_kind(-free_energy - finite_log_z(log_z), v)
 
 
 def mean_log_likelihood(model: Model, v: Tensor | NDArray[np.generic], log_z: float | AISEstimate) -> MeanLogLikelihood:
@@ -101,7 +101,8 @@ def reconstruction_error(model: Model, v: Array) -> Array:
     return given_kind((values.double() - means.double()).square().mean(1), v)
 
 
-def _log_z(log_z: float | AISEstimate) -> float:
+def finite_log_z(log_z: float | AISEstimate) -> float:
+    """The value itself, or that of an estimate; ValueError unless it is finite."""
     value = log_z.log_z if isinstance(log_z, AISEstimate) else log_z
     if not math.isfinite(value):
         raise ValueError(f"log_z: expected a finite number, got {value}")

@@ -93,6 +93,7 @@ class DBMLearner:
             empty_layers(graph, batch_size, device)[VISIBLE],
             *(torch.zeros(batch_size, layer.units, device=device) for layer in graph.layers[1:]),
         ]
+        self._upward = mean_field.upward_program(graph, [VISIBLE])
         self._infer = gibbs_program(graph, clamped=[VISIBLE])
         self._parameters = list(dbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
@@ -114,8 +115,7 @@ class DBMLearner:
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         estimator = self._estimator
         data = [layer[:n_data] for layer in self._data]
-        for (update,) in mean_field.upward_program(machine, [VISIBLE]):
-            machine.layer_means(update, data, out=data[update.layer])
+        machine.mean_field(self._upward, data, 1)
         changes = machine.mean_field(
             self._infer, data, estimator.iterations, tolerance=estimator.tolerance, damping=estimator.damping
         ).changes
