@@ -335,6 +335,21 @@ class Legal:
         }
         self.machine().layer_means(**arguments | spoiled)
 
+    def mean_field(self, **spoiled: Any) -> None:
+        changes, performed = torch.zeros(self.n_chains), torch.zeros(self.n_chains, dtype=torch.int32)
+        arguments: dict[str, Any] = {
+            "program": [[self.upward]],
+            "values": [self.values[0], (self.means.data_ptr(), True)],
+            "n_cases": self.n_chains,
+            "iterations": 2,
+            "tolerance": 0.1,
+            "damping": 0.0,
+            "changes": changes.data_ptr(),
+            "performed": performed.data_ptr(),
+            "threads": 2,
+        }
+        self.machine().mean_field(**arguments | spoiled)
+
     def energy(self, **spoiled: Any) -> None:
         arguments: dict[str, Any] = {
             "values": self.values,
@@ -438,6 +453,11 @@ SPOILED: list[tuple[str, dict[str, Any]]] = [
     *(("layer_means", {name: bad}) for name in ("n_chains", "threads") for bad in BAD_COUNTS),
     *(("layer_means", {"base": bad}) for bad in BAD_LISTS if bad != []),
     ("layer_means", {"out": 0}),
+    *(("mean_field", {"program": [[bad]]}) for bad in BAD_UPDATES),
+    *(("mean_field", {"values": bad}) for bad in ([], [(0, True)] * 2, [(HERE, False)] * 2, None)),
+    *(("mean_field", {name: bad}) for name in ("n_cases", "threads") for bad in BAD_COUNTS),
+    *(("mean_field", {"iterations": bad}) for bad in (0, -1, 2**31, 1.5, None)),
+    *(("mean_field", {name: 0}) for name in ("changes", "performed")),
     *(("energy", {"values": bad}) for bad in ([], [(0, False)], [(0, False)] * 2, None)),
     *(("energy", {name: bad}) for name in ("n_chains", "threads") for bad in BAD_COUNTS),
     ("energy", {"out": 0}),

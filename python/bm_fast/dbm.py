@@ -15,6 +15,7 @@ from bm_fast import arrays, mean_field
 from bm_fast.arrays import Array
 from bm_fast.graph import Kind, chain_graph
 from bm_fast.mean_field import Posterior
+from bm_fast.mlp import DeepClassifier
 from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.ops import Machine, whole_number
 from bm_fast.program import full_update, gibbs_program
@@ -146,6 +147,26 @@ class DBM(BoltzmannModel):
         program = gibbs_program(self.graph)
         machine.sweep(program, chains, sweeps, clamp={VISIBLE: known}, means={VISIBLE: means})
         return arrays.given_kind(means if what == "means" else chains.layers[VISIBLE], v)
+
+    # --- classification ---------------------------------------------------------------------------------------------
+
+    def to_mlp(self, n_classes: int, dropout: float = 0.0, seed: int = 0) -> DeepClassifier:
+        """A feed-forward network of the same shape that begins as one pass of mean field; it takes ``mlp_inputs(v)``.
+
+        dropout: probability with which each hidden unit is left out in training. seed: of the output weights.
+        """
+        return DeepClassifier(self.coupling_weights, self.layer_biases, n_classes, dropout, seed)
+
+    def mlp_inputs(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """Data beside the posteriors of all hidden layers but the first, float32: what the network of ``to_mlp`` takes.
+
+        Arguments as for ``mean_field``.
+        """
+        posterior: Posterior = self._infer(self.machine(), v, iterations, tolerance, damping)
+        data, _, *above = posterior.layers
+        return arrays.given_kind(torch.cat([data.float(), *above], 1), v)
 
     def _infer(
         self,

@@ -87,12 +87,11 @@ def infer(
     iterations: int,
     tolerance: float,
     damping: float = 0.0,
-    start: Sequence[Tensor] | None = None,
 ) -> Posterior:
     """Means of all layers but the given ones.
 
-    given: layer -> values ``[n, units]``, uint8 0/1 or float32. start: means to begin with, per layer; default: one
-    pass outwards from the given layers (``upward_program``).
+    given: layer -> values ``[n, units]``, uint8 0/1 or float32. The iterations begin with one pass outwards from these
+    layers (``upward_program``).
 
     Warns with ``MeanFieldNotConverged`` where a tolerance above 0 was not reached; it states the share of the cases.
     """
@@ -102,12 +101,7 @@ def infer(
         given[i] if i in given else torch.zeros(n, layer.units, device=machine.device)
         for i, layer in enumerate(graph.layers)
     ]
-    if start is None:
-        machine.mean_field(upward_program(graph, given), layers, 1)
-    else:
-        for i, means in enumerate(start):
-            if i not in given:
-                layers[i].copy_(means)
+    machine.mean_field(upward_program(graph, given), layers, 1)
     program = gibbs_program(graph, clamped=given)
     changes, performed = machine.mean_field(program, layers, iterations, tolerance=tolerance, damping=damping)
     converged = changes <= tolerance if tolerance > 0 else torch.zeros_like(changes, dtype=torch.bool)

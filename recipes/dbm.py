@@ -1,0 +1,187 @@
+"""Trains and measures a deep Boltzmann machine: greedy stack, joint training, bound by AIS, pictures.
+
+    python recipes/dbm.py digits         64-100-50 on the digits that come with the package: about a minute
+    python recipes/dbm.py mnist          784-500-1000
+    python recipes/dbm.py mnist3         784-500-500-1000
+    python recipes/dbm.py ocr-letters    128-500-1000
+
+Every part is saved in runs/dbm-NAME after each epoch, and the same command goes on where an interrupted one stopped.
+Results go to recipes/results/dbm-NAME.json. The schedule is that of Salakhutdinov and Hinton (2009), shortened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
+
+from bm_fast import DBM, RBM, plots
+from bm_fast.data import load
+from bm_fast.data.dataset import Dataset
+from bm_fast.estimation import ais, base_biases, mean_variational_bound
+from bm_fast.model import BoltzmannModel
+from bm_fast.program import full_update
+from bm_fast.training import (
+    CD,
+    Checkpoint,
+    History,
+    MeanFieldPCD,
+    ProgressBar,
+    Trainer,
+    lift,
+    robbins_monro,
+    stack_estimator,
+    stitch,
+)
+
+FOLDER = Path(__file__).parent
+SEED, BATCH = 0, 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """hidden: units; epochs: of each RBM, then of the joint training; half_life: of its rate, in epochs."""
+
+    data: str
+    hidden: tuple[int, ...]
+    epochs: tuple[int, ...]
+    rbm_rate: float = 0.05
+    rate: float = 0.01
+    half_life: float = 30
+    weight_decay: float = 2e-4
+    n_betas: int = 20_000
+
+
+RECIPES = {
+    "digits": Recipe("digits", (100, 50), (30, 30, 150), rate=0.02, n_betas=5_000),
+    "mnist": Recipe("mnist", (500, 1000), (50, 50, 150)),
+    "mnist3": Recipe("mnist", (500, 500, 1000), (50, 50, 50, 150)),
+    "ocr-letters": Recipe("ocr-letters", (500, 1000), (50, 50, 100)),
+}
+
+
+def fit(
+    model: BoltzmannModel,
+    estimator: CD | MeanFieldPCD,
+    train: Tensor,
+    epochs: int,
+    path: Path,
+    *,
+    rate: float,
+    weight_decay: float,
+    half_life: float | None = None,
+    validation: Tensor | None = None,
+) -> History:
+    """Trains ``model`` in place, from the checkpoint where there is one."""
+    decayed = {"params": list(model.coupling_weights), "weight_decay": weight_decay}
+    optimizer = SGD([decayed, {"params": list(model.layer_biases)}], lr=rate, momentum=0.5)
+    schedule: LRScheduler | None = None if half_life is None else robbins_monro(optimizer, half_life)
+    history = History()
+    callbacks = [history, ProgressBar(), Checkpoint(path)]
+    if path.exists():
+        trainer = Trainer.resume(path, model, optimizer, schedule, callbacks)
+    else:
+        centred = isinstance(estimator, MeanFieldPCD)
+        trainer = Trainer(model, optimizer, estimator, BATCH, SEED, centred, schedule, callbacks=callbacks)
+    trainer.fit(train, epochs, validation=validation)
+    return history
+
+
+def pretrained(recipe: Recipe, train: Tensor, run: Path) -> DBM:
+    """The stitched stack of modified RBMs."""
+    units, rbms, data = (train.shape[1], *recipe.hidden), [], train
+    for level, (below, above) in enumerate(itertools.pairwise(units)):
+        rbm = RBM(below, above, seed=SEED + level)
+        rbm.initialise_biases(data)
+        estimator = stack_estimator(level, len(recipe.hidden))
+        path = run / f"rbm{level + 1}.safetensors"
+        fit(rbm, estimator, data, recipe.epochs[level], path, rate=recipe.rbm_rate, weight_decay=1e-3)
+        data = lift(rbm, estimator, data)
+        rbms.append(rbm)
+    return stitch(rbms)
+
+
+def draw(dbm: DBM, dataset: Dataset, test: Tensor, run: Path) -> None:
+    """Samples, completions of lower halves, and filters of each layer carried down to the pixels."""
+    shape = dataset.shape
+    assert shape is not None
+    chains = dbm.sample(dbm.chains(100, SEED, test[:100].contiguous()), 1000)
+    means = dbm.machine().layer_means(full_update(dbm.graph, 0), chains.layers)
+    plots.save(plots.image_grid(means, shape, title="samples after 1,000 sweeps"), run / "samples.png")
+    known = torch.arange(dataset.n_units) < dataset.n_units // 2
+    halves = torch.where(known, test[:10].float(), torch.zeros(()))
+    rows = torch.cat([test[:10].float(), halves, dbm.complete(test[:10].contiguous(), known, sweeps=500)])
+    plots.save(plots.image_grid(rows, shape, columns=10, title="case, upper half, completion"), run / "completions.png")
+    filters = torch.eye(dataset.n_units)
+    for level, weight in enumerate(dbm.weights, 1):
+        filters = filters @ weight.detach()
+        figure = plots.filters(filters, shape, title=f"filters of hidden layer {level}")
+        plots.save(figure, run / f"filters{level}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--epochs", type=int, nargs="+", help="of each RBM, then of the joint training")
+    options = parser.parse_args()
+    recipe = RECIPES[options.recipe]
+    if options.epochs is not None:
+        if len(options.epochs) != len(recipe.epochs):
+            parser.error(f"--epochs: expected {len(recipe.epochs)} numbers, got {len(options.epochs)}")
+        recipe = replace(recipe, epochs=tuple(options.epochs))
+    run = Path("runs") / f"dbm-{options.recipe}"
+    run.mkdir(parents=True, exist_ok=True)
+    dataset = load(recipe.data)
+    binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
+    test = binary.split("test")
+    began = time.monotonic()
+    dbm = pretrained(recipe, dataset.train, run)
+    history = fit(
+        dbm,
+        MeanFieldPCD(100, sweeps=5, iterations=10),
+        dataset.train,
+        recipe.epochs[-1],
+        run / "dbm.safetensors",
+        rate=recipe.rate,
+        weight_decay=recipe.weight_decay,
+        half_life=recipe.half_life,
+        validation=dataset.valid,
+    )
+    trained = time.monotonic() - began
+    log_z = ais(dbm, n_runs=100, betas=recipe.n_betas, base=base_biases(dbm, dataset.train), seed=SEED, progress=True)
+    bounds = {name: mean_variational_bound(dbm, binary.split(name), log_z) for name in ("train", "test")}
+    print(log_z)
+    for name, bound in bounds.items():
+        print(f"bound on the {name} log-likelihood ({binary.protocol}): {bound}")
+    draw(dbm, dataset, test, run)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FOLDER)
+    record = {
+        "command": f"python recipes/dbm.py {options.recipe}",
+        "recipe": asdict(recipe),
+        "seed": SEED,
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "seconds_of_training_in_this_call": round(trained),
+        "seconds_in_all": round(time.monotonic() - began),
+        "protocol": binary.protocol,
+        "log_z": str(log_z),
+        "bound": {name: str(bound) for name, bound in bounds.items()},
+        "unconverged": history.rows[-1]["unconverged"] if history.rows else None,
+    }
+    results = FOLDER / "results" / f"dbm-{options.recipe}.json"
+    results.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"results in {results}, pictures in {run}")
+
+
+if __name__ == "__main__":
+    main()
