@@ -111,7 +111,7 @@ def test_settings_of_the_trainer(arguments, message):
 
 def test_parts_that_do_not_belong_together():
     adam = torch.optim.Adam(MODEL.parameters())
-    with pytest.raises(ValueError, match="optimizer: expected parameters of the model only"):
+    with pytest.raises(ValueError, match="optimizer: expected parameters of model only"):
         Trainer(REAL, adam, IWAE(2))
     with pytest.raises(ValueError, match="binarise: expected 'none' for Gaussian pixels"):
         Trainer(REAL, torch.optim.Adam(REAL.parameters()), IWAE(2), binarise="dynamic")

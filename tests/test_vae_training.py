@@ -13,7 +13,7 @@ import torch
 from bm_fast import RBM
 from bm_fast.checkpoints import CheckpointError
 from bm_fast.data import load
-from bm_fast.training import CD, Callback, Checkpoint, History, TrainingError
+from bm_fast.training import CD, Callback, Checkpoint, EarlyStopping, Evaluate, History, TrainingError
 from bm_fast.training import Trainer as RBMTrainer
 from bm_fast.vae import CIWAE, ELBO, IWAE, PIWAE, VAE, DReG, Trainer, burda_schedule, evaluate
 from vae_exact import linear_gaussian, linear_gaussian_log_likelihood
@@ -148,6 +148,19 @@ def test_binary_data_are_taken_as_they_are_and_grey_levels_drawn_anew(monkeypatc
     assert bool(((drawn.mean(0) - expected).abs() <= 6 * error + 1e-6).all())
 
 
+def test_early_stopping_brings_back_the_model_with_the_best_validation_bound():
+    stopping = EarlyStopping("validation_bound", patience=2)
+    trainer = made(callbacks=[Evaluate({"first": lambda model: model.latents[0]}), stopping])
+    trainer.optimizer.param_groups[0]["lr"] = 0.3  # far too high: the bound falls soon
+    trainer.scheduler = None
+    trainer.fit(GREY, epochs=60, validation=GREY[:30])
+    assert trainer.epoch < 60
+    assert stopping.best_epoch == trainer.epoch - 2
+    assert all(torch.equal(p, stopping.best_parameters[name]) for name, p in trainer.model.named_parameters())
+    with pytest.raises(ValueError, match=r"expected one of \['bound'\] .* got 'validation_bound'"):
+        made(callbacks=[EarlyStopping("validation_bound")]).fit(GREY, epochs=1)
+
+
 def test_numpy_data_train_like_torch_data():
     a, b = made(), made()
     a.fit(GREY, epochs=1)
@@ -181,7 +194,7 @@ def test_resume_refuses_other_parts_and_other_data(tmp_path):
     with pytest.raises(ValueError, match="with which this training began"):
         resumed(path).fit(GREY[:50], epochs=2)
     RBMTrainer(rbm := RBM(64, 2), torch.optim.SGD(rbm.parameters(), lr=0.1), CD(1)).save(path)
-    with pytest.raises(CheckpointError, match="expected the training of an autoencoder"):
+    with pytest.raises(CheckpointError, match="holds no 'vae'"):
         resumed(path)
     with pytest.raises(CheckpointError, match="holds no 'vae'"):
         VAE.load(path)

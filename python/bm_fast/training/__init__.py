@@ -11,10 +11,11 @@ from bm_fast.training.callbacks import (
 )
 from bm_fast.training.deep import MeanFieldPCD, robbins_monro
 from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.loop import TrainingError
 from bm_fast.training.pretraining import lift, pretrain, stack_estimator, stitch
 from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
 from bm_fast.training.tempered import PersistentChains
-from bm_fast.training.trainer import Trainer, TrainingError
+from bm_fast.training.trainer import Trainer
 
 __all__ = [
     "CD",

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from bm_fast.training.trainer import Trainer
+    from bm_fast.training.loop import Loop
 
 Outcome = Literal["running", "done", "stopped", "interrupted", "failed"]
 
@@ -33,7 +33,7 @@ class Progress:
     stop_reason: set it to end training after this update or epoch. outcome: how the call ended.
     """
 
-    trainer: Trainer
+    trainer: Loop
     epochs: int
     n_batches: int | None
     validation: Tensor | None

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,16 @@ from bm_fast import checkpoints
 from bm_fast.checkpoints import CheckpointError
 from bm_fast.training.batches import Batches
 from bm_fast.training.callbacks import Callback, Outcome, Progress
-from bm_fast.training.trainer import TrainingError
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a parameter or a bound is not finite, or a parameter has left the integer grid."""
+
+
+def check_epochs(epochs: int) -> None:
+    """ValueError unless it is a number of epochs."""
+    if not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(f"epochs: expected a whole number of at least 0, got {epochs!r}")
 
 
 class Loop(ABC):
@@ -36,9 +45,6 @@ class Loop(ABC):
 
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
     """
-
-    last_batch: Tensor | None = None
-    """States of the last data rows, where the progress bar is to show how the model reconstructs them."""
 
     def __init__(
         self,
@@ -64,30 +70,38 @@ class Loop(ABC):
         """Metrics of the epoch that has just ended."""
 
     @abstractmethod
+    def metric_names(self, validation: Tensor | None) -> set[str]:
+        """Names of metrics that callbacks can count on."""
+
+    @abstractmethod
+    def reconstruction_error(self) -> float | None:
+        """Mean square per unit between the last batch and what the model makes of it; None before an update."""
+
+    @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Arguments of the constructor, as a checkpoint holds them."""
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
-        """What updates depend on besides parameters, optimiser, scheduler, order and counts."""
+        """What updates depend on besides parameters, optimiser, scheduler, order and counts, for a checkpoint."""
 
     @abstractmethod
     def _load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what ``_state`` gave."""
+        """Takes up what ``_state`` gave, from among the other entries."""
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def _fit(self, batches: Batches, epochs: int, validation: Tensor | None) -> None:
-        """Trains until ``epochs`` epochs are done in all. After a Ctrl-C callbacks save; then KeyboardInterrupt."""
-        if not isinstance(epochs, int) or epochs < 0:
-            raise ValueError(f"epochs: expected a whole number of at least 0, got {epochs!r}")
-        self._take_up_order(batches)
-        progress = Progress(cast(Any, self), epochs, batches.n_batches, validation)
+        """Trains until ``epochs`` epochs are done in all, in the order that has been taken up.
+
+        After a Ctrl-C callbacks save; then KeyboardInterrupt.
+        """
+        progress = Progress(self, epochs, batches.n_batches, validation)
         first: BaseException | None = None
         for callback in self.callbacks:
             callback.on_start(progress)
         try:
-            with finish_update_first() as interrupted:
+            with _finish_update_first() as interrupted:
                 progress.outcome = self._run(batches, progress, interrupted)
         except BaseException as error:
             progress.outcome, first = "failed", error
@@ -170,24 +184,37 @@ class Loop(ABC):
         self.check_finite()
         held = {
             "settings": self._settings(),
-            "parts": self._parts(),
+            "parts": _parts(self.model, self.optimizer, self.scheduler, self.callbacks),
             "counts": (self.epoch, self.batch, self.update),
             "order": self._order,
             "data": self._data,
-            "state": self._state(),
+            **self._state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "callbacks": [callback.state_dict() for callback in _stateful(self.callbacks)],
         }
         checkpoints.save(path, {str(self.model.name): _settings_of(self.model), "trainer": held})
 
-    def _restore(self, path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-        """Goes on where the file left; CheckpointError, and nothing changed, where the parts are other ones."""
-        model, held = (checkpoints.entry(state, name, path) for name in (str(self.model.name), "trainer"))
-        for part, given in self._parts().items():
+    @staticmethod
+    def _read(
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        callbacks: Sequence[Callback],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``save`` wrote of the model and of its training; CheckpointError where the parts are other ones."""
+        _check_optimiser(model, optimizer, scheduler)
+        state = checkpoints.load(path)
+        saved, held = (checkpoints.entry(state, name, path) for name in (str(model.name), "trainer"))
+        for part, given in _parts(model, optimizer, scheduler, callbacks).items():
             if given != held["parts"][part]:
                 raise CheckpointError(f"{os.fspath(path)!r}: expected {part} {held['parts'][part]}, got {given}")
-        self.model.load_state_dict(model["parameters"])
+        return saved, held
+
+    def _restore(self, saved: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+        """Takes up everything that ``_read`` gave."""
+        self.model.load_state_dict(saved["parameters"])
         self.optimizer.load_state_dict(held["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(held["scheduler"])
@@ -195,19 +222,22 @@ class Loop(ABC):
             callback.load_state_dict(kept)
         self.epoch, self.batch, self.update = held["counts"]
         self._order, self._data, self._resumed = held["order"], held["data"], True
-        self._load_state(held["state"])
+        self._load_state(held)
 
-    def _parts(self) -> dict[str, Any]:
-        """What must be the same where training resumes."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        # torch keeps momenta by position alone, and would give those of one parameter to another of the same shape
-        groups = [[names[id(parameter)] for parameter in group["params"]] for group in self.optimizer.param_groups]
-        return {
-            "model": {name: value for name, value in _settings_of(self.model).items() if name != "parameters"},
-            "optimizer": [type(self.optimizer).__name__, groups],
-            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
-            "callbacks with a state": [type(callback).__name__ for callback in _stateful(self.callbacks)],
-        }
+
+def _parts(
+    model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None, callbacks: Sequence[Callback]
+) -> dict[str, Any]:
+    """What must be the same where training resumes."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    # torch keeps momenta by position alone, and would give those of one parameter to another of the same shape
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    return {
+        "model": {name: value for name, value in _settings_of(model).items() if name != "parameters"},
+        "optimizer": [type(optimizer).__name__, groups],
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "callbacks with a state": [type(callback).__name__ for callback in _stateful(callbacks)],
+    }
 
 
 def _settings_of(model: nn.Module) -> dict[str, Any]:
@@ -223,7 +253,7 @@ def _check_optimiser(model: nn.Module, optimizer: Optimizer, scheduler: LRSchedu
     own = {id(parameter) for parameter in model.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not all(id(parameter) in own for parameter in held):
-        raise ValueError("optimizer: expected parameters of the model only, got a tensor that is none of them")
+        raise ValueError("optimizer: expected parameters of model only, got a tensor that is none of them")
     if scheduler is None:
         return
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -233,7 +263,7 @@ def _check_optimiser(model: nn.Module, optimizer: Optimizer, scheduler: LRSchedu
 
 
 @contextmanager
-def finish_update_first() -> Iterator[Callable[[], bool]]:
+def _finish_update_first() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C into a flag that the loop reads after each update; a second one acts as usual."""
     seen = False
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals

@@ -38,7 +38,7 @@ class _Stopping(Callback):
 
     def on_start(self, progress: Progress) -> None:
         self._stopped = False
-        names = set() if progress.validation is None else {"free_energy_gap"}
+        names = progress.trainer.metric_names(progress.validation)
         for callback in takewhile(lambda c: c is not self, progress.trainer.callbacks):
             if not type(callback).on_epoch.__module__.startswith("bm_fast."):
                 return  # a callback of the user's, which may add any name at any time

@@ -15,12 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from bm_fast import checkpoints, data
-from bm_fast.checkpoints import CheckpointError
+from bm_fast import data
 from bm_fast.training.batches import ArrayBatches, Batches
 from bm_fast.training.callbacks import Callback
-from bm_fast.training.loop import Loop
-from bm_fast.training.trainer import TrainingError
+from bm_fast.training.loop import Loop, TrainingError, check_epochs
 from bm_fast.vae.estimators import ESTIMATORS, Estimator
 from bm_fast.vae.evaluation import log_likelihood
 from bm_fast.vae.model import VAE
@@ -77,6 +75,7 @@ class Trainer(Loop):
         self._shuffle = torch.Generator().manual_seed(seed)
         self._noise = torch.Generator(model.device).manual_seed(seed + 1)
         self._sum, self._rows = 0.0, 0  # of the bounds of the present epoch
+        self._last_batch: Tensor | None = None
 
     def fit(
         self,
@@ -94,9 +93,11 @@ class Trainer(Loop):
         second Ctrl-C interrupts at once. TrainingError names the update, and the row, whose bound is not finite; that
         update is not made.
         """
+        check_epochs(epochs)
         grey = self.binarise == "dynamic"
         batches = ArrayBatches(self.model.rows(train, "train", grey=grey), self.batch_size, self._shuffle)
         held_out = None if validation is None else self._held_out(self.model.rows(validation, "validation", grey=grey))
+        self._take_up_order(batches)
         self._fit(batches, epochs, held_out)
 
     def _held_out(self, rows: Tensor) -> Tensor:
@@ -117,6 +118,7 @@ class Trainer(Loop):
             )
         self.optimizer.step()
         self._sum, self._rows = self._sum + total, self._rows + len(bounds)
+        self._last_batch = x
 
     def _measure(self, batches: Batches, validation: Tensor | None) -> dict[str, float]:
         metrics = {"bound": self._sum / self._rows}
@@ -128,6 +130,13 @@ class Trainer(Loop):
                 raise TrainingError(f"after update {self.update}: validation: {error}") from error
             metrics["validation_bound"] = float(bounds.mean())
         return metrics
+
+    def metric_names(self, validation: Tensor | None) -> set[str]:
+        return {"bound"} if validation is None else {"bound", "validation_bound"}
+
+    def reconstruction_error(self) -> float | None:
+        x = self._last_batch
+        return None if x is None else float((self.model.reconstruct(x) - x).square().mean())
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -161,14 +170,12 @@ class Trainer(Loop):
         model, optimizer, scheduler, callbacks: made as for the first run; their states come from the file. Errors as in
         ``checkpoints.load``; CheckpointError as well for a file whose model or parts are other ones.
         """
-        state = checkpoints.load(path)
-        settings = dict(checkpoints.entry(state, "trainer", path)["settings"])
+        saved, held = cls._read(path, model, optimizer, scheduler, callbacks)
+        settings = dict(held["settings"])
         described = dict(settings.pop("estimator"))
-        if described["name"] not in ESTIMATORS:
-            raise CheckpointError(f"{os.fspath(path)!r}: expected the training of an autoencoder, got {sorted(state)}")
         estimator = ESTIMATORS[described.pop("name")](**described)
         trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)
-        trainer._restore(path, state)
+        trainer._restore(saved, held)
         return trainer
 
 
