@@ -323,6 +323,71 @@ class Legal:
         }
         self.machine().sweep(**arguments | spoiled)
 
+    def rungs(self) -> tuple[int, int, int, int, int]:
+        self.rung_tensors = (
+            torch.arange(self.n_chains, dtype=torch.int32),
+            torch.zeros(self.n_chains - 1, dtype=torch.int64),
+            torch.zeros(self.n_chains - 1, dtype=torch.float64),
+            torch.zeros(self.n_chains, dtype=torch.uint8),
+            torch.zeros(self.n_chains, dtype=torch.int64),
+        )
+        a, b, c, d, e = (tensor.data_ptr() for tensor in self.rung_tensors)
+        return a, b, c, d, e
+
+    def temper(self, **spoiled: Any) -> None:
+        betas = torch.linspace(0, 1, self.n_chains)
+        grid = [torch.zeros(n, dtype=torch.int64) for n in self.units]
+        arguments: dict[str, Any] = {
+            "program": [[self.upward], [(0, [(0, True, 1.0)])]],
+            "states": [state.data_ptr() for state in self.states],
+            "rungs": self.rungs(),
+            "n_chains": self.n_chains,
+            "n_rungs": self.n_chains,
+            "n_rounds": 2,
+            "sweeps_per_round": 1,
+            "seed": 0,
+            "first_chain": 0,
+            "first_sweep": 0,
+            "first_round": 0,
+            "betas": betas.data_ptr(),
+            "base": [bias.data_ptr() for bias in self.biases],
+            "biases": [biases.data_ptr() for biases in grid],
+            "bias_bits": 40,
+            "means": [0, self.means.data_ptr()],
+            "trace": 0,
+            "threads": 2,
+            "rounds_done": self.sweeps_done.data_ptr(),
+            "progress": lambda done: None,
+        }
+        self.machine().temper(**arguments | spoiled)
+
+    def gap(self, **spoiled: Any) -> None:
+        grid = [torch.zeros(n, dtype=torch.int64) for n in self.units]
+        arguments: dict[str, Any] = {
+            "biases": [biases.data_ptr() for biases in grid],
+            "bias_bits": 40,
+            "has_base": True,
+            "values": self.values,
+            "n_chains": self.n_chains,
+            "out": self.energies.data_ptr(),
+            "threads": 2,
+        }
+        self.machine().gap(**arguments | spoiled)
+
+    def swap(self, **spoiled: Any) -> None:
+        betas = torch.linspace(0, 1, self.n_chains)
+        arguments: dict[str, Any] = {
+            "rungs": self.rungs(),
+            "gaps": self.energies.data_ptr(),
+            "betas": betas.data_ptr(),
+            "n_rungs": self.n_chains,
+            "n_chains": self.n_chains,
+            "seed": 0,
+            "first_ladder": 0,
+            "round": 0,
+        }
+        _C.swap(**arguments | spoiled)
+
     def layer_means(self, **spoiled: Any) -> None:
         arguments: dict[str, Any] = {
             "update": self.upward,
@@ -448,6 +513,23 @@ SPOILED: list[tuple[str, dict[str, Any]]] = [
     ("sweep", {"program": [[(1, [(0, False, 1.0)]), (0, [(0, True, 1.0)])]]}),
     ("sweep", {"program": None}),
     ("sweep", {"progress": None}),
+    *(("temper", {name: bad}) for name in ("n_chains", "n_rungs", "threads") for bad in BAD_COUNTS),
+    *(("temper", {"n_rounds": bad}) for bad in (-1, -(2**63), 2**63, 1.5, None)),
+    *(("temper", {"sweeps_per_round": bad}) for bad in (0, -1, 2**32, 2**63, 1.5, None)),
+    *(("temper", {name: bad}) for name in ("first_sweep", "first_round") for bad in (-1, 2**33, 1.5, None)),
+    *(("temper", {name: bad}) for name in ("states", "biases") for bad in BAD_LISTS),
+    *(("temper", {"program": [[bad]]}) for bad in BAD_UPDATES),
+    *(("temper", {"bias_bits": bad}) for bad in (-201, 201, 1.5, None)),
+    *(("temper", {"rungs": bad}) for bad in (None, (0, 0, 0, 0, 0), (HERE, HERE))),
+    *(("temper", {name: 0}) for name in ("betas", "rounds_done")),
+    *(("gap", {"biases": bad}) for bad in BAD_LISTS),
+    *(("gap", {"bias_bits": bad}) for bad in (-201, 201, 1.5, None)),
+    *(("gap", {name: bad}) for name in ("n_chains", "threads") for bad in BAD_COUNTS),
+    ("gap", {"out": 0}),
+    *(("swap", {name: bad}) for name in ("n_chains", "n_rungs") for bad in BAD_COUNTS),
+    *(("swap", {name: 0}) for name in ("gaps", "betas")),
+    *(("swap", {"rungs": bad}) for bad in (None, (0, 0, 0, 0, 0), (HERE, HERE))),
+    ("swap", {"n_rungs": 2}),
     *(("layer_means", {"update": bad}) for bad in BAD_UPDATES),
     *(("layer_means", {"values": bad}) for bad in ([], [(0, False)], [(0, False)] * 2, [(0, True)] * 3, None)),
     *(("layer_means", {name: bad}) for name in ("n_chains", "threads") for bad in BAD_COUNTS),
