@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bm_fast import chain_graph
+from bm_fast import chain_graph, ops
 from bm_fast.program import gibbs_program
 from conftest import HAS_NATIVE
 from engine_cases import make_machine
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 LONG_CALL = """
 import sys, time, torch
 from engine_cases import make_machine
-from bm_fast import chain_graph
+from bm_fast import chain_graph, ops
 from bm_fast.program import gibbs_program
 
 sizes, n_chains = ({visible}, {hidden}), {n_chains}
@@ -45,11 +45,11 @@ print("valid", flush=True)
 """
 
 
-def interrupt(isa: str | None, after: float, **sizes: int) -> tuple[float, int]:
-    """Seconds from SIGINT to KeyboardInterrupt, and the sweeps done by then, of a call that would run for hours."""
+def interrupt(isa: str | None, after: float, code: str = LONG_CALL, **sizes: int) -> tuple[float, int]:
+    """Seconds from SIGINT to KeyboardInterrupt, and the work done by then, of a call that would run for hours."""
     environment = os.environ | {"PYTHONPATH": str(HERE)} | ({} if isa is None else {"BM_FAST_ISA": isa})
     with subprocess.Popen(
-        [sys.executable, "-c", LONG_CALL.format(**sizes)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code.format(**sizes)], env=environment, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "running\n"
@@ -73,6 +73,37 @@ def test_ctrl_c_ends_even_one_long_sweep() -> None:
     seconds, sweeps = interrupt("base", 0.3, visible=3000, hidden=3000, n_chains=20_000)
     assert seconds < 1
     assert sweeps == 0
+
+
+LONG_TEMPERING = """
+import time, torch
+from engine_cases import make_machine
+from bm_fast import chain_graph, ops
+
+torch.set_num_threads(2)
+machine = make_machine(chain_graph(({visible}, {hidden})), scale=0.05)
+betas = torch.linspace(0, 1, {n_rungs})
+gap = ops.EnergyGap(machine)
+chains, rungs = machine.chains({n_ladders} * {n_rungs}, seed=4), ops.Rungs.start({n_ladders}, {n_rungs})
+before, at_start = chains.clone(), rungs.clone()
+print("running", flush=True)
+try:
+    ops.temper(gap, chains, rungs, betas, 10**8)
+except KeyboardInterrupt:
+    print(time.time(), rungs.round, flush=True)
+assert chains.sweep == rungs.round
+ops.temper(gap, before, at_start, betas, rungs.round)
+assert all(torch.equal(a, b) for a, b in zip(chains.layers, before.layers)), "not the state after these rounds"
+assert torch.equal(rungs.rungs, at_start.rungs) and torch.equal(rungs.acceptances, at_start.acceptances)
+print("valid", flush=True)
+"""
+
+
+@pytest.mark.parametrize("n_ladders", [2, 20])
+def test_ctrl_c_ends_tempering_within_a_second(n_ladders: int) -> None:
+    seconds, rounds = interrupt(None, 0.7, LONG_TEMPERING, visible=784, hidden=500, n_ladders=n_ladders, n_rungs=10)
+    assert seconds < 1
+    assert rounds > 0
 
 
 def test_progress_is_told_of_whole_sweeps_up_to_the_last() -> None:
@@ -116,3 +147,17 @@ def test_memory_does_not_grow_with_the_number_of_sweeps() -> None:
     machine.sweep(program, chains, 2000)
     # one state of all layers and sweeps would be 360 MB
     assert resident_bytes() - before < 8e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_does_not_grow_with_the_number_of_rounds() -> None:
+    machine = make_machine(chain_graph((100, 80)))
+    chains, rungs = machine.chains(1000, seed=0), ops.Rungs.start(100, 10)
+    gap, betas = ops.EnergyGap(machine), torch.linspace(0, 1, 10)
+    ops.temper(gap, chains, rungs, betas, 20)
+    before = resident_bytes()
+    told: list[int] = []
+    ops.temper(gap, chains, rungs, betas, 2000, progress=told.append)
+    assert resident_bytes() - before < 8e6
+    assert told[-1] == 2000
+    assert told == sorted(set(told))

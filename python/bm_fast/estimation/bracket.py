@@ -23,6 +23,8 @@ from bm_fast.tempering import PoorMixing, TemperingReport, adapted_betas, run, s
 WIDEST_BRACKET = 1.0
 """Nats between the ends of a bracket beyond which it is not trusted."""
 
+_DROP = 3e-5  # finer steps than ``adaptive_betas`` takes by itself: there are fewer runs than usual, each way
+
 
 @dataclass(frozen=True)
 class LogLikelihoodEstimate:
@@ -79,7 +81,7 @@ def estimate_log_likelihood(
     v: as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
     base: biases at beta = 0; default ``base_biases(model, v)``.
     n_runs: ladders, and annealing runs each way. rounds, sweeps: of parallel tempering, and sweeps between swaps.
-    betas: of annealing, as for ``ais``.
+    betas: of annealing, as for ``ais``; "adaptive" takes finer steps here.
 
     Warns with ``UntrustworthyEstimate`` where the verdict is no.
     """
@@ -98,7 +100,7 @@ def estimate_log_likelihood(
         up_seed, down_seed = ((seed + k) % 2**64 for k in (1, 2))
         schedule = betas
         if isinstance(betas, str) and betas == ADAPTIVE:
-            schedule = adaptive_betas(machine, base=base, seed=up_seed, progress=progress)
+            schedule = adaptive_betas(machine, drop=_DROP, base=base, seed=up_seed, progress=progress)
         forward = ais(machine, n_runs, betas=schedule, base=base, seed=up_seed, progress=progress)
         reverse = reverse_ais(
             machine, ladders.at_target(), betas=schedule, base=base, seed=down_seed, progress=progress
