@@ -4,6 +4,7 @@ from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base
 from bm_fast.estimation.bracket import LogLikelihoodEstimate, estimate_log_likelihood
 from bm_fast.estimation.deep import exact_log_likelihood, mean_variational_bound, variational_bound
 from bm_fast.estimation.exact import MAX_ENUMERATED_UNITS, exact_log_z
+from bm_fast.estimation.health import LayerHealth, chain_health, effective_sample_size, split_r_hat
 from bm_fast.estimation.likelihood import (
     MeanLogLikelihood,
     log_likelihood,
@@ -18,6 +19,7 @@ from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
 __all__ = [
     "MAX_ENUMERATED_UNITS",
     "AISEstimate",
+    "LayerHealth",
     "LogLikelihoodEstimate",
     "MeanLogLikelihood",
     "TemperedLogZ",
@@ -25,6 +27,8 @@ __all__ = [
     "adaptive_betas",
     "ais",
     "base_biases",
+    "chain_health",
+    "effective_sample_size",
     "estimate_log_likelihood",
     "exact_log_likelihood",
     "exact_log_z",
@@ -34,6 +38,7 @@ __all__ = [
     "pseudo_log_likelihood",
     "reconstruction_error",
     "reverse_ais",
+    "split_r_hat",
     "tempered_log_z",
     "variational_bound",
 ]

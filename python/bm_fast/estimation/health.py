@@ -1,0 +1,123 @@
+"""Whether chains have forgotten where they began, and what they are worth: split R-hat, effective sample sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bm_fast.chains import Chains
+from bm_fast.machines import Model, as_machine
+from bm_fast.ops import whole_number
+from bm_fast.program import gibbs_program
+
+LARGEST_R_HAT = 1.1
+"""Split R-hat above which chains still differ from each other, or from themselves earlier."""
+
+
+@dataclass(frozen=True)
+class LayerHealth:
+    """Of the units of one layer, those that never changed in any chain left out of the first two.
+
+    r_hat: split R-hat of each unit, float64 ``[units]``; NaN for units that never changed.
+    effective_sample_size: of each unit's mean over all chains and samples, ``[units]``; NaN likewise.
+    frozen: units that had one value in all chains and samples.
+    """
+
+    name: str
+    r_hat: Tensor
+    effective_sample_size: Tensor
+    frozen: int
+
+    @property
+    def worst_r_hat(self) -> float:
+        """The largest split R-hat of a unit; NaN where all are frozen."""
+        moving = self.r_hat[~self.r_hat.isnan()]
+        return float(moving.max()) if len(moving) else math.nan
+
+    def __str__(self) -> str:
+        moving = self.effective_sample_size[~self.effective_sample_size.isnan()]
+        if not len(moving):
+            return f"{self.name}: all {self.frozen} units are frozen"
+        text = (
+            f"{self.name}: R-hat {self.worst_r_hat:.3f} at worst, effective sample size {float(moving.min()):.0f} at "
+            f"least, {self.frozen} of {len(self.r_hat)} units frozen"
+        )
+        return text if self.worst_r_hat <= LARGEST_R_HAT else f"{text}; NOT CONVERGED"
+
+
+def chain_health(model: Model, chains: Chains, n_samples: int = 100, sweeps: int = 1) -> list[LayerHealth]:
+    """Runs chains on and measures each layer, from ``n_samples`` states of all chains, ``sweeps`` sweeps apart.
+
+    The states are held for that: n_samples · chains · units bytes (four times as many for Gaussian layers). Chains that
+    began far from each other show best what they have not yet forgotten; all of them in one mode look healthy.
+    """
+    machine = as_machine(model)
+    n_samples = whole_number("n_samples", n_samples, 4, 2**20)
+    program = gibbs_program(machine.graph)
+    samples = [torch.empty(n_samples, *layer.shape, dtype=layer.dtype) for layer in chains.layers]
+    for k in range(n_samples):
+        machine.sweep(program, chains, sweeps)
+        for held, state in zip(samples, chains.layers, strict=True):
+            held[k] = state
+    health = []
+    for layer, held in zip(machine.graph.layers, samples, strict=True):
+        r_hat = torch.cat([split_r_hat(part) for part in torch.split(held, 64, 2)])
+        size = torch.cat([effective_sample_size(part) for part in torch.split(held, 64, 2)])
+        health.append(LayerHealth(layer.name, r_hat, size, int(r_hat.isnan().sum())))
+    return health
+
+
+def split_r_hat(values: Tensor) -> Tensor:
+    """Split R-hat: sqrt of the pooled variance over the mean variance within half-chains, float64 ``[quantities]``.
+
+    values: ``[n_samples, n_chains, quantities]``, at least 4 samples. Near 1 where all halves of all chains have the
+    same mean; NaN for a quantity that never changes, inf where it only differs between halves.
+
+    Source: Gelman et al., Bayesian data analysis (2013), section 11.4.
+    """
+    halves = _halves(values)
+    n = halves.shape[0]
+    within = halves.var(0).mean(0)
+    between = halves.mean(0).var(0)
+    return (((n - 1) / n * within + between) / within).sqrt()
+
+
+def effective_sample_size(values: Tensor) -> Tensor:
+    """Independent draws that the mean over all chains and samples is worth, float64 ``[quantities]``.
+
+    n_samples n_chains / τ with τ = 1 + 2 Σ ρ over pairs of lags until a pair's sum is not positive any more (Geyer),
+    and ρ from the variance within chains relative to that of all, so that chains in different modes count for little.
+    At most the number of draws; NaN for a quantity that never changes.
+
+    values: ``[n_samples, n_chains, quantities]``, at least 4 samples.
+
+    Source: Gelman et al., Bayesian data analysis (2013), section 11.5; Geyer, Statistical Science 7 (1992).
+    """
+    halves = _halves(values)
+    n, m, _ = halves.shape
+    within = halves.var(0).mean(0)
+    total = (n - 1) / n * within + halves.mean(0).var(0)
+    centred = halves - halves.mean(0)
+    length = 2 ** math.ceil(math.log2(2 * n))
+    power = torch.fft.rfft(centred, n=length, dim=0).abs().square().mean(1)
+    covariance = torch.fft.irfft(power, n=length, dim=0)[:n] / (n - 1)
+    rho = 1 - (within - covariance) / total
+    rho[0] = 1
+    pairs = rho[: n - n % 2].view(n // 2, 2, -1).sum(1)
+    positive = (pairs > 0).long().cumprod(0)
+    tau = (2 * (pairs * positive).sum(0) - 1).clamp(min=1)
+    size: Tensor = m * n / tau
+    return size
+
+
+def _halves(values: Tensor) -> Tensor:
+    """Halves of the chains as chains of their own, float64 ``[n_samples // 2, 2 n_chains, quantities]``."""
+    if values.dim() != 3 or len(values) < 4:
+        raise ValueError(
+            f"values: expected [n_samples, n_chains, quantities] with at least 4 samples, got {list(values.shape)}"
+        )
+    half = len(values) // 2
+    return torch.cat([values[:half], values[-half:]], 1).double()

@@ -1,0 +1,70 @@
+"""Split R-hat and effective sample sizes: of series whose answer is known, and of chains that mix or do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bm_fast import Machine, chain_graph
+from bm_fast.estimation import chain_health, effective_sample_size, split_r_hat
+from engine_cases import make_machine
+
+
+def autoregressive(rho: float, n: int = 2000, m: int = 8) -> Tensor:
+    """Series with variance 1 and correlation rho^t, ``[n, m, 1]``, begun at their stationary distribution."""
+    generator = torch.Generator().manual_seed(0)
+    series = torch.randn(n, m, 1, generator=generator, dtype=torch.float64)
+    for t in range(1, n):
+        series[t] = rho * series[t - 1] + (1 - rho**2) ** 0.5 * series[t]
+    return series
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_effective_sample_size_of_known_series(rho: float) -> None:
+    expected = 2000 * 8 * (1 - rho) / (1 + rho)
+    assert float(effective_sample_size(autoregressive(rho))) == pytest.approx(expected, rel=0.25)
+    assert float(split_r_hat(autoregressive(rho))) == pytest.approx(1, abs=0.02)
+
+
+def test_chains_apart_are_seen() -> None:
+    series = autoregressive(0.0)
+    series[:, :4] += 4  # half of the chains in another mode: variance 4 between, 1 within
+    assert float(split_r_hat(series)) == pytest.approx((1 + 4 * 16 / 15) ** 0.5, rel=0.03)
+    assert float(effective_sample_size(series)) < 40
+    drifting = autoregressive(0.0) + torch.linspace(0, 4, 2000)[:, None, None]
+    assert float(split_r_hat(drifting)) > 1.2
+
+
+def test_frozen_quantities_have_no_figures() -> None:
+    series = torch.zeros(10, 3, 2)
+    series[:, :, 1] = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
+    assert split_r_hat(series).isnan().tolist() == [True, False]
+    assert effective_sample_size(series).isnan().tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"values: expected .* at least 4 samples"):
+        split_r_hat(torch.zeros(3, 2, 1))
+
+
+def test_health_of_chains_that_mix() -> None:
+    built = make_machine(chain_graph((100, 30)), scale=0.1)
+    chains = built.chains(20, seed=1)
+    visible, hidden = chain_health(built, chains, n_samples=200)
+    assert chains.sweep == 200
+    assert (visible.name, hidden.name) == ("visible", "hidden")
+    for layer in (visible, hidden):
+        assert layer.worst_r_hat < 1.1
+        assert float(layer.effective_sample_size.min()) > 500
+        assert layer.frozen == 0
+        assert "NOT" not in str(layer)
+
+
+def test_health_of_chains_stuck_in_two_modes() -> None:
+    weight = torch.full((12, 6), 2.0)
+    built = Machine.build(chain_graph((12, 6)), [weight], [-weight.sum(1) / 2, -weight.sum(0) / 2])
+    chains = built.chains(10, seed=1)
+    for layer in chains.layers:
+        layer[:5], layer[5:] = 0, 1
+    visible, _ = chain_health(built, chains, n_samples=400)
+    assert visible.worst_r_hat > 1.5
+    assert "NOT CONVERGED" in str(visible)
+    assert float(visible.effective_sample_size.nan_to_num(nan=1e9).min()) < 50
