@@ -199,5 +199,9 @@ def test_estimates_that_contradict_each_other_are_reported(trained: tuple[RBM, T
     good = estimate_log_likelihood(rbm, cases, rounds=200, seed=1)
     wrong = replace(good.tempered, log_z=good.tempered.log_z + 2)
     assert any("outside the bracket" in doubt for doubt in _doubts(wrong, good.forward, good.reverse, good.report))
+    assert good.report.gaps is not None
+    slow = replace(good.report, gaps=good.report.gaps[:1] + torch.linspace(0, 1, 200)[:, None, None])
+    doubts = _doubts(good.tempered, good.forward, good.reverse, slow)
+    assert any("rounds are few beside an autocorrelation" in doubt for doubt in doubts)
     wide = replace(good.reverse, log_z=good.forward.log_z + 3)
     assert any("differ by 3.0 nats" in doubt for doubt in _doubts(good.tempered, good.forward, wide, good.report))

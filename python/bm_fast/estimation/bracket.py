@@ -23,6 +23,9 @@ from bm_fast.tempering import PoorMixing, TemperingReport, adapted_betas, run, s
 WIDEST_BRACKET = 1.0
 """Nats between the ends of a bracket beyond which it is not trusted."""
 
+FEWEST_AUTOCORRELATIONS = 3.0
+"""Autocorrelation times of the energy at the target that a run must span at least."""
+
 _DROP = 3e-5  # finer steps than ``adaptive_betas`` takes by itself: there are fewer runs than usual, each way
 
 
@@ -75,7 +78,8 @@ def estimate_log_likelihood(
     Ladders of parallel tempering are adapted, run half of ``rounds`` to forget their start, and then ``rounds`` rounds
     whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine.
     The verdict asks that the three agree within three standard errors, that the bracket is narrower than 1 nat, that
-    neighbouring rungs overlap, that chains travel between base and machine, and that no weights have collapsed.
+    neighbouring rungs overlap, that chains travel between base and machine and forget where they were in a third of the
+    run, and that no weights have collapsed.
     A mode that neither tempering nor annealing has found can still be missing: no estimate of this kind sees it.
 
     v: as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
@@ -126,6 +130,11 @@ def estimate_log_likelihood(
 
 def _doubts(tempered: TemperedLogZ, forward: AISEstimate, reverse: AISEstimate, report: TemperingReport) -> list[str]:
     doubts = list(report.advice)
+    if report.autocorrelation is not None and report.rounds < FEWEST_AUTOCORRELATIONS * report.autocorrelation:
+        doubts.append(
+            f"{report.rounds} rounds are few beside an autocorrelation of {report.autocorrelation:.0f} rounds at the "
+            "target; use more rounds, or more sweeps between swaps"
+        )
     for name, estimate in (("tempering", tempered), ("forward annealing", forward), ("reverse annealing", reverse)):
         if not estimate.trustworthy:
             doubts.append(f"{name}: {estimate.reason}")
