@@ -64,6 +64,18 @@ def run(
     return [*chains.layers, *(means[i] for i in sorted(means)), machine.energy(chains.layers)]
 
 
+def tempered(machine: Machine, n_ladders: int, *, with_base: bool = False) -> list[Tensor]:
+    """States, rungs, counts and gaps after some rounds of parallel tempering on ladders of seven rungs."""
+    n_rungs, g = 7, torch.Generator().manual_seed(4)
+    base = [torch.randn(layer.units, generator=g) for layer in machine.graph.layers] if with_base else None
+    chains, rungs = machine.chains(n_ladders * n_rungs, seed=2**63 + 9), ops.Rungs.start(n_ladders, n_rungs)
+    trace = torch.zeros(6, n_ladders, n_rungs, dtype=torch.float64)
+    gap, betas = ops.EnergyGap(machine, base), torch.linspace(0.05, 1, n_rungs)
+    ops.temper(gap, chains, rungs, betas, 6, sweeps=2, trace=trace)
+    return [*chains.layers, rungs.rungs, rungs.trips, rungs.attempts, rungs.acceptances.view(torch.int64),
+            trace.view(torch.int64), gap.of(chains.layers).view(torch.int64)]  # fmt: skip
+
+
 def extreme_fan_in() -> list[Tensor]:
     """The largest fan-in with the largest weights: sums at the limits of int32."""
     n = 65_536
@@ -122,6 +134,9 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
     doubled: Program = ((Update(1, (Input(0, False, 2.0),)),), (Update(0, (Input(0, True, 0.3),)),))
     yield "scaled inputs", run(rbm, 9, 3, program=doubled)
     yield "clamped layer", run(rbm, 9, 2, program=gibbs_program(rbm.graph, clamped=(0,)))
+    yield "tempering", tempered(rbm, 2)
+    yield "tempering of many chains", tempered(rbm, 24, with_base=True)
+    yield "tempering of a tree", tempered(make_machine(tree()), 21)
     yield "no couplings", run(make_machine(Graph((Layer("alone", 70),), ())), 9, 2)
     yield "dense inputs, blocks of chains", run(rbm, 300, 2)
     yield "many chains", run(make_machine(chain_graph((70, 33))), 150, 8, options="base clamp")
