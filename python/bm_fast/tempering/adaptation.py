@@ -57,15 +57,17 @@ def adapted_betas(
 
 def equal_rejection(report: TemperingReport, n_rungs: int) -> Tensor:
     """Betas at equal steps of the barrier that a run has shown, float32 ``[n_rungs]``."""
-    rejection = report.rejection.numpy() + 1e-6  # where nothing is rejected, betas are spread evenly
+    rejection = report.rejection.cpu().numpy() + 1e-6  # where nothing is rejected, betas are spread evenly
     barrier = np.concatenate([[0.0], np.cumsum(rejection)])
-    betas = np.interp(np.linspace(0, barrier[-1], n_rungs), barrier, report.betas.double().numpy()).astype(np.float32)
-    betas[0], betas[-1] = report.betas[0], report.betas[-1]
+    betas = np.interp(np.linspace(0, barrier[-1], n_rungs), barrier, report.betas.double().cpu().numpy()).astype(
+        np.float32
+    )
+    betas[0], betas[-1] = float(report.betas[0]), float(report.betas[-1])
     for i in range(1, n_rungs):  # steps below the grid of float32 would make two rungs one
         betas[i] = max(betas[i], np.nextafter(betas[i - 1], np.float32(2)))
-    if betas[-1] != report.betas[-1]:
+    if betas[-1] != float(report.betas[-1]):
         raise ValueError(f"n_rungs: {n_rungs} rungs are too many for float32 betas of this machine")
-    return torch.from_numpy(betas)
+    return torch.from_numpy(betas).to(report.betas.device)
 
 
 def _moved(machine: Machine, old: Ladders, betas: Tensor) -> Ladders:
@@ -74,7 +76,7 @@ def _moved(machine: Machine, old: Ladders, betas: Tensor) -> Ladders:
         return Ladders(old.chains, old.rungs, betas, old.base)
     nearest = (betas[:, None] - old.betas).abs().argmin(1)
     order = old.rungs.rungs.view(old.n_ladders, -1).argsort(1)  # [ladder, rung]
-    chosen = (order[:, nearest] + torch.arange(old.n_ladders)[:, None] * old.n_rungs).flatten()
+    chosen = (order[:, nearest] + torch.arange(old.n_ladders, device=machine.device)[:, None] * old.n_rungs).flatten()
     chains = Chains(
         tuple(layer[chosen] for layer in old.chains.layers),
         old.chains.seed,

@@ -118,10 +118,10 @@ def integrated_autocorrelation(values: Tensor) -> float:
     centred = series - series.mean()
     size = 2 ** math.ceil(math.log2(2 * n))
     power = torch.fft.rfft(centred, n=size, dim=0).abs().square().mean(1)
-    covariance = torch.fft.irfft(power, n=size)[:n] / torch.arange(n, 0, -1, dtype=torch.float64)
+    covariance = torch.fft.irfft(power, n=size)[:n] / torch.arange(n, 0, -1, dtype=torch.float64, device=series.device)
     if float(covariance[0]) <= 1e-24 * float(series.square().mean().clamp(min=1e-300)):
         return math.inf
     tau = 2 * (covariance / covariance[0]).cumsum(0) - 1
-    beyond = torch.arange(n) >= 5 * tau
+    beyond = torch.arange(n, device=series.device) >= 5 * tau
     window = int(beyond.int().argmax()) if bool(beyond.any()) else n - 1
     return max(float(tau[window]), 1.0)
