@@ -67,7 +67,7 @@ def estimate_log_likelihood(
     *,
     base: Sequence[Tensor] | None = None,
     n_runs: int = 64,
-    rounds: int = 1000,
+    rounds: int = 2000,
     sweeps: int = 1,
     betas: str | int | Sequence[float] | Tensor = ADAPTIVE,
     seed: int = 0,
