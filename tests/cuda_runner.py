@@ -23,6 +23,11 @@ from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "swap.cu", "weights.cu")
+HOPPER_KERNELS = ("hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
+HOST_SOURCES = (  # of the module, with what takes the place of csrc/cuda/device.cpp
+    *("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/launch.cpp", "csrc/cuda/machine.cpp"),
+    *("csrc/cuda/sweep.cpp", "tests/cuda/device.cpp"),
+)
 RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
 BETAS = (0.0, 0.3, 1.0)  # of free energies
@@ -85,9 +90,9 @@ def emulated_module(folder: Path) -> Path:
     compiler = host_compiler()
     binding = (f"-isystem{headers}", f"-isystem{sysconfig.get_path('include')}", "-fvisibility=hidden")
     objects = [compiled(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt/emulation.cpp")]
-    objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in KERNELS]
-    for name in ("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/machine.cpp", "tests/cuda/device.cpp"):
-        objects.append(compiled(compiler, (*HOST_FLAGS, *binding), ROOT / name))
+    objects.append(compiled(compiler, HOST_FLAGS, ROOT / "csrc/simt/hopper_emulation.cpp"))
+    objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in (*KERNELS, *HOPPER_KERNELS)]
+    objects += [compiled(compiler, (*HOST_FLAGS, *binding), ROOT / name) for name in HOST_SOURCES]
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([compiler, "-shared", *objects, "-o", module], check=True)
     return module

@@ -19,6 +19,7 @@ from torch import Tensor
 from bm_fast import chain_graph, ops
 from bm_fast.program import Input, Update, full_update
 from cuda_runner import (
+    HOPPER_KERNELS,
     HOST_FLAGS,
     NVCC_FLAGS,
     ROOT,
@@ -33,10 +34,9 @@ from cuda_runner import (
 from engine_cases import make_machine, tree
 from test_cuda_kernels import random_case
 
-KERNELS = ("hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
 SOURCES = (
     *("csrc/simt/emulation.cpp", "csrc/simt/hopper_emulation.cpp", "tests/cuda/hopper_runner.cpp"),
-    *(f"csrc/cuda/{name}" for name in ("pack.cu", *KERNELS)),
+    *(f"csrc/cuda/{name}" for name in ("pack.cu", *HOPPER_KERNELS)),
 )
 ORDERS = ("fair", "ahead", "random:1")
 ARCHITECTURE = "-gencode=arch=compute_90a,code=sm_90a"
@@ -300,7 +300,7 @@ def nvcc() -> str:
     return path
 
 
-@pytest.mark.parametrize("source", KERNELS)
+@pytest.mark.parametrize("source", HOPPER_KERNELS)
 def test_kernels_compile_without_spills_and_with_products_that_overlap(nvcc: str, tmp_path: Path, source: str) -> None:
     command = [
         *(nvcc, *NVCC_FLAGS, ARCHITECTURE, "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"),
@@ -313,7 +313,7 @@ def test_kernels_compile_without_spills_and_with_products_that_overlap(nvcc: str
     assert "serialized" not in result.stderr  # what ptxas says where it waits for each product
 
 
-@pytest.mark.parametrize("source", KERNELS)
+@pytest.mark.parametrize("source", HOPPER_KERNELS)
 def test_no_float_operation_may_be_contracted(nvcc: str, tmp_path: Path, source: str) -> None:
     """Operations of PTX that name their rounding are never merged into an fma."""
     target = tmp_path / "kernel.ptx"

@@ -41,15 +41,16 @@ from enumeration import DRIFT_BOUND, GRAPHS, enumerate_machine, variation_ratio
 class Gpu:
     """Where a test runs: inside the context, tensors on ``device`` are served by the kernels for GPUs."""
 
-    def __init__(self, device: str, module: ModuleType | None = None) -> None:
+    def __init__(self, device: str, module: ModuleType | None = None, capability: int = 0) -> None:
         self.device = torch.device(device)
-        self._module, self._patch = module, pytest.MonkeyPatch()
+        self._module, self._capability, self._patch = module, capability, pytest.MonkeyPatch()
 
     def __enter__(self) -> torch.device:
         if self._module is not None:
             self._patch.setattr(cuda, "serves", lambda device: device == self.device)
             self._patch.setattr(cuda, "module", lambda device: self._module)
             self._patch.setattr(cuda, "stream", lambda device: 0)
+            self._patch.setenv("SIMT_COMPUTE_CAPABILITY", str(self._capability))
         return self.device
 
     def __exit__(self, *error: object) -> None:
@@ -68,10 +69,15 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
+EMULATED = {"emulated": 80, "emulated hopper": 90}
+with_hopper = pytest.mark.parametrize("gpu", [*EMULATED, "device"], indirect=True)
+"""For tests that the kernels for compute capability 9.0 have a part in; one of them is slow where it is emulated."""
+
+
 @pytest.fixture(params=["emulated", "device"])
 def gpu(request: pytest.FixtureRequest) -> Gpu:
-    if request.param == "emulated":
-        return Gpu("cpu", request.getfixturevalue("emulation"))
+    if request.param in EMULATED:
+        return Gpu("cpu", request.getfixturevalue("emulation"), EMULATED[request.param])
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU")
     if ops.info()["gpu"].startswith("none"):
@@ -106,15 +112,42 @@ CASES: dict[str, Case] = {
     ),
     "no couplings": lambda device: run(make_machine(Graph((Layer("alone", 70),), ()), device=device), 9, 2),
     "no sweeps": lambda device: run(make_machine(chain_graph((9, 7)), device=device), 3, 0),
+    # from 256 chains on
+    "many chains": lambda device: run(make_machine(chain_graph((70, 66, 65)), device=device), 257, 2, options="beta"),
+    "many chains, a small layer": lambda device: run(make_machine(chain_graph((70, 9, 65)), device=device), 256, 2),
+    "many chains, no couplings": lambda device: run(make_machine(Graph((Layer("a", 70),), ()), device=device), 256, 2),
+    "many chains, options": lambda device: run(
+        make_machine(chain_graph((64, 65, 4)), device=device), 256, 2, options="base clamp"
+    ),
 }
 
 
+@with_hopper
 @pytest.mark.parametrize("name", CASES)
 def test_sweeps_have_the_bits_of_the_processor(gpu: Gpu, name: str) -> None:
     """First states, states after some sweeps, their means and energies."""
     wanted = CASES[name](torch.device("cpu"))
     with gpu as device:
         assert_same(CASES[name](device), wanted)
+
+
+@pytest.mark.parametrize(
+    ("units", "n_chains", "reads_hopper"),
+    [((13, 7), 3, True), ((70, 66, 65), 256, True), ((70, 66, 65), 255, False)],
+    ids=["resident", "streamed", "few chains"],
+)
+def test_only_weights_of_the_chosen_kernel_are_read(
+    emulation: ModuleType, units: tuple[int, ...], n_chains: int, reads_hopper: bool
+) -> None:
+    wanted = run(make_machine(chain_graph(units)), n_chains, 2)[: len(units)]
+    with Gpu("cpu", emulation, 90) as device:
+        machine = make_machine(chain_graph(units), device=device)
+        held = machine._impl._memory._held  # type: ignore[attr-defined]
+        portable, hopper = held[::2], held[1::2]
+        assert len(portable) == len(hopper) == 2 * (len(units) - 1)
+        for weights in portable if reads_hopper else hopper:
+            weights.zero_()
+        assert_same(run(machine, n_chains, 2)[: len(units)], wanted)
 
 
 def test_sweeps_may_be_split_over_calls_and_chains(gpu: Gpu) -> None:
@@ -259,6 +292,7 @@ def tempering(device: torch.device) -> list[Tensor]:
     return [*chains.layers, rungs.rungs, rungs.attempts, rungs.acceptances, rungs.heading, rungs.trips]
 
 
+@with_hopper
 def test_replica_exchange_has_the_bits_of_the_processor(gpu: Gpu) -> None:
     wanted = tempering(torch.device("cpu"))
     with gpu as device:
@@ -326,6 +360,7 @@ def trained(device: torch.device, estimator: PCD | CD) -> list[Tensor]:
     return [*(parameter.detach() for parameter in rbm.parameters()), *trainer.chains.layers]
 
 
+@with_hopper
 @pytest.mark.parametrize("estimator", [PCD(n_chains=7, sweeps=2), CD()], ids=["PCD", "CD"])
 def test_training_agrees_with_the_processor(gpu: Gpu, estimator: PCD | CD) -> None:
     """torch may add in another order on a GPU, which has not changed a unit of these chains."""
@@ -339,6 +374,7 @@ def test_training_agrees_with_the_processor(gpu: Gpu, estimator: PCD | CD) -> No
 # --- what a recorded update of training is made of -------------------------------------------------------------------
 
 
+@with_hopper
 def test_weights_are_put_on_their_grid_where_they_are(gpu: Gpu) -> None:
     """A module's machine over real weights, refreshed after they change, whose sweeps are counted on the device."""
     graph, n_chains, seed = chain_graph((131, 67)), 9, 5

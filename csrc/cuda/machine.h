@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "cuda/hopper.h"
 #include "ops.h"
 
 namespace bm::cuda {
@@ -34,15 +35,24 @@ class Machine {
   // Copies the weights anew. Of real ones, refused[1] becomes 1 where one is not finite or beyond the largest grid.
   void refresh(uint32_t* refused, const Place& place) const;
 
+  // Weights as inputs of one of the layers that a coupling joins.
+  struct Direction {
+    void* portable;         // see cuda/layout.h
+    void* hopper;           // see cuda/hopper_layout.h; null where no kernel would read them
+    hopper::Layout layout;  // of `hopper`
+  };
   struct Coupling {
     CouplingSource source;
-    void *up, *down;  // weights as inputs of the upper and of the lower layer, see cuda/layout.h
+    Direction up, down;
+    const Direction& to(const Input& input) const { return input.transposed ? down : up; }
   };
 
   const std::vector<LayerParameters>& layers() const { return layers_; }
   const std::vector<Coupling>& couplings() const { return couplings_; }
 
  private:
+  Direction direction(int from, int to, bool is_alone, const Place& place) const;
+
   std::vector<LayerParameters> layers_;
   std::vector<Coupling> couplings_;
 };

@@ -270,6 +270,9 @@ void multiply_commit(int line) {
 }
 
 int multiprocessors() { return emulation::kMultiprocessors; }
-int compute_capability() { return 90; }
+int compute_capability() {
+  const char* chosen = std::getenv("SIMT_COMPUTE_CAPABILITY");
+  return chosen ? static_cast<int>(std::strtol(chosen, nullptr, 10)) : 90;
+}
 
 }  // namespace simt

@@ -1,0 +1,228 @@
+// Sweeps of a program: launch by launch, or many at once where the weights of two layers stay in shared memory.
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <optional>
+#include <set>
+#include <thread>
+#include <type_traits>
+#include <variant>
+
+#include "cuda/device.h"
+#include "cuda/hopper.h"
+#include "cuda/launch.h"
+#include "cuda/pack.h"
+
+namespace bm::cuda {
+namespace {
+
+// --- long calls ------------------------------------------------------------------------------------------------------
+
+constexpr double kRoundWork = 2e12;  // multiply-adds: about 10 ms on an H100, 0.1 s on the slowest GPU
+constexpr int64_t kMaxRound = 100;   // sweeps
+
+int64_t sweeps_of_round(const Machine& machine, const Program& program, int64_t n_chains) {
+  double work = 1;
+  for (const Block& block : program)
+    for (const Update& update : block)
+      for (const Input& input : update.inputs)
+        work += static_cast<double>(n_chains) * static_cast<double>(machine.layers()[update.layer].units) *
+                units_of(machine, source_of(machine, input));
+  return std::clamp(static_cast<int64_t>(kRoundWork / work), int64_t{1}, kMaxRound);
+}
+
+// Keeps at most two rounds under way, so that work that nobody waits for any more ends soon.
+class Rounds {
+ public:
+  Rounds(void* stream, const std::function<bool()>& interrupted) : stream_(stream), interrupted_(interrupted) {}
+
+  // Closes a round; false if the call is to end.
+  bool close() {
+    Event& event = events_[n_closed_++ % 2];
+    while (n_closed_ > 2 && !event.has_passed()) {
+      if (!ask()) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    event.record(stream_);
+    return ask();
+  }
+
+ private:
+  bool ask() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - asked_ < std::chrono::milliseconds(50)) return true;
+    asked_ = now;
+    return !interrupted_();
+  }
+
+  void* stream_;
+  const std::function<bool()>& interrupted_;
+  Event events_[2];
+  int64_t n_closed_ = 0;
+  std::chrono::steady_clock::time_point asked_ = std::chrono::steady_clock::now();
+};
+
+// --- what is launched ------------------------------------------------------------------------------------------------
+
+// Two layers in turn whose only coupling has its weights in the order that stays in shared memory.
+bool is_resident(const Machine& machine, const Program& program) {
+  if (program.size() != 2) return false;
+  for (const Block& block : program)
+    if (block.size() != 1 || block[0].inputs.size() != 1) return false;
+  const Input& first = program[0][0].inputs[0];
+  const Machine::Direction& weights = machine.couplings()[first.coupling].to(first);
+  return weights.hopper && weights.layout == hopper::Layout::kResident;
+}
+
+hopper::ResidentSweeps resident_sweeps(const Machine& machine, const Program& program, const Views& views,
+                                       const std::vector<const uint32_t*>& clamp, const Sweep& what,
+                                       const uint32_t* sweeps_before) {
+  const Machine::Coupling& coupling = machine.couplings()[program[0][0].inputs[0].coupling];
+  hopper::ResidentSweeps sweeps{};
+  for (const Block& block : program) {
+    const Update& update = block[0];
+    const Input& input = update.inputs[0];
+    sweeps.layers[input.transposed ? 0 : 1] = {
+        views[update.layer].bits,
+        clamp[update.layer],
+        coupling.to(input).hopper,
+        machine.layers()[update.layer].biases,
+        entry(what.base, update.layer),
+        nullptr,
+        input.scale,
+        units_of(machine, update.layer),
+        units::layer_and_purpose(static_cast<uint32_t>(update.layer), units::kGibbs)};
+  }
+  sweeps.grid = coupling.source.grid;
+  sweeps.beta = what.beta;
+  sweeps.seed = what.seed;
+  sweeps.n_chains = static_cast<int32_t>(what.n_chains);
+  sweeps.first = program[0][0].inputs[0].transposed ? 0 : 1;
+  sweeps.first_chain = what.first_chain;
+  sweeps.sweeps_before = sweeps_before;
+  return sweeps;
+}
+
+// A program on packed states, some sweeps at a time.
+class Sweeps {
+ public:
+  Sweeps(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
+         const uint32_t* sweeps_before, const Place& place)
+      : machine_(machine), program_(program), states_(states), what_(what), stream_(place.stream) {
+    const auto n_chains = static_cast<int32_t>(what.n_chains);
+    std::set<int> used;
+    for (const Block& block : program) {
+      for (const Update& update : block) updated_.insert(update.layer);
+      used.merge(sources_of(machine, block));
+    }
+    used.insert(updated_.begin(), updated_.end());
+    std::vector<Values> values;
+    for (size_t i = 0; i < states.size(); i++) values.push_back({states[i], machine.layers()[i].precisions != nullptr});
+    views_ = packed(machine, values, used, n_chains, place);
+    std::vector<const uint32_t*> clamp(states.size());
+    for (const int layer : updated_)
+      if (what.clamp[layer]) clamp[layer] = packed(what.clamp[layer], n_chains, units_of(machine, layer), place);
+
+    if (is_resident(machine, program)) {
+      resident_ = resident_sweeps(machine, program, views_, clamp, what, sweeps_before);
+      return;
+    }
+    for (const Block& block : program)
+      for (const Update& update : block) {
+        launches_.push_back(launch_of(machine, update, views_, n_chains, what.beta, what.base));
+        std::visit(
+            [&](auto& launch) {
+              launch.clamp = clamp[update.layer];
+              launch.states = views_[update.layer].bits;
+              if constexpr (std::is_same_v<decltype(launch), RealUpdate&>)
+                launch.numbers = launch.precisions ? static_cast<float*>(states[update.layer]) : nullptr;
+              launch.seed = what.seed;
+              launch.sweeps_before = sweeps_before;
+              launch.first_chain = what.first_chain;
+              launch.layer_and_purpose = units::layer_and_purpose(static_cast<uint32_t>(update.layer), units::kGibbs);
+            },
+            launches_.back());
+      }
+  }
+
+  // Sweeps `first` to `end` of the call.
+  void launch(int64_t first, int64_t end) {
+    if (!resident_) {
+      for (int64_t i = first; i < end; i++) launch_one(i);
+      return;
+    }
+    resident_->first_sweep = what_.first_sweep + static_cast<uint32_t>(first);
+    resident_->n_sweeps = static_cast<uint32_t>(end - first);
+    if (end == what_.n_sweeps)
+      for (const Block& block : program_)
+        resident_->layers[block[0].inputs[0].transposed ? 0 : 1].means = what_.means[block[0].layer];
+    hopper::sweep_resident(*resident_, stream_);
+  }
+
+  void unpack() const {
+    for (const int layer : updated_)
+      if (const uint32_t* bits = views_[layer].bits)
+        unpack_bits(static_cast<uint8_t*>(states_[layer]), bits, static_cast<int32_t>(what_.n_chains),
+                    units_of(machine_, layer), stream_);
+  }
+
+ private:
+  void launch_one(int64_t number) {
+    size_t next = 0;
+    for (const Block& block : program_)
+      for (const Update& update : block) {
+        std::visit(
+            [&](auto& launch) {
+              launch.sweep = what_.first_sweep + static_cast<uint32_t>(number);
+              launch.means = number + 1 == what_.n_sweeps ? what_.means[update.layer] : nullptr;
+              run(launch, stream_);
+            },
+            launches_[next++]);
+        if (const View& view = views_[update.layer]; view.values)
+          pack_values(view.values, view.quanta, static_cast<const float*>(states_[update.layer]),
+                      static_cast<int32_t>(what_.n_chains), units_of(machine_, update.layer), stream_);
+      }
+  }
+
+  const Machine& machine_;
+  const Program& program_;
+  const std::vector<void*>& states_;
+  const Sweep& what_;
+  void* stream_;
+  std::set<int> updated_;
+  Views views_;
+  std::optional<hopper::ResidentSweeps> resident_;
+  std::vector<Launch> launches_;  // of one sweep, where it is not resident
+};
+
+}  // namespace
+
+int64_t sweep(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
+              const uint32_t* sweeps_before, const Place& place, const std::function<void(int64_t)>& progress,
+              const std::function<bool()>& interrupted) {
+  Sweeps sweeps(machine, program, states, what, sweeps_before, place);
+  const int64_t round = sweeps_of_round(machine, program, what.n_chains);
+  std::optional<Rounds> rounds;
+  if (what.n_sweeps > round && !is_capturing(place.stream)) rounds.emplace(place.stream, interrupted);
+  std::exception_ptr failure;
+  int64_t done = 0;
+  for (bool goes_on = true; done < what.n_sweeps && goes_on;) {
+    const int64_t end = std::min(done + round, what.n_sweeps);
+    sweeps.launch(done, end);
+    done = end;
+    if (!rounds || done % round != 0) continue;
+    try {
+      goes_on = rounds->close();
+      progress(done);
+    } catch (...) {  // the states must still become those of `done` sweeps
+      failure = std::current_exception();
+      goes_on = false;
+    }
+  }
+  sweeps.unpack();
+  if (failure) std::rethrow_exception(failure);
+  if (!rounds || done % round != 0) progress(done);
+  return done;
+}
+
+}  // namespace bm::cuda
