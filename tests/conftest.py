@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from cuda_runner import emulated, on_gpu
 
 DATA = os.environ.get("BM_FAST_DATA")
 HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
+
+
+def pytest_configure() -> None:
+    """Tests interrupt processes: a shell's background job, which ignores Ctrl-C, would hand that on to them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
