@@ -1,4 +1,4 @@
-"""The lookup kernel against the rows kernel, which has other arithmetic: calls with few chains never use tables."""
+"""The lookup kernel against the rows kernel, which has other arithmetic: calls with few chains never use lookups."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bm_fast.program import Input, Program, Update, gibbs_program
 pytestmark = pytest.mark.skipif(ops.info()["isa"] != "avx512", reason="the lookup kernel needs AVX-512")
 
 FEW = 20  # chains per call that the rows kernel gets
+IN_REGISTERS = (28, 31, 32, 56, 61, 63, 64)  # some numbers of chains for which tables are made in registers
 
 
 def machine_of(graph: Graph, scale: float = 0.3, seed: int = 0) -> Machine:
@@ -34,15 +35,18 @@ def assert_same_path(
     machine: Machine,
     program: Program,
     n_chains: int,
-    n_sweeps: int = 16,
+    n_sweeps: int = 30,
     beta: torch.Tensor | None = None,
     base: list[torch.Tensor] | None = None,
     clamp: dict[int, torch.Tensor] | None = None,
     wants_means: bool = False,
 ) -> None:
-    """One call for all chains (tables) and a call for every FEW chains (rows) give the same bits."""
-    assert min(n_chains / 72, n_chains * n_sweeps / 1024) >= 1, "too few for tables: rows would be compared with rows"
+    """One call for all chains (lookups) and a call for every FEW chains (rows) give the same bits."""
+    in_registers, in_memory = n_chains in IN_REGISTERS, n_chains >= 72 and n_chains * n_sweeps >= 1024
+    assert in_registers or in_memory, "no lookups: rows would be compared with rows"
     all_at_once = machine.chains(n_chains, seed=5, first_chain=7)
+    for states in all_at_once.layers:
+        states[::2] = 1  # tables in registers are for states that are mostly on
     in_parts = all_at_once.clone()
     layers = [update.layer for block in program for update in block] if wants_means else []
     means, part_means = ({i: torch.zeros(n_chains, machine.graph.layers[i].units) for i in layers} for _ in range(2))
@@ -69,19 +73,20 @@ def part(chains: Chains, cut: slice) -> Chains:
     return chains.select(cut.start, min(cut.stop, chains.n_chains))
 
 
-@pytest.mark.parametrize("n_chains", [72, 127, 128, 129, 200, 257, 321])
-@pytest.mark.parametrize("sizes", [(1, 1), (4, 5), (15, 16), (31, 61), (130, 76)])
+@pytest.mark.parametrize("n_chains", [28, 32, 56, 63, 64, 72, 127, 128, 129, 200, 257, 321])
+@pytest.mark.parametrize("sizes", [(1, 1), (4, 5), (15, 16), (31, 61), (64, 66), (130, 76)])
 def test_ragged_sizes(sizes: tuple[int, int], n_chains: int) -> None:
     machine = machine_of(chain_graph(sizes))
     assert_same_path(machine, gibbs_program(machine.graph), n_chains)
 
 
-def test_every_option_on_a_tree_of_layers() -> None:
+@pytest.mark.parametrize("n_chains", [31, 61, 203])
+def test_every_option_on_a_tree_of_layers(n_chains: int) -> None:
     graph = Graph(
         (Layer("image", 37), Layer("image1", 21), Layer("joint", 18), Layer("text1", 9), Layer("text", 44)),
         (Coupling(0, 1), Coupling(1, 2), Coupling(3, 2), Coupling(4, 3)),
     )
-    machine, n_chains = machine_of(graph), 203
+    machine = machine_of(graph)
     g = torch.Generator().manual_seed(1)
     beta = torch.rand(n_chains, generator=g)
     base = [torch.randn(layer.units, generator=g) for layer in graph.layers]
@@ -98,18 +103,48 @@ def test_scaled_and_left_out_inputs() -> None:
         (Update(0, (Input(0, True, 0.5),)), Update(2, (Input(1, False),))),
     )
     assert_same_path(machine_of(graph), doubled, 96)
+    assert_same_path(machine_of(graph), doubled, 61)
 
 
-@pytest.mark.parametrize("fan_in", [1275, 1300, 5000, 65_536])
+def test_threads_with_a_block_of_chains_each() -> None:
+    torch.set_num_threads(2)
+    machine = machine_of(chain_graph((300, 200)), scale=0.1)
+    assert_same_path(machine, gibbs_program(machine.graph), 128, n_sweeps=8)
+
+
+@pytest.mark.parametrize("n_chains", [32, 63, 75])
+@pytest.mark.parametrize("fan_in", [511, 512, 513, 1275, 1300, 5000, 65_536])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_sums_that_overflow_16_bits_are_carried_in_time(fan_in: int, sign: int) -> None:
-    """Weights of one sign and full size: field sums reach fan_in * 32639, far beyond what one pass of tables holds."""
+def test_sums_that_overflow_16_bits_are_carried_in_time(fan_in: int, sign: int, n_chains: int) -> None:
+    """Weights of one sign and full size: field sums reach fan_in * 32639, far beyond what 16 bits of a limb hold."""
     graph = chain_graph((fan_in, 5))
     weight = sign * torch.linspace(0.9, 1.0, fan_in * 5).reshape(fan_in, 5)
-    bias = -sign * weight.sum(0) / 2  # half the inputs are on: fields lie around zero
+    bias = -sign * weight.sum(0) * 0.75  # three quarters of the inputs are on: fields lie around zero
     machine = Machine.build(graph, (weight,), (torch.zeros(fan_in), bias))
     hidden_only = ((Update(1, (Input(0, False),)),),)
-    assert_same_path(machine, hidden_only, 75, wants_means=True)
+    assert_same_path(machine, hidden_only, n_chains, 1024 // n_chains + 1, wants_means=True)
+
+
+@pytest.mark.parametrize("n_chains", [32, 64, 128])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [32_639, 63 * 512 - 1])
+def test_limbs_are_exact_where_all_inputs_are_on(n_chains: int, sign: int, size: int) -> None:
+    """The largest sums of both limbs: full-size weights, and weights with the largest rest after division by 512."""
+    fan_in = 1300
+    weight = torch.full((fan_in, 5), float(sign * size))
+    weight[0] = 32_639.0  # which sets the grid: one
+    scale = 2.0**-20
+    bias = (-weight.double().sum(0) * scale).float()
+    machine = Machine.build(chain_graph((fan_in, 5)), (weight,), (torch.zeros(fan_in), bias))
+    assert int(machine.parameters.weights[0][1, 1]) == sign * size
+    chains = machine.chains(n_chains, seed=1)
+    chains.layers[0].fill_(1)
+    means, few = torch.zeros(n_chains, 5), torch.zeros(FEW, 5)
+    program: Program = ((Update(1, (Input(0, False, scale),)),),)
+    machine.sweep(program, chains, 1024 // n_chains + 1, means={1: means})
+    machine.sweep(program, part(chains, slice(0, FEW)), 1, means={1: few})
+    assert torch.equal(means, few[:1].expand(n_chains, 5))
+    assert 0.49 < float(means.min()) <= float(means.max()) < 0.51
 
 
 def test_comparison_sees_one_grid_step() -> None:

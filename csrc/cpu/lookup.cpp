@@ -63,8 +63,6 @@ namespace {
 // Three blocks a tile are fastest, one is slowest: four blocks are two and two.
 int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kMaxBlocks)); }
 
-int words_of(int64_t units) { return static_cast<int>((units + kWordUnits - 1) / kWordUnits); }
-
 int64_t groups_of(int64_t units) { return (units + kUnits - 1) / kUnits; }
 
 // Weights are needed output by output here, which is how the opposite direction's rows lie.
@@ -73,7 +71,7 @@ Direction build_direction(const CouplingWeights& weights, bool transposed, int t
   const WeightsView by_output = weights.shape(!transposed);
   const int16_t* rows = weights.rows(!transposed, threads);
   const int n_in = by_output.outputs, n_out = by_output.inputs, groups = static_cast<int>(groups_of(n_out));
-  d.words = d.chunk_words = words_of(n_in);
+  d.words = d.chunk_words = static_cast<int>(kTabled.words(n_in));
   d.unit_groups = groups;
   d.high = TableMemory(d.offset(groups, 0));
   d.low = TableMemory(d.offset(groups, 0));
@@ -93,15 +91,29 @@ Direction build_direction(const CouplingWeights& weights, bool transposed, int t
 
 class LookupPart {
  public:
-  LookupPart(const Machine& machine, const SweepView& sweep, int64_t first, int64_t n)
-      : machine_(machine), tables_(*machine.lookup_tables), sweep_(sweep), first_(first), n_(n) {
+  LookupPart(const Machine& machine, const ProgramView& program, const SweepView& sweep, int64_t first, int64_t n,
+             LookupTablesIn tables, int threads)
+      : machine_(machine),
+        sweep_(sweep),
+        first_(first),
+        n_(n),
+        tables_(tables == LookupTablesIn::kMachine ? machine.lookup_tables.get() : nullptr),
+        layout_(tables_ ? kTabled : kInRegisters) {
     blocks_ = (n + kBlock - 1) / kBlock;
     for (int layer = 0; layer < machine.n_layers(); layer++) {
       states_.emplace_back(blocks_ * stride(layer));
+      std::fill_n(states_.back().data(), states_.back().size(), int16_t{0});  // bits of no unit stay 0
       held_.emplace_back(sweep.clamp[layer] ? blocks_ * machine.layer(layer).units : 0);
     }
     if (sweep.beta) beta_ = Array<float>(blocks_ * kBlock);
     if (sweep.gap) totals_ = Array<int64_t>((machine.n_couplings() + 1) * blocks_ * kBlock);
+    if (tables_) return;
+    rows_.resize(2 * machine.n_couplings());
+    for (int i = 0; i < program.n_updates; i++)
+      for (int j = 0; j < program.updates[i].n_inputs; j++) {
+        const InputView& input = program.updates[i].inputs[j];
+        rows_[direction(input)] = machine.weights(input.coupling).rows(!input.transposed, threads);
+      }
   }
 
   void pack() {
@@ -132,14 +144,18 @@ class LookupPart {
     for (int i = 0; i < program.n_updates; i++) {
       const int layer = program.updates[i].layer;
       const int64_t units = machine_.layer(layer).units;
-      for (int64_t b = 0; b < blocks_; b++) run_.unpack(bytes(layer, b), states(layer, b), units, chains_in(b));
+      for (int64_t b = 0; b < blocks_; b++)
+        run_.unpack(bytes(layer, b), layout_, states(layer, b), units, chains_in(b));
     }
   }
 
  private:
-  int64_t stride(int layer) const { return static_cast<int64_t>(words_of(machine_.layer(layer).units)) * kBlock; }
+  static int direction(const InputView& input) { return 2 * input.coupling + input.transposed; }
+  int64_t stride(int layer) const { return layout_.words(machine_.layer(layer).units) * kBlock; }
   int16_t* states(int layer, int64_t block) const { return states_[layer].data() + block * stride(layer); }
-  int chains_in(int64_t block) const { return static_cast<int>(std::min<int64_t>(kBlock, n_ - block * kBlock)); }
+  int chains_in(int64_t block, int blocks = 1) const {
+    return static_cast<int>(std::min<int64_t>(blocks * kBlock, n_ - block * kBlock));
+  }
   uint8_t* bytes(int layer, int64_t block) const {
     return static_cast<uint8_t*>(sweep_.states[layer]) + (first_ + block * kBlock) * machine_.layer(layer).units;
   }
@@ -148,7 +164,7 @@ class LookupPart {
     const int64_t units = machine_.layer(layer).units;
     const uint8_t* clamp = sweep_.clamp[layer];
     for (int64_t b = 0; b < blocks_; b++) {
-      run_.pack(states(layer, b), bytes(layer, b), units, chains_in(b));
+      run_.pack(states(layer, b), layout_, bytes(layer, b), units, chains_in(b));
       if (clamp)
         run_.pack_masks(held_[layer].data() + b * units, clamp + (first_ + b * kBlock) * units, units, chains_in(b));
     }
@@ -178,12 +194,12 @@ class LookupPart {
       what.unit_group = static_cast<uint32_t>(unit / kUnits);
       for (int64_t block = 0; block < blocks_;) {
         if (stop.requested()) return false;
-        const int blocks = tile_blocks(blocks_ - block);
+        const int blocks = tables_ ? tile_blocks(blocks_ - block) : 1;
         for (int i = 0; i < update.n_inputs; i++) add_fields(update.inputs[i], i, unit / kUnits, block, blocks);
         what.first_chain = sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock);
         what.beta = sweep_.beta ? beta_.data() + block * kBlock : nullptr;
         uint64_t drawn[kUnits][kMaxBlocks];
-        run_.decide(drawn, wants_means ? means_[0] : nullptr, what, blocks);
+        run_.decide(drawn, wants_means ? means_[0] : nullptr, what, chains_in(block, blocks));
         place_units(update.layer, unit, block, blocks, drawn);
         if (wants_means) write_means(update.layer, unit, block, blocks);
         if (wants_gap) add_to_gaps(program, index, unit, block, blocks, drawn);
@@ -193,9 +209,22 @@ class LookupPart {
     return true;
   }
 
-  // While a group is at work, its tiles share the fetching of the next group's tables into the second-level cache.
   void add_fields(const InputView& input, int i, int64_t unit_group, int64_t block, int blocks) {
-    const Direction& d = tables_.directions[2 * input.coupling + input.transposed];
+    if (tables_) {
+      add_from_tables(input, i, unit_group, block, blocks);
+      return;
+    }
+    const int n_in = input.weights.inputs;
+    const int16_t* rows[kUnits];  // the last of them stand for those that do not exist
+    for (int u = 0; u < kUnits; u++)
+      rows[u] = rows_[direction(input)] +
+                std::min<int64_t>(unit_group * kUnits + u, input.weights.outputs - 1) * padded(n_in);
+    run_.accumulate_few(sums_[i], states(input.layer, block), rows, n_in, chains_in(block));
+  }
+
+  // While a group is at work, its tiles share the fetching of the next group's tables into the second-level cache.
+  void add_from_tables(const InputView& input, int i, int64_t unit_group, int64_t block, int blocks) {
+    const Direction& d = tables_->directions[direction(input)];
     const int64_t tiles = (blocks_ + kMaxBlocks - 1) / kMaxBlocks, tile = block / kMaxBlocks;
     constexpr int64_t kWordLines = kWordTable / kEntries;
     const int64_t lines = unit_group + 1 < d.unit_groups ? (kWordLines + tiles - 1) / tiles : 0;
@@ -215,8 +244,8 @@ class LookupPart {
       uint64_t held[kMaxBlocks] = {};
       if (held_[layer].size())
         for (int b = 0; b < blocks; b++) held[b] = held_[layer][(block + b) * units + u];
-      run_.place(states(layer, block) + u / kWordUnits * kBlock, stride(layer), static_cast<int>(u % kWordUnits),
-                 drawn[u - unit], held, blocks);
+      run_.place(states(layer, block) + u / layout_.units * kBlock, stride(layer), layout_.bit(u), drawn[u - unit],
+                 held, blocks);
     }
   }
 
@@ -249,16 +278,18 @@ class LookupPart {
       for (int64_t u = 0; u < last; u++) {
         const int64_t b = block + c / kBlock, lane = c % kBlock;
         const bool held = held_[layer].size() && held_[layer][b * units + unit + u] >> lane & 1;
-        const int word = states(layer, b)[(unit + u) / kWordUnits * kBlock + lane];
-        out[c * units + u] = held ? static_cast<float>(word >> (unit + u) % kWordUnits & 1) : means_[u][c];
+        const int word = states(layer, b)[(unit + u) / layout_.units * kBlock + lane];
+        out[c * units + u] = held ? static_cast<float>(word >> layout_.bit(unit + u) & 1) : means_[u][c];
       }
   }
 
   const lookup::Kernels& run_ = *kernels().lookup;
   const Machine& machine_;
-  const LookupTables& tables_;
   const SweepView& sweep_;
   int64_t first_, n_, blocks_;
+  const LookupTables* tables_;  // null where they are made in registers
+  Layout layout_;
+  std::vector<const int16_t*> rows_;    // [2 * couplings], the weights of each output unit in turn, where no tables are
   std::vector<Array<int16_t>> states_;  // per layer [blocks][words][64]
   std::vector<Array<uint64_t>> held_;   // per layer [blocks][units], empty where nothing is clamped
   Array<float> beta_;                   // [64 blocks]
@@ -282,7 +313,7 @@ int64_t lookup_bytes(const Machine& machine) {
   for (int c = 0; c < machine.n_couplings(); c++) {
     const int64_t lower = machine.layer(machine.coupling(c).lower).units;
     const int64_t upper = machine.layer(machine.coupling(c).upper).units;
-    bytes += (groups_of(upper) * words_of(lower) + groups_of(lower) * words_of(upper)) * kBytes;
+    bytes += (groups_of(upper) * kTabled.words(lower) + groups_of(lower) * kTabled.words(upper)) * kBytes;
   }
   return bytes;
 }
@@ -303,9 +334,9 @@ bool lookup_prepare(const Machine& machine, int threads) {
   return true;
 }
 
-std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const SweepView& sweep, int64_t first_chain,
-                                        int64_t n_chains) {
-  return std::make_shared<LookupPart>(machine, sweep, first_chain, n_chains);
+std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const ProgramView& program, const SweepView& sweep,
+                                        int64_t first_chain, int64_t n_chains, LookupTablesIn tables, int threads) {
+  return std::make_shared<LookupPart>(machine, program, sweep, first_chain, n_chains, tables, threads);
 }
 
 void lookup_pack(LookupPart& part) { part.pack(); }

@@ -1,8 +1,9 @@
 // Block Gibbs by table lookup: the fastest exact route to the fields of binary layers where AVX-512 BW is at hand.
 //
-// Five input units of a chain form an index into the 32 sums of subsets of their weights, and one instruction looks up
-// 32 chains. That replaces 160 multiply-adds, at the price of tables 25 times the size of the weights, built once per
-// machine. Same integers as every other kernel, so the same bits. docs/kernels.md has the arithmetic.
+// Some input units of a chain form an index into the sums of subsets of their weights, and one instruction looks up 32
+// chains. For few chains the tables of four units are made in registers whenever they are wanted. For many, tables of
+// five units replace 160 multiply-adds by two instructions, at the price of memory 25 times the size of the weights,
+// built once per machine. Same integers as every other kernel, so the same bits. docs/kernels.md has the arithmetic.
 #pragma once
 
 #include "cpu/machine.h"
@@ -19,13 +20,17 @@ int64_t lookup_bytes(const Machine& machine);
 // Builds the tables of a machine unless they are there; false where memory does not suffice.
 bool lookup_prepare(const Machine& machine, int threads);
 
+// Where the tables of sums are.
+enum class LookupTablesIn { kRegisters, kMachine };
+
 // One thread's chains in the layout of the kernel.
 class LookupPart;
 
-// For the chains first_chain .. first_chain + n_chains of a call, after lookup_prepare. All memory is taken here, so
-// that lookup_sweep can run where no exception may leave. `sweep` must outlive the part; its round may change.
-std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const SweepView& sweep, int64_t first_chain,
-                                        int64_t n_chains);
+// For the chains first_chain .. first_chain + n_chains of a call, after lookup_prepare where tables are the machine's.
+// All memory is taken here, so that lookup_sweep can run where no exception may leave. `sweep` must outlive the part;
+// its round may change.
+std::shared_ptr<LookupPart> lookup_part(const Machine& machine, const ProgramView& program, const SweepView& sweep,
+                                        int64_t first_chain, int64_t n_chains, LookupTablesIn tables, int threads);
 
 // Takes up the states of these chains.
 void lookup_pack(LookupPart& part);

@@ -1,9 +1,9 @@
 // Kernels of the lookup sweep (lookup.h says what it is), as a table like kernels.h for the instruction sets that have
 // them.
 //
-// Chains come in blocks of 64. A layer's states are int16 words [block][word][64]: bit b of word w holds unit 15 w + b
-// of one chain, three groups of five units a word. Kernels work on one to three blocks at a time and on four output
-// units, which share the four numbers of one Philox call.
+// Chains come in blocks of 64. A layer's states are int16 words [block][word][64]: each holds some consecutive units of
+// one chain, in the layout that the kind of tables asks for. Kernels work on one to three blocks at a time and on four
+// output units, which share the four numbers of one Philox call.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,16 @@ constexpr int kTile = kBlock * kMaxBlocks;                   // chains per tile
 constexpr int kUnits = 4;                                    // output units per tile
 constexpr int kWordTable = kWordGroups * kUnits * kEntries;  // int16 table entries per state word, four units, one limb
 constexpr int kMaxInputs = 16;                               // couplings that may lead to one layer
+
+// How units lie in state words; the other bits are 0.
+struct Layout {
+  int units;      // per word
+  int first_bit;  // of the first of them
+  constexpr int64_t words(int64_t n) const { return (n + units - 1) / units; }
+  constexpr int bit(int64_t unit) const { return first_bit + static_cast<int>(unit % units); }
+};
+constexpr Layout kTabled = {kWordUnits, 0};  // tables in memory: three groups of five
+constexpr Layout kInRegisters = {4, 1};      // tables in registers: one group of four, above the bit that tells limbs
 
 struct Decision {
   int inputs;
@@ -46,8 +56,12 @@ struct Kernels {
                      const int16_t* low, int words, int blocks, const int16_t* high_ahead, const int16_t* low_ahead,
                      int lines_ahead);
 
+  // The same sums without tables in memory, for the first `n_chains` of a block.
+  //   rows: for each of the four output units its weights, [n_in] and zeros up to a multiple of four
+  void (*accumulate_few)(int32_t* sums, const int16_t* states, const int16_t* const* rows, int n_in, int n_chains);
+
   // drawn[unit][block] = the units that turn on, one bit a chain; means[4][kTile] their probabilities unless null.
-  void (*decide)(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& what, int blocks);
+  void (*decide)(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& what, int n_chains);
 
   // Writes one unit's bits into its state words (64 words a block); `held` chains keep their bit.
   void (*place)(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held, int blocks);
@@ -57,8 +71,8 @@ struct Kernels {
   void (*add_drawn_values)(int64_t* totals, const int64_t* values, const uint64_t (*drawn)[kMaxBlocks], int blocks);
 
   // uint8 0/1 states [n_chains <= 64][units] to one block of state words, and back.
-  void (*pack)(int16_t* words, const uint8_t* states, int64_t units, int n_chains);
-  void (*unpack)(uint8_t* states, const int16_t* words, int64_t units, int n_chains);
+  void (*pack)(int16_t* words, Layout layout, const uint8_t* states, int64_t units, int n_chains);
+  void (*unpack)(uint8_t* states, Layout layout, const int16_t* words, int64_t units, int n_chains);
 
   // masks[unit] = the chains for which a byte of `bytes` [n_chains <= 64][units] is not 0.
   void (*pack_masks)(uint64_t* masks, const uint8_t* bytes, int64_t units, int n_chains);

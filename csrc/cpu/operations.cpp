@@ -32,19 +32,23 @@ void check_values(const Machine& machine, const ValuesView* values, const std::v
   }
 }
 
-std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads) {
-  // measured: docs/kernels.md
-  constexpr double kFewestOnes = 0.4;
-  constexpr int64_t kFewestChains = 40, kSample = 64;
-  std::vector<bool> is_dense(machine.n_layers());
-  if (n_chains < kFewestChains * threads) return is_dense;
+std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains) {
+  constexpr double kFewestOnes = 0.4;  // measured: docs/kernels.md
+  constexpr int64_t kSample = 64;
+  std::vector<bool> is_on(machine.n_layers());
   for (int i = 0; i < machine.n_layers(); i++) {
     if (values[i].real) continue;
     const auto* states = static_cast<const uint8_t*>(values[i].data);
     const int64_t n = std::min(n_chains, kSample) * machine.layer(i).units;
-    is_dense[i] = static_cast<double>(std::count(states, states + n, 1)) > kFewestOnes * static_cast<double>(n);
+    is_on[i] = static_cast<double>(std::count(states, states + n, 1)) > kFewestOnes * static_cast<double>(n);
   }
-  return is_dense;
+  return is_on;
+}
+
+std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads) {
+  constexpr int64_t kFewestChains = 40;  // measured: docs/kernels.md
+  if (n_chains < kFewestChains * threads) return std::vector<bool>(machine.n_layers());
+  return mostly_on(machine, values, n_chains);
 }
 
 namespace {

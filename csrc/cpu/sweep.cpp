@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <optional>
 
 #include "cpu/lookup.h"
 #include "cpu/run.h"
@@ -63,13 +64,37 @@ class StateCopies {
   std::vector<ValuesView> values_;
 };
 
+// Tables in registers serve one block of chains: they cost the same for all chains of a register and whatever the
+// states are, so that the former must be many and the latter not mostly zeros.
+bool registers_pay(const Machine& machine, const ProgramView& program, const ValuesView* values, int64_t n_chains,
+                   int threads) {
+  constexpr int64_t kMostChains = 64, kTogether = 32;  // chains of a thread, of a register
+  const int64_t each = (n_chains + threads - 1) / threads, lanes = (each + kTogether - 1) / kTogether * kTogether;
+  if (each > kMostChains || 8 * each < 7 * lanes) return false;
+  const std::vector<bool> is_on = mostly_on(machine, values, n_chains);
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++)
+      if (!is_on[program.updates[i].inputs[j].layer]) return false;
+  return true;
+}
+
 // Building the tables takes as long as the other kernels need for some hundred chains, and fetching them in each sweep
 // as long as the dense kernel needs for about 72.
-bool lookup_pays(const Machine& machine, const ProgramView& program, int64_t n_chains, int64_t n_sweeps, int threads) {
-  constexpr int64_t kMostBytes = int64_t{1} << 31;  // of tables
-  if (!lookup_suits(machine, program) || lookup_bytes(machine) > kMostBytes) return false;
+bool tables_pay(const Machine& machine, int64_t n_chains, int64_t n_sweeps, int threads) {
+  constexpr int64_t kMostBytes = int64_t{1} << 31;
   constexpr int64_t kFewestChains = 72, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
-  return n_chains >= kFewestChains * threads && (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
+  return n_chains >= kFewestChains * threads && lookup_bytes(machine) <= kMostBytes &&
+         (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
+}
+
+// Which tables the lookup kernel takes, if it is to run; those of the machine are then there.
+std::optional<LookupTablesIn> choose_lookup(const Machine& machine, const ProgramView& program,
+                                            const ValuesView* values, int64_t n_chains, int64_t n_sweeps, int threads) {
+  if (!lookup_suits(machine, program)) return {};
+  if (registers_pay(machine, program, values, n_chains, threads)) return LookupTablesIn::kRegisters;
+  if (tables_pay(machine, n_chains, n_sweeps, threads) && lookup_prepare(machine, threads))
+    return LookupTablesIn::kMachine;
+  return {};
 }
 
 }  // namespace
@@ -92,9 +117,10 @@ struct SweepRun::State {
             what.beta,       base.data(), what.clamp.data(), no_means.data(),  gap};
     stops[0].interrupted = &interrupted;
     check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
-    if (lookup_pays(machine, plan.view(), what.n_chains, n_sweeps, threads) && lookup_prepare(machine, threads)) {
+    if (const auto tables = choose_lookup(machine, plan.view(), copies.values(), what.n_chains, n_sweeps, threads)) {
       for (int t = 0; t < threads; t++) {
-        lookup_parts.push_back(lookup_part(machine, view, chains(t).first, chains(t).n));
+        const Part p = chains(t);
+        lookup_parts.push_back(lookup_part(machine, plan.view(), view, p.first, p.n, *tables, threads));
         lookup_pack(*lookup_parts[t]);
       }
       return;

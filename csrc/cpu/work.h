@@ -80,6 +80,9 @@ inline double multiply_adds(const ProgramView& program, int64_t n_chains) {
   return total;
 }
 
+// Per layer: whether so many of its binary values are 1, in the first chains, that skipping zeros does not pay.
+std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains);
+
 // Per layer: whether so many of its binary values are 1, in enough chains for each thread, that the dense kernel pays.
 std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads);
 
