@@ -23,7 +23,19 @@ from typing import Any
 MODELS = ("784-500", "2000-2000", "784-500-1000")
 CHAINS = (64, 1024, 16384)
 BATCHES = (100, 500)
-LIBRARIES = ("bm_fast", "torch", "torch-rand", "torch-bf16", "torch-compile", "numpy", "scikit-learn", "rbms", "thrml")
+LIBRARIES = (
+    "bm_fast",
+    "torch",
+    "torch-rand",
+    "torch-bf16",
+    "torch-bf16-rand",
+    "torch-compile",
+    "torch-compile-rand",
+    "numpy",
+    "scikit-learn",
+    "rbms",
+    "thrml",
+)
 TRAINED = (784, 500)
 CHECKED_CHAINS, CHECKED_SWEEPS, MAX_DISAGREEMENT = 1024, 3, 2.0
 HEADINGS = {
