@@ -132,6 +132,14 @@ def as_binary(name: str, values: Tensor) -> Tensor:
     return values.to(torch.uint8)
 
 
+def column_means(rows: Tensor) -> Tensor:
+    """Mean of every column, float32; takes little memory, where ``Tensor.mean`` would make all rows float32 first."""
+    total = torch.zeros(rows.shape[1], device=rows.device)
+    for first in range(0, len(rows), 1024):
+        total += rows[first : first + 1024].sum(0, dtype=torch.float32)
+    return total / len(rows)
+
+
 def is_grey(values: Tensor, layer: Layer) -> bool:
     """Whether values are probabilities of binary units, from which states have yet to be drawn."""
     return layer.kind is Kind.BERNOULLI and values.dtype is torch.float32

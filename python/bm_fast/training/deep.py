@@ -33,6 +33,7 @@ from bm_fast.dbm import DBM
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
 from bm_fast.program import full_update, gibbs_program
+from bm_fast.training.batches import column_means
 from bm_fast.training.gradient import OFFSET_RATE
 from bm_fast.training.learner import chains_state, load_chains
 
@@ -106,9 +107,9 @@ class DBMLearner:
     def batch(self, n_data: int) -> Tensor:
         return self._data[VISIBLE][:n_data]
 
-    def start_at(self, data_mean: Tensor) -> None:
+    def start_at(self, data: Tensor) -> None:
         if not self._known[VISIBLE]:
-            self.offsets[VISIBLE].copy_(data_mean)
+            self.offsets[VISIBLE].copy_(column_means(data))
             self._known[VISIBLE] = True
 
     @torch.no_grad()

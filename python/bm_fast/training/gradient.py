@@ -89,9 +89,8 @@ class Offsets:
         self.visible_known, self.hidden_known = visible_known, hidden_known
 
     def start_at(self, data_mean: Tensor) -> None:
-        if not self.visible_known:
-            self.visible.copy_(data_mean)
-            self.visible_known = True
+        self.visible.copy_(data_mean)
+        self.visible_known = True
 
     def follow(self, visible_mean: Tensor, hidden_mean: Tensor) -> None:
         self.visible.lerp_(visible_mean, OFFSET_RATE if self.visible_known else 1)

@@ -12,6 +12,7 @@ from bm_fast.chains import Chains
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
 from bm_fast.rbm import HIDDEN, RBM
+from bm_fast.training.batches import column_means
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.gradient import Gradient, Offsets, Rows
 from bm_fast.training.tempered import PersistentChains
@@ -28,8 +29,8 @@ class Learner(Protocol):
     def batch(self, n_data: int) -> Tensor:
         """Where the states of the next ``n_data`` data rows go, ``[n_data, n_visible]`` in the dtype of the units."""
 
-    def start_at(self, data_mean: Tensor) -> None:
-        """Tells the mean of the data set, float32 ``[n_visible]``, before the first update."""
+    def start_at(self, data: Tensor) -> None:
+        """Tells the data set ``[n, n_visible]`` before the first update."""
 
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         """Writes the gradient of the negative log-likelihood into ``.grad``; ``batch(n_data)`` holds the data."""
@@ -70,9 +71,9 @@ class RBMLearner:
     def batch(self, n_data: int) -> Tensor:
         return self._rows.block(n_data, self._estimator.n_model(n_data)).data
 
-    def start_at(self, data_mean: Tensor) -> None:
-        if self.offsets is not None:
-            self.offsets.start_at(data_mean)
+    def start_at(self, data: Tensor) -> None:
+        if self.offsets is not None and not self.offsets.visible_known:
+            self.offsets.start_at(column_means(data))
 
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         block = self._rows.block(n_data, self._estimator.n_model(n_data))

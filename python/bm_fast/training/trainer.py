@@ -133,7 +133,7 @@ class Trainer(Loop):
             held_out = as_binary("validation", held_out)
         self._take_up_order(batches)
         if isinstance(batches, ArrayBatches):
-            self._learner.start_at(batches.data.mean(0, dtype=torch.float32))
+            self._learner.start_at(batches.data)
         self._fit(batches, epochs, held_out)
 
     def _step(self, values: Tensor, numbers: Tensor) -> None:
