@@ -32,7 +32,7 @@ from bm_fast.estimation import (
 from bm_fast.ops import cuda, native
 from bm_fast.parameters import Parameters
 from bm_fast.program import Input, Program, Update, full_update, gibbs_program
-from bm_fast.training import CD, PCD, Trainer
+from bm_fast.training import CD, PCD, Trainer, captured
 from cuda_runner import emulated_module
 from engine_cases import make_machine, run, tree
 from enumeration import DRIFT_BOUND, GRAPHS, enumerate_machine, variation_ratio
@@ -50,6 +50,7 @@ class Gpu:
             self._patch.setattr(cuda, "serves", lambda device: device == self.device)
             self._patch.setattr(cuda, "module", lambda device: self._module)
             self._patch.setattr(cuda, "stream", lambda device: 0)
+            self._patch.setattr(captured, "record", lambda work, device: work)
             self._patch.setenv("SIMT_COMPUTE_CAPABILITY", str(self._capability))
         return self.device
 

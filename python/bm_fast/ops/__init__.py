@@ -6,6 +6,7 @@ The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=ref
 
 from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
 from bm_fast.ops.grid import quantise
+from bm_fast.ops.live import LiveMachine, can_live
 from bm_fast.ops.machine import Convergence, Machine
 from bm_fast.ops.native import info
 from bm_fast.ops.random import bernoulli
@@ -17,9 +18,11 @@ __all__ = [
     "MAX_SEED",
     "Convergence",
     "EnergyGap",
+    "LiveMachine",
     "Machine",
     "Rungs",
     "bernoulli",
+    "can_live",
     "check",
     "gradient",
     "info",

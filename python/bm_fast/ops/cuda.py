@@ -65,24 +65,37 @@ def place(device: torch.device, memory: Memory | None = None) -> Iterator[Any]:
 
 
 class Machine:
-    """A machine on a GPU; arguments have been checked by ``ops.Machine``."""
+    """A machine on a GPU; arguments have been checked by ``ops.Machine``.
 
-    def __init__(self, parameters: Parameters) -> None:
+    Float weights are put on a grid that the device chooses, by each ``refresh``.
+
+    counter: int32 ``[1]`` on the device, the number of the next sweep, which each sweep advances; None: the caller
+        tells that number.
+    refused: int32 ``[1]`` on the device, becomes 1 where a float weight is not finite or beyond the largest grid.
+    """
+
+    def __init__(self, parameters: Parameters, counter: Tensor | None = None) -> None:
         self._device = parameters.biases[0].device
-        self._parameters = parameters  # the biases are used where they are
+        self._parameters = parameters  # what is not copied is used where it is
+        self._counter = counter
         self._memory = Memory(self._device)
         couplings = []
         self._grids = []
         for coupling, weights, bits in zip(
             parameters.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
         ):
+            is_real = weights.dtype is torch.float32
             self._grids.append(torch.full((1,), 2.0**-bits, device=self._device))
-            couplings.append((coupling.lower, coupling.upper, weights.data_ptr(), False, self._grids[-1].data_ptr()))
+            couplings.append((coupling.lower, coupling.upper, weights.data_ptr(), is_real, self._grids[-1].data_ptr()))
         with place(self._device, self._memory) as here:
             self._compiled = module(self._device).Machine(plain_layers(parameters), couplings, here)
-        refused = torch.zeros(1, dtype=torch.int32, device=self._device)
+        self.refused = torch.zeros(1, dtype=torch.int32, device=self._device)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes up the present weights."""
         with place(self._device) as here:
-            self._compiled.refresh(refused.data_ptr(), here)
+            self._compiled.refresh(self.refused.data_ptr(), here)
 
     def sweep(
         self,
@@ -108,16 +121,18 @@ class Machine:
                 n_sweeps,
                 seed,
                 first_chain,
-                first_sweep,
+                first_sweep if self._counter is None else 0,
                 address(beta),
                 addresses(base),
                 [address(clamp.get(i)) for i in range(len(layers))],
                 [address(means.get(i)) for i in range(len(layers))],
-                0,
+                address(self._counter),
                 here,
                 done.data_ptr(),
                 progress,
             )
+            if self._counter is not None:
+                module(self._device).advance(self._counter.data_ptr(), n_sweeps, here)
 
     def layer_means(
         self,

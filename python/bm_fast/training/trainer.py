@@ -23,6 +23,7 @@ from bm_fast.ops import Machine
 from bm_fast.rbm import RBM
 from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
 from bm_fast.training.callbacks import Callback
+from bm_fast.training.captured import CapturedUpdates, why_not
 from bm_fast.training.deep import DBMLearner, MeanFieldPCD
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.learner import Learner, RBMLearner
@@ -33,6 +34,9 @@ Binarise = Literal["dynamic", "none"]
 
 GAP_ROWS = 1000
 """Most rows of each data set from which the free energy gap is computed: cheap beside any epoch that has more."""
+
+LOOK_EVERY = 1000
+"""Updates on a GPU after which the trainer looks whether the parameters are good, beside after each epoch."""
 
 Estimator = CD | PCD | MeanFieldPCD | PersistentChains
 
@@ -63,6 +67,7 @@ class Trainer(Loop):
 
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
     last_batch: states of the last data rows; the next update overwrites them.
+    why_not_captured: why updates are launched one by one; None where a GPU replays them as CUDA graphs.
     """
 
     model: BoltzmannModel
@@ -92,6 +97,9 @@ class Trainer(Loop):
         self.estimator, self.batch_size, self.seed, self.centred = estimator, batch_size, seed, centred
         self.binarise: Binarise = binarise or default
         self._learner = _learner(model, estimator, batch_size, seed, centred)
+        self.why_not_captured = why_not(model, estimator)
+        captures = self.why_not_captured is None
+        self._captured = CapturedUpdates(model, optimizer, self._learner) if captures else None
         self._generator = torch.Generator().manual_seed(seed)
         self.last_batch: Tensor | None = None
 
@@ -140,8 +148,13 @@ class Trainer(Loop):
         n_data = len(values)
         data = self._learner.batch(n_data)
         self._draw(values, numbers, self.epoch, data)
-        self._learner.fill_gradient(self._machine(), n_data)
-        self.optimizer.step()
+        if self._captured is None:
+            self._learner.fill_gradient(self._machine(), n_data)
+            self.optimizer.step()
+        else:
+            if self.update % LOOK_EVERY == LOOK_EVERY - 1:
+                self.check_finite()
+            self._captured.run(n_data)
         self.last_batch = data
 
     def _measure(self, batches: Batches, validation: Tensor | None) -> dict[str, float]:
@@ -160,7 +173,7 @@ class Trainer(Loop):
         elif self.binarise == "none":
             out.copy_(as_binary("train", values))
         else:
-            ops.bernoulli(values, numbers, out, seed=self.seed, sweep=epoch)
+            ops.bernoulli(values, numbers, out, seed=self.seed, sweep=epoch, are_known=True)
 
     def _machine(self) -> Machine:
         try:
@@ -168,6 +181,15 @@ class Trainer(Loop):
         except ValueError as error:
             self.check_finite()
             raise TrainingError(f"after update {self.update}: {error}; a lower learning rate may help") from error
+
+    def check_finite(self) -> None:
+        """Also looks whether weights have left the grid, where updates do not wait for the answer."""
+        super().check_finite()
+        if self._captured is not None and self._captured.take_refusal():
+            self._machine()  # says which, unless they have come back
+            raise TrainingError(
+                f"after update {self.update}: weights were beyond the integer grid; a lower learning rate may help"
+            )
 
     def _free_energy_gap(self, batches: Batches, validation: Tensor) -> float:
         train = batches.data if isinstance(batches, ArrayBatches) else self.last_batch
