@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -205,9 +206,19 @@ void check(std::initializer_list<std::pair<const char*, int64_t>> sizes,
   bm::check_threads(threads);
 }
 
+// Operations take and free the same hundreds of kilobytes in every update of a training. The GNU C library gives such
+// memory back to the system, to be mapped and cleared page by page the next time, until a larger block has been freed:
+// from then on it keeps blocks up to that size. A block that is never touched costs nothing. Limits that a user has set
+// stay as they are.
+void keep_freed_memory() {
+  void* volatile block = std::malloc(size_t{16} << 20);
+  std::free(block);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  keep_freed_memory();
   m.doc() = "Compiled kernels of bm_fast; bm_fast.ops is the way to them.";
   const auto released = py::call_guard<py::gil_scoped_release>();
 
