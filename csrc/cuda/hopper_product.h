@@ -16,6 +16,11 @@ constexpr int kWarpgroup = 128, kGroupChains = 64, kMostOctets = 8;
 // Of up to 8 octets: [4 octet + i] is unit 2 t + i % 2 of the octet for the chain 8 (i / 2) after the first.
 using Sums = int32_t[4 * kMostOctets];
 
+// The whole sum; of octets that a product leaves out both limbs may be anything, so it may wrap.
+SIMT_DEVICE int32_t joined(int32_t high, int32_t low) {
+  return static_cast<int32_t>(static_cast<uint32_t>(high) * 256 + static_cast<uint32_t>(low));
+}
+
 SIMT_DEVICE int lane() { return static_cast<int>(simt::thread_x() % 32); }
 
 // Of the 64 chains of a warpgroup: the first one whose bits the lane turns into bytes (the other is 8 further), and the

@@ -111,7 +111,7 @@ SIMT_DEVICE void draw_octets(const ResidentLayer& layer, const Drawing& drawing,
     for (int i = 0; i < 4; i++) {
       const int unit = 8 * octet + 2 * t + i % 2;
       const float bias = exists && unit < layer.units ? layer.biases[unit] : 0.f;
-      fields[i] = units::fma(static_cast<float>(high[4 * n + i] * 256 + low[4 * n + i]), scale, bias);
+      fields[i] = units::fma(static_cast<float>(joined(high[4 * n + i], low[4 * n + i])), scale, bias);
     }
     exchange(fields);
     const int shift = t / 2 * 4;

@@ -183,7 +183,7 @@ SIMT_DEVICE void work(const Streamed& p) {
       const float scale = sum_scale(product.inputs[input]);
       SIMT_UNROLL
       for (int i = 0; i < 4 * kMostOctets; i++)
-        fields[i] = units::fma(static_cast<float>(high[i] * 256 + low[i]), scale, fields[i]);
+        fields[i] = units::fma(static_cast<float>(joined(high[i], low[i])), scale, fields[i]);
     }
     draw_tile(p.update, first_octet, first_chain, sweep, fields);
   }

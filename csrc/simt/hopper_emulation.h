@@ -5,6 +5,7 @@
 //     shows, and leaves scrambled sums until then. Operands in registers that changed before stop the program.
 //   - Where cells lie is taken from the bits of `operand`, as PTX describes them.
 //   - A store to another block lands at once; lanes of all blocks of a cluster run in the order that SIMT_ORDER says.
+//   - The device is of compute capability 9.0, or of SIMT_COMPUTE_CAPABILITY in the environment (80 for 8.0).
 #pragma once
 
 #include <string.h>
