@@ -209,23 +209,38 @@ def test_training_resumes_to_the_same_bits(gpu: Gpu, tmp_path: Path) -> None:
         assert_same(results(again), [tensor.cpu() for tensor in results(whole)])
 
 
-@pytest.mark.parametrize("value", [float("nan"), 1e6])
-def test_weights_that_leave_the_grid_end_training(gpu: Gpu, tmp_path: Path, value: float) -> None:
-    class Spoil(Callback):
-        def on_update(self, progress: Progress) -> None:
-            if progress.trainer.update == 2:
-                with torch.no_grad():
-                    progress.trainer.model.weight[3, 4] = value
+class Spoil(Callback):
+    """Sets a weight after the second update."""
 
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def on_update(self, progress: Progress) -> None:
+        if progress.trainer.update == 2:
+            with torch.no_grad():
+                progress.trainer.model.get_parameter("weight")[3, 4] = self._value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "after update 3: parameter 'weight' is not finite any more"),
+        (1e6, r"after update 3: weights\[0\]: expected weights of at most 32639 in size, got 999950"),
+    ],
+)
+def test_weights_that_leave_the_grid_end_training(gpu: Gpu, value: float, message: str) -> None:
     with gpu as device:
-        trainer = new(device, PCD(7), callbacks=(Spoil(),))
-        with pytest.raises(TrainingError, match="a lower learning rate may help"):
+        trainer = new(device, PCD(7), callbacks=(Spoil(value),))
+        with pytest.raises(TrainingError, match=f"{message}.*; a lower learning rate may help"):
             trainer.fit(grey().to(device), 2)
-        assert trainer.epoch <= 1
-        with torch.no_grad():
-            trainer.model.weight.fill_(value)
-        with pytest.raises((TrainingError, ValueError)):
-            trainer.fit(grey().to(device), 3)
+
+
+def test_long_epochs_are_looked_at_on_the_way(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bm_fast.training.trainer.LOOK_EVERY", 5)
+    with gpu as device:
+        trainer = new(device, PCD(7), callbacks=(Spoil(1e6),))
+        with pytest.raises(TrainingError, match="after update 4: "):
+            trainer.fit(grey().repeat(4, 1).to(device), 1)
 
 
 def test_weights_that_came_back_to_the_grid_are_told_too(gpu: Gpu, tmp_path: Path) -> None:
@@ -235,10 +250,10 @@ def test_weights_that_came_back_to_the_grid_are_told_too(gpu: Gpu, tmp_path: Pat
         rows, numbers = grey()[:BATCH].to(device), torch.arange(BATCH, device=device)
         trainer._step(rows, numbers)
         with torch.no_grad():
-            trainer.model.weight[3, 4] = 1e6
+            trainer.model.get_parameter("weight")[3, 4] = 1e6
         trainer._step(rows, numbers)
         with torch.no_grad():
-            trainer.model.weight[3, 4] = 0
+            trainer.model.get_parameter("weight")[3, 4] = 0
         with pytest.raises(TrainingError, match="weights were beyond the integer grid"):
             trainer.save(tmp_path / "file")
         assert not (tmp_path / "file").exists()

@@ -41,7 +41,7 @@ class CapturedUpdates:
     def __init__(self, model: BoltzmannModel, optimizer: Optimizer, learner: Learner) -> None:
         self._model, self._optimizer, self._learner = model, optimizer, learner
         self._recordings: dict[int, _Recording] = {}
-        self._depends_on: object = None  # what the recordings depend on, as it was after the last update
+        self._depends_on: object = None  # what the recordings depend on, as the last launched update left it
         self._machine: ops.LiveMachine | None = None
         self._machine_of: list[int] = []  # where its parameters are
         self._counted = -1  # the number of the next sweep, as the device has it; -1: it has none yet
@@ -62,13 +62,13 @@ class CapturedUpdates:
         if recording is None or recording.replay is None or first + recording.sweeps > _MAX_SWEEPS:
             self._launch(machine, n_data)
             self._recordings[n_data] = _Recording(chains.sweep - first)
+            self._depends_on = self._dependencies()
         else:
             recording.replay()
             chains.sweep = first + recording.sweeps
         self._counted = chains.sweep
         if not can_capture(self._optimizer):
             self._optimizer.step()
-        self._depends_on = self._dependencies()
 
     def take_refusal(self) -> bool:
         """As ``ops.LiveMachine.take_refusal``."""
