@@ -179,7 +179,10 @@ class VAE(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """E(x | h¹) for n ancestral samples of h¹, float32 ``[n, n_visible]``."""
         _check_whole("n", n)
-        return self.decode(torch.randn(n, self.latents[-1], generator=generator, device=self.device), generator)
+        h = torch.randn(n, self.latents[-1], generator=generator, device=self.device)
+        for network in reversed(self.priors):
+            h = _draw(network(h), generator)
+        return self.observation.means(h)
 
     @torch.no_grad()
     def decode(self, top: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -188,10 +191,7 @@ class VAE(nn.Module):
             raise ValueError(f"top: expected shape [n, {self.latents[-1]}] with n >= 1, got {list(top.shape)}")
         h = top
         for network in reversed(self.priors):
-            mean, log_scale = network(h)
-            h = mean
-            if generator is not None:
-                h = mean + log_scale.exp() * torch.randn(mean.shape, generator=generator, device=mean.device)
+            h = network(h)[0] if generator is None else _draw(network(h), generator)
         return self.observation.means(h)
 
     @torch.no_grad()
@@ -269,6 +269,12 @@ class VAE(nn.Module):
         model = cls(**held)
         model.load_state_dict(parameters)
         return model.to(device)
+
+
+def _draw(given: tuple[Tensor, Tensor], generator: torch.Generator | None) -> Tensor:
+    """A sample of a Gaussian layer with this mean and log standard deviation."""
+    mean, log_scale = given
+    return mean + log_scale.exp() * torch.randn(mean.shape, generator=generator, device=mean.device)
 
 
 def _half_square(h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
