@@ -50,6 +50,8 @@ def test_health_of_chains_that_mix() -> None:
     chains = built.chains(20, seed=1)
     visible, hidden = chain_health(built, chains, n_samples=200)
     assert chains.sweep == 200
+    with pytest.raises(ValueError, match="sweeps: expected 1 to"):
+        chain_health(built, chains, n_samples=4, sweeps=0)
     assert (visible.name, hidden.name) == ("visible", "hidden")
     for layer in (visible, hidden):
         assert layer.worst_r_hat < 1.1

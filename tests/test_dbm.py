@@ -192,8 +192,9 @@ def test_sampling_keeps_clamped_units() -> None:
         ),
         (
             lambda: dbm().complete(torch.zeros(2, 4), torch.ones(4, dtype=torch.bool)),
-            r"visible: expected torch.uint8 \[2, 4\], got torch.float32",
+            r"v: expected torch.uint8 \[2, 4\], got torch.float32",
         ),
+        (lambda: dbm().complete([[0, 1, 0, 1]], torch.ones(4)), "v: expected a torch tensor or a numpy array"),
     ],
 )
 def test_errors_name_the_argument(call: object, message: str) -> None:

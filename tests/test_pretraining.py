@@ -84,6 +84,14 @@ def test_a_pretrained_machine_knows_the_data_and_learns_on() -> None:
     assert float((log_sums(dbm)[1][numbers] - exact_log_z(dbm)).mean()) > max(before, -3.5)
 
 
+def test_wrong_layers_and_epochs_are_found_before_anything_is_trained() -> None:
+    history = History()
+    for units, epochs, message in (((9, 6, 0), (1, 1), "hidden2"), ((9, 6, 4), (1, -1), "epochs: .* got -1")):
+        with pytest.raises(ValueError, match=message):
+            pretrain(units, bars(), epochs, callbacks=lambda level: (history,))
+    assert not history.rows
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

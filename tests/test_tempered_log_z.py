@@ -40,11 +40,10 @@ def run(built: Machine, n_ladders: int, rounds: int, n_rungs: int, seed: int, wi
 
 @pytest.mark.parametrize("name", ["rbm", "dbm3", "semi_restricted"])
 def test_bennett_is_within_its_errors(name: str) -> None:
-    """In 99 of 100 repetitions within three standard errors; errors by 40 ladders, so z has a t distribution.
+    """In 98 of 100 repetitions within three standard errors; errors by 40 ladders, so z has a t distribution.
 
-    3 standard errors are missed with probability 0.0047: three misses or more of 100 happen once in 80 files of three
-    such tests, and the seeds are fixed. The variance of 100 z-scores, expected 1.05, is 0.55 to 1.75 but for 1 in
-    2,000.
+    3 standard errors are missed with probability 0.0047: three misses or more of 100 happen once in 80 such tests. The
+    variance of 100 z-scores, expected 1.05, is 0.55 to 1.75 but for 1 in 2,000.
     """
     built = machine(GRAPHS[name])
     exact = exact_log_z(built)
@@ -54,9 +53,23 @@ def test_bennett_is_within_its_errors(name: str) -> None:
         z.append((estimate.log_z - exact) / estimate.standard_error)
         assert estimate.trustworthy, estimate.reason
     scores = torch.tensor(z)
-    assert int((scores.abs() > 3).sum()) <= 1
+    assert int((scores.abs() > 3).sum()) <= 2
     assert 0.55 < float(scores.var()) < 1.75
     assert abs(float(scores.mean())) < 0.4
+
+
+def test_rungs_with_one_distribution_overlap_wholly_and_runs_without_trips_are_not_trusted() -> None:
+    """Without weights and biases every rung is fair coins: all of it is known exactly, however short the run."""
+    built = Machine.build(chain_graph((5, 3)), [torch.zeros(5, 3)], [torch.zeros(5), torch.zeros(3)])
+    ladders = tempering.start(built, 16, 4, seed=0)
+    short, long = (tempered_log_z(built, ladders, tempering.run(built, ladders, n, keep_gaps=True)) for n in (1, 50))
+    for estimate in (short, long):
+        torch.testing.assert_close(estimate.overlaps, torch.ones(3, dtype=torch.float64))
+        assert estimate.log_z == pytest.approx(8 * math.log(2), abs=1e-9)
+        assert estimate.standard_error < 1e-9
+    assert long.trustworthy
+    assert not short.trustworthy
+    assert "chains only went from the base to the target" in short.reason
 
 
 def test_few_long_ladders_have_honest_errors() -> None:
@@ -197,8 +210,11 @@ def test_estimates_that_contradict_each_other_are_reported(trained: tuple[RBM, T
 
     rbm, cases = trained
     good = estimate_log_likelihood(rbm, cases, rounds=200, seed=1)
-    wrong = replace(good.tempered, log_z=good.tempered.log_z + 2)
-    assert any("outside the bracket" in doubt for doubt in _doubts(wrong, good.forward, good.reverse, good.report))
+    for shift, end in ((2, "reverse"), (-2, "forward")):
+        wrong = replace(good.tempered, log_z=good.tempered.log_z + shift)
+        doubts = [doubt for doubt in _doubts(wrong, good.forward, good.reverse, good.report) if "outside" in doubt]
+        assert len(doubts) == 1
+        assert f"outside the bracket, beyond {end} annealing" in doubts[0]
     assert good.report.gaps is not None
     slow = replace(good.report, gaps=good.report.gaps[:1] + torch.linspace(0, 1, 200)[:, None, None])
     doubts = _doubts(good.tempered, good.forward, good.reverse, slow)

@@ -220,7 +220,7 @@ def test_keeping_gaps_changes_nothing_and_gives_energies() -> None:
 
 @pytest.mark.parametrize("operator", [Gibbs(2), Tempering(5, rounds=2, adapt_every=4)], ids=["gibbs", "tempering"])
 def test_operators_leave_the_distribution_alone(operator: Operator) -> None:
-    """From exact samples on every rung; the adaptation in between moves betas a little, and chains with them."""
+    """Gibbs from exact samples, tempering from coins, which 50 rounds forget; in between betas adapt."""
     built = machine(GRAPHS["rbm"])
     truth = enumerate_machine(built)
     chains = Chains(truth.draw(20_001, torch.Generator().manual_seed(1)), seed=7)
@@ -243,6 +243,24 @@ def test_an_operator_resumes_from_its_state(tmp_path: Path) -> None:
         results.append(chains.layers)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_operator_serves_one_set_of_chains_after_the_other() -> None:
+    """The second set gets the bits that a new operator would give it; going back to the first is refused."""
+    built, used, new = two_modes(), Tempering(4, adapt_every=2), Tempering(4, adapt_every=2)
+    first, second, expected = built.chains(4, seed=1), built.chains(5, seed=2), built.chains(5, seed=2)
+    for _ in range(3):
+        used.advance(built, first)
+    for _ in range(5):
+        used.advance(built, second)
+        new.advance(built, expected)
+    for a, b in zip(second.layers, expected.layers, strict=True):
+        assert torch.equal(a, b)
+    message = "chains: expected those .*, 5 with seed 2 at sweep 5, got 4 with seed 1 at sweep 3"
+    with pytest.raises(ValueError, match=message):
+        used.advance(built, first)
+    with pytest.raises(ValueError, match="chains: expected some at sweep 0, which begin ladders, got sweep 3"):
+        Tempering(4).advance(built, first)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -280,10 +298,11 @@ def test_other_bad_input_is_refused() -> None:
         tempering.start(built, 0, 3)
     with pytest.raises(ValueError, match="base"):
         tempering.start(built, 4, 3, base=[torch.zeros(12)])
-    operator = Tempering(3)
-    operator.advance(built, built.chains(4, seed=1))
-    with pytest.raises(ValueError, match="chains: expected 4, as many as ladders, got 5"):
-        operator.advance(built, built.chains(5, seed=1))
+    for n_rungs in (0, 1, 2.5):
+        with pytest.raises(ValueError, match="n_rungs: expected"):
+            adapted_betas(built, n_rungs)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="doublings: expected 1 to 24, got 0"):
+        adapted_betas(built, doublings=0)
     gaussian = make_machine(chain_graph((4, 3), Kind.GAUSSIAN))
     with pytest.raises(ValueError, match="betas: a Gaussian layer has no distribution at beta = 0 without a base"):
         tempering.run(gaussian, tempering.start(gaussian, 4, 3), 1)

@@ -137,6 +137,28 @@ def test_sparsity_adds_the_excess_activity() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_averages_follow_the_batches_slowly_and_survive_a_checkpoint() -> None:
+    """From the first batch on, 0.01 of the newest for offsets and 0.1 for activities; the figures of the epoch too."""
+    model = dbm((4, 3, 2))
+    estimator = MeanFieldPCD(20, sweeps=1, iterations=1, sparsity=(0.2, 0.1))
+    learner = filled(model, estimator, all_states(4), centred=True)
+    first = [layer.float().mean(0) for layer in learner._data]
+    learner.batch(16).fill_(1)
+    learner.fill_gradient(model.machine(), 16)
+    second = [layer.float().mean(0) for layer in learner._data]
+    for offset, a, b in zip(learner.offsets, first, second, strict=True):
+        torch.testing.assert_close(offset, 0.99 * a + 0.01 * b)
+    for activity, a, b in zip(learner.activity, first[1:], second[1:], strict=True):
+        torch.testing.assert_close(activity, 0.9 * a + 0.1 * b)
+    loaded = DBMLearner(model, estimator, 16, seed=3, centred=True)
+    loaded.load_state_dict(learner.state_dict())
+    figures = learner.metrics()
+    assert figures["unconverged"] > 0, "the case must have something to lose"
+    assert loaded.metrics() == figures
+    for a, b in zip([*learner.offsets, *learner.activity], [*loaded.offsets, *loaded.activity], strict=True):
+        assert torch.equal(a, b)
+
+
 def bars(n: int = 400) -> Tensor:
     """Rows of 3 x 3 pixels with one row or column on."""
     pictures = torch.zeros(6, 3, 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bm_fast.vae import CIWAE, ELBO, IWAE, MIWAE, PIWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate
+from bm_fast.vae import CIWAE, ELBO, IWAE, MIWAE, PIWAE, STL, VAE, DReG, Trainer, active_units, burda_schedule, evaluate
 from bm_fast.vae import log_likelihood as likelihood
 
 MODEL = VAE(4, (2,), [[3]])
@@ -138,5 +138,7 @@ def test_training_data_that_do_not_fit():
         MODEL.decode(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="n: expected a whole number of at least 1, got 0"):
         MODEL.sample(0)
+    with pytest.raises(ValueError, match="n_samples: expected a whole number of at least 1, got 0"):
+        active_units(MODEL, X, n_samples=0)
     with pytest.raises(ValueError, match="data: expected values that vary"):
         REAL.initialise_biases(X)

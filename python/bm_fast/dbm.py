@@ -132,8 +132,8 @@ class DBM(BoltzmannModel):
     ) -> Array:
         """Fills in what ``mask`` leaves open by Gibbs sampling with the rest clamped, ``[n, n_visible]``.
 
-        v: states ``[n, n_visible]``, uint8 0/1 or float32 for Gaussian units; open units may hold anything, and the
-            chains start from it. mask: bool or uint8, 1 where v is known; ``[n_visible]`` or ``[n, n_visible]``.
+        v: states ``[n, n_visible]``, uint8 0/1 or float32 for Gaussian units; open units may hold any value of theirs,
+            from which the chains start. mask: bool or uint8, 1 where v is known; ``[n_visible]`` or ``[n, n_visible]``.
         what: "means" gives float32 means of the open units in the last sweep beside the known values, "states" a sample
             in the dtype of v.
         """
@@ -141,8 +141,10 @@ class DBM(BoltzmannModel):
             raise ValueError(f"what: expected 'means' or 'states', got {what!r}")
         sweeps = whole_number("sweeps", sweeps, 1, 2**32 - 1)
         machine = self.machine()
-        chains = self.chains(len(v), seed, v)
-        known = self._mask("mask", mask, len(v))
+        n = len(arrays.rows("v", v, self.graph.layers[VISIBLE], self.device))
+        chains = machine.chains(n, seed)
+        self._begin_at("v", v, chains)
+        known = self._mask("mask", mask, n)
         means = torch.empty(chains.layers[VISIBLE].shape, device=self.device)
         program = gibbs_program(self.graph)
         machine.sweep(program, chains, sweeps, clamp={VISIBLE: known}, means={VISIBLE: means})

@@ -94,14 +94,17 @@ class BoltzmannModel(nn.Module, ABC):
         """
         chains = self.machine().chains(n_chains, seed)
         if visible is not None:
-            start = arrays.rows("visible", visible, self.graph.layers[VISIBLE], self.device)
-            state = chains.layers[VISIBLE]
-            if start.shape != state.shape or start.dtype is not state.dtype:
-                raise ValueError(
-                    f"visible: expected {state.dtype} {list(state.shape)}, got {start.dtype} {list(start.shape)}"
-                )
-            state.copy_(start)
+            self._begin_at("visible", visible, chains)
         return chains
+
+    def _begin_at(self, name: str, given: Tensor | NDArray[np.generic], chains: Chains) -> None:
+        start = arrays.rows(name, given, self.graph.layers[VISIBLE], self.device)
+        state = chains.layers[VISIBLE]
+        if start.shape != state.shape or start.dtype is not state.dtype:
+            raise ValueError(
+                f"{name}: expected {state.dtype} {list(state.shape)}, got {start.dtype} {list(start.shape)}"
+            )
+        state.copy_(start)
 
     def sample(
         self,

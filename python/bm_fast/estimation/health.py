@@ -56,6 +56,7 @@ def chain_health(model: Model, chains: Chains, n_samples: int = 100, sweeps: int
     """
     machine = as_machine(model)
     n_samples = whole_number("n_samples", n_samples, 4, 2**20)
+    sweeps = whole_number("sweeps", sweeps, 1, 2**32 // n_samples)
     program = gibbs_program(machine.graph)
     samples = [torch.empty(n_samples, *layer.shape, dtype=layer.dtype, device=layer.device) for layer in chains.layers]
     for k in range(n_samples):

@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 
 from bm_fast.chains import Chains
 from bm_fast.machines import Model, as_machine
-from bm_fast.ops import Machine, Rungs
+from bm_fast.ops import Machine, Rungs, whole_number
+from bm_fast.ops.tempering import MAX_RUNGS
 from bm_fast.tempering.ladders import Ladders, run_quietly, start
 from bm_fast.tempering.report import TemperingReport
 
 _PILOT_CHAINS = 2**30  # about the index of the first pilot chain: random numbers that no run of the same seed draws
-_FIRST_ROUNDS, _FIRST_RUNGS, _MAX_RUNGS = 8, 16, 64
+_FIRST_ROUNDS, _FIRST_RUNGS, _MOST_RUNGS = 8, 16, 64
 
 
 def adapted_betas(
@@ -43,14 +44,13 @@ def adapted_betas(
     Source: Syed, Bouchard-Côté, Deligiannidis and Doucet, Non-reversible parallel tempering, JRSS B 84 (2022).
     """
     machine = as_machine(model)
-    if doublings < 1:
-        raise ValueError(f"doublings: expected at least 1, got {doublings}")
-    first = n_rungs or _FIRST_RUNGS
+    doublings = whole_number("doublings", doublings, 1, 24)
+    first = _FIRST_RUNGS if n_rungs is None else whole_number("n_rungs", n_rungs, 2, MAX_RUNGS)
     ladders = start(machine, n_ladders, first, base=base, seed=seed, first_ladder=_PILOT_CHAINS // first)
     bar = tqdm(range(doublings), desc="adapting betas", leave=False, delay=1.0, disable=not progress)
     for k in bar:
         report = run_quietly(machine, ladders, _FIRST_ROUNDS << k, sweeps, False)
-        count = n_rungs or min(max(math.ceil(2 * report.barrier) + 1, 3), _MAX_RUNGS)
+        count = min(max(math.ceil(2 * report.barrier) + 1, 3), _MOST_RUNGS) if n_rungs is None else first
         ladders = _moved(machine, ladders, equal_rejection(report, count))
     return ladders.betas
 

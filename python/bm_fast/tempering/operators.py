@@ -60,6 +60,9 @@ class Tempering:
     target, so chains reach modes that sweeps at beta = 1 alone would never find. It costs as many sweeps as there are
     rungs.
 
+    Chains at sweep 0 begin new ladders, which start at fair coins whatever the states of the chains, so one operator
+    can serve one training after the other.
+
     betas: a number of rungs (default 10) or betas, as for ``tempering.start``.
     base: per layer float32 ``[units]``, the biases at beta = 0; None: no base.
     adapt_every: calls after which the betas move to equal rejection, by the swaps since the last time; 0: never. Each
@@ -87,20 +90,36 @@ class Tempering:
         self._calls, self._wait = 0, self.adapt_every
 
     def advance(self, machine: Machine, chains: Chains) -> None:
-        """Runs the ladders and gives the chains the states of their targets; ``chains.sweep`` advances too."""
-        if self.ladders is None:
+        """Runs the ladders and gives the chains the states of their targets; ``chains.sweep`` advances too.
+
+        ValueError for chains that have been moved by anything but this operator.
+        """
+        if chains.sweep == 0:
             self.ladders = start(machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed)
-        ladders = self.ladders
-        if ladders.n_ladders != chains.n_chains:
-            raise ValueError(f"chains: expected {ladders.n_ladders}, as many as ladders, got {chains.n_chains}")
+            self._calls, self._wait = 0, self.adapt_every
+        ladders = self._ladders_of(chains)
         gap = EnergyGap(machine, ladders.base)
-        temper(gap, ladders.chains, ladders.rungs, ladders.betas, self.rounds, sweeps=self.sweeps)
-        for layer, state in zip(chains.layers, ladders.at_target(), strict=True):
-            layer.copy_(state)
-        chains.sweep = ladders.chains.sweep
+        try:
+            temper(gap, ladders.chains, ladders.rungs, ladders.betas, self.rounds, sweeps=self.sweeps)
+        finally:  # Ctrl-C ends it after some of the rounds
+            for layer, state in zip(chains.layers, ladders.at_target(), strict=True):
+                layer.copy_(state)
+            chains.sweep = ladders.chains.sweep
         self._calls += 1
         if self.adapt_every and self._calls >= self._wait:
             self._adapt(ladders)
+
+    def _ladders_of(self, chains: Chains) -> Ladders:
+        if self.ladders is None:
+            raise ValueError(f"chains: expected some at sweep 0, which begin ladders, got sweep {chains.sweep}")
+        own = self.ladders.chains
+        expected, got = (
+            f"{n} with seed {state.seed} at sweep {state.sweep}"
+            for n, state in ((self.ladders.n_ladders, own), (chains.n_chains, chains))
+        )
+        if got != expected:
+            raise ValueError(f"chains: expected those that this operator moved last, {expected}, got {got}")
+        return self.ladders
 
     def _adapt(self, ladders: Ladders) -> None:
         rungs = ladders.rungs

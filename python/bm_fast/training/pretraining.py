@@ -29,11 +29,12 @@ from torch.optim import SGD, Optimizer
 
 from bm_fast import arrays
 from bm_fast.dbm import DBM
-from bm_fast.graph import Kind
+from bm_fast.graph import Kind, chain_graph
 from bm_fast.program import Input, Update
 from bm_fast.rbm import HIDDEN, RBM, VISIBLE
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.estimators import CD
+from bm_fast.training.loop import check_epochs
 from bm_fast.training.trainer import Trainer
 
 
@@ -112,6 +113,9 @@ def pretrain(
         raise ValueError(
             f"epochs: expected one number for each RBM of a stack over {len(units)} layers, got {list(epochs)}"
         )
+    for number in epochs:
+        check_epochs(number)
+    chain_graph(units, visible)  # all of it is checked before any of it is trained
     rbms: list[RBM] = []
     data: Tensor | NDArray[np.generic] = train
     for level in range(n_rbms):

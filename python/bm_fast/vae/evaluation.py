@@ -101,6 +101,8 @@ def active_units(
     The expectation is exact for h¹. Above it is a mean over ``n_samples`` samples of the layers below, and the
     variance the covariance of two such means, which their noise does not inflate. Source: Burda et al. (2016), 5.2.
     """
+    if not isinstance(n_samples, int) or n_samples < 1:
+        raise ValueError(f"n_samples: expected a whole number of at least 1, got {n_samples!r}")
     values = model.rows(x)
     generator = torch.Generator(values.device).manual_seed(seed)
     means: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.latents]
