@@ -91,8 +91,9 @@ def test_cases_that_do_not_converge_are_reported() -> None:
     v = all_states(6)
     with pytest.warns(
         MeanFieldNotConverged, match=r"mean field: \d+\.\d% of 64 cases still changed by more than 1e-06"
-    ):
+    ) as warned:
         posterior = model.mean_field(v, iterations=3, tolerance=1e-6)
+    assert warned[0].filename == __file__
     assert 0 < posterior.unconverged <= 1
     assert posterior.unconverged == 1 - posterior.converged.float().mean().item()
     assert bool((posterior.iterations[~posterior.converged] == 3).all())

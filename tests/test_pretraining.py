@@ -52,7 +52,12 @@ def test_chains_follow_the_scaled_conditionals(up: float, down: float, backend: 
 
 def test_half_of_both_fields_makes_that_of_the_stitched_machine() -> None:
     rbms = [rbm(4, 3, 1, Kind.GAUSSIAN), rbm(3, 5, 2), rbm(5, 2, 3)]
+    assert rbms[0].log_precision is not None
+    with torch.no_grad():
+        rbms[0].log_precision.copy_(torch.tensor([0.5, -0.2, 0.1, 1.0]))
     dbm = stitch(rbms)
+    assert dbm.log_precision is not None
+    assert torch.equal(dbm.log_precision, rbms[0].log_precision)
     assert dbm.units == (4, 3, 5, 2)
     assert dbm.visible is Kind.GAUSSIAN
     h1, h2, h3 = torch.rand(1, 3), torch.rand(1, 5), torch.rand(1, 2)
@@ -69,6 +74,15 @@ def test_lifting_doubles_the_input() -> None:
     v = torch.rand(5, 4)
     expected = torch.sigmoid(2 * v @ model.weight + model.hidden_bias)
     torch.testing.assert_close(lift(model, stack_estimator(0, 2), v), expected.detach(), rtol=0, atol=1e-3)
+
+
+def test_the_next_rbm_begins_at_the_hidden_units_with_doubled_inputs() -> None:
+    """Untrained, the second RBM has the visible biases of its data, of which the stitched machine has half."""
+    first, second = RBM(9, 6, seed=0, weight_scale=1.0), RBM(6, 4)
+    first.initialise_biases(bars())
+    second.initialise_biases(lift(first, stack_estimator(0, 2), bars()))
+    dbm = pretrain((9, 6, 4), bars(), (0, 0), weight_scale=1.0)
+    torch.testing.assert_close(dbm.biases[1], second.visible_bias / 2)
 
 
 def test_a_pretrained_machine_knows_the_data_and_learns_on() -> None:

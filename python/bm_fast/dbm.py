@@ -179,4 +179,4 @@ class DBM(BoltzmannModel):
         damping: float,
     ) -> Posterior:
         values = arrays.rows("v", v, self.graph.layers[VISIBLE], self.device)
-        return mean_field.infer(machine, {VISIBLE: values}, iterations, tolerance, damping)
+        return mean_field.infer(machine, {VISIBLE: values}, iterations, tolerance, damping, stacklevel=3)

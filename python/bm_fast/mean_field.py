@@ -87,6 +87,7 @@ def infer(
     iterations: int,
     tolerance: float,
     damping: float = 0.0,
+    stacklevel: int = 2,
 ) -> Posterior:
     """Means of all layers but the given ones.
 
@@ -94,6 +95,7 @@ def infer(
     layers (``upward_program``).
 
     Warns with ``MeanFieldNotConverged`` where a tolerance above 0 was not reached; it states the share of the cases.
+    stacklevel: whose call the warning shows, as for ``warnings.warn`` in the caller.
     """
     graph = machine.graph
     n = len(next(iter(given.values())))
@@ -111,7 +113,7 @@ def infer(
             f"mean field: {posterior.unconverged:.1%} of {n} cases still changed by more than {tolerance:g} after "
             f"{iterations} iterations (the largest by {changes.max().item():.2g}); allow more of them, or damp them",
             MeanFieldNotConverged,
-            stacklevel=3,
+            stacklevel=stacklevel + 1,
         )
     return posterior
 
