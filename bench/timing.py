@@ -18,6 +18,7 @@ from bm_fast import ops
 
 PACKAGES = ("bm_fast", "torch", "numpy", "scikit-learn", "rbms", "thrml", "jax")
 MAX_REPETITIONS = 1000
+REST = 0.1  # seconds; those of OpenBLAS spin for some 20 ms
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ def interleave(contenders: Mapping[str, Callable[[int], None]], n_calls: int, se
     """Times ``contender(n)``, which makes n repetitions, in turns: A B C A B C …
 
     Slow drifts of the machine's speed then meet all contenders alike. n is such that a call takes about ``seconds``.
+    Before each call comes a rest, in which the threads that the last contender left spinning go to sleep.
     """
     per_call = {name: repetitions(run, seconds) for name, run in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(n_calls):
         for name, run in contenders.items():
+            time.sleep(REST)
             taken[name].append(elapsed(run, per_call[name]) * 1e3 / per_call[name])
     return {
         name: Timing(statistics.median(times), min(times), max(times), per_call[name]) for name, times in taken.items()
