@@ -142,6 +142,18 @@ def test_loaders_resume_with_the_state_of_their_generator(own_generator: bool, u
     assert_same(resumed, unbroken)
 
 
+def test_the_free_energy_gap_after_resuming_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    """Of a loader the trainer knows the last batch alone, which the file must hold for an epoch that is over."""
+    histories = History(), History()
+    unbroken = start(PCD(7), momentum, [SaveAt(6, tmp_path / "run"), histories[0]])
+    unbroken.fit(loader(True), EPOCHS, validation=grey())
+    resumed = resume(tmp_path / "run", momentum, [histories[1]])
+    assert resumed.batch == 6
+    resumed.fit(loader(True), EPOCHS, validation=grey())
+    gaps = [[row["free_energy_gap"] for row in history.rows] for history in histories]
+    assert gaps[0] == gaps[1]
+
+
 @pytest.mark.parametrize("source", [grey, lambda: loader(True), lambda: loader(False)], ids=["array", "own", "global"])
 def test_resuming_between_epochs_gives_the_same_bits(source: Callable[[], Any], tmp_path: Path) -> None:
     path = tmp_path / "run"

@@ -214,10 +214,12 @@ class Trainer(Loop):
         }
 
     def _state(self) -> dict[str, Any]:
-        return self._learner.state_dict()
+        return {**self._learner.state_dict(), "last_batch": self.last_batch}
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         self._learner.load_state_dict(state)
+        rows = state["last_batch"]  # what an epoch that ends right after resuming is measured with
+        self.last_batch = None if rows is None else rows.to(self.model.device)
 
     @classmethod
     def resume(
