@@ -18,6 +18,9 @@ from cuda_runner import emulated, on_gpu
 
 DATA = os.environ.get("BM_FAST_DATA")
 HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None
+needs_native = pytest.mark.skipif(  # without the module no test begins, unless the reference was asked for
+    not HAS_NATIVE, reason="the compiled module is not installed: BM_FAST_BACKEND=reference tests the reference alone"
+)
 
 
 def pytest_configure() -> None:
@@ -57,9 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(
-    params=["reference", pytest.param("native", marks=pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module"))]
-)
+@pytest.fixture(params=["reference", pytest.param("native", marks=needs_native)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test once with each backend that exists; its name."""
     monkeypatch.setenv("BM_FAST_BACKEND", request.param)

@@ -14,10 +14,10 @@ import torch
 
 from bm_fast import Kind, Machine, chain_graph, ops
 from bm_fast.program import full_update, gibbs_program
-from conftest import HAS_NATIVE
+from conftest import needs_native
 from engine_cases import gradient, make_machine, run, tree
 
-pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+pytestmark = needs_native
 
 HERE = Path(__file__).parent
 COMPILED = ops.info()["isas_compiled"]

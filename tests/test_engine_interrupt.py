@@ -14,10 +14,10 @@ import torch
 
 from bm_fast import chain_graph, ops
 from bm_fast.program import gibbs_program
-from conftest import HAS_NATIVE
+from conftest import needs_native
 from engine_cases import make_machine
 
-pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+pytestmark = needs_native
 
 HERE = Path(__file__).parent
 
@@ -133,11 +133,15 @@ def test_an_error_in_progress_passes_through_and_leaves_a_valid_state() -> None:
         assert torch.equal(a, b)
 
 
+STATM = Path("/proc/self/statm")
+reads_memory = pytest.mark.skipif(not STATM.exists(), reason="a process learns its memory from /proc, which Linux has")
+
+
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+@reads_memory
 def test_memory_does_not_grow_with_the_number_of_sweeps() -> None:
     machine = make_machine(chain_graph((100, 80)))
     program = gibbs_program(machine.graph)
@@ -149,7 +153,7 @@ def test_memory_does_not_grow_with_the_number_of_sweeps() -> None:
     assert resident_bytes() - before < 8e6
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+@reads_memory
 def test_memory_does_not_grow_with_the_number_of_rounds() -> None:
     machine = make_machine(chain_graph((100, 80)))
     chains, rungs = machine.chains(1000, seed=0), ops.Rungs.start(100, 10)

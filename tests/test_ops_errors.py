@@ -11,7 +11,7 @@ import torch
 
 from bm_fast import Kind, Machine, chain_graph, ops
 from bm_fast.program import Input, Update, full_update, gibbs_program
-from conftest import HAS_NATIVE
+from conftest import needs_native
 from engine_cases import make_machine
 
 NAN, INF = float("nan"), float("inf")
@@ -39,7 +39,7 @@ def test_biases_and_precisions_must_be_finite(bad: float) -> None:
             Machine.build(graph, [torch.zeros(2, 2)], [zeros, zeros], [torch.tensor([1.0, value]), None])
 
 
-@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@needs_native
 @pytest.mark.parametrize("bad", [2, 255])
 @pytest.mark.parametrize("place", [(0, 0), (129, 66)])
 def test_states_above_one_are_refused_and_nothing_is_changed(bad: int, place: tuple[int, int]) -> None:
@@ -64,7 +64,7 @@ def test_states_above_one_are_refused_and_nothing_is_changed(bad: int, place: tu
         assert torch.equal(a, b)
 
 
-@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@needs_native
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_real_values_must_be_finite(bad: float) -> None:
     machine = make_machine(chain_graph((35, 67), Kind.GAUSSIAN))
@@ -231,7 +231,7 @@ def test_input_scales_must_be_finite_as_float(bad: float) -> None:
     machine.sweep(((Update(1, (Input(0, False, 1e38),)),),), states, 1)
 
 
-@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@needs_native
 @pytest.mark.parametrize("bad", [1e300, -INF, NAN])
 def test_the_compiled_module_checks_scales_by_itself(bad: float) -> None:
     machine = make_machine(chain_graph((6, 4)))

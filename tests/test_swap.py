@@ -17,7 +17,7 @@ from torch import Tensor
 from bm_fast import Chains, Graph, Kind, Machine, chain_graph, ops, reference
 from bm_fast.ops import EnergyGap, Rungs, swap, temper
 from bm_fast.program import gibbs_program
-from conftest import HAS_NATIVE
+from conftest import needs_native
 from engine_cases import make_machine, tree
 from enumeration import DRIFT_BOUND, GRAPHS, Truth, energies, enumerate_machine, machine, variation_ratio
 
@@ -228,7 +228,7 @@ def run(
             rungs.acceptances]  # fmt: skip
 
 
-@pytest.mark.skipif(not HAS_NATIVE, reason="no compiled module")
+@needs_native
 def test_kernels_give_the_bits_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     for built, with_base in cases():
         monkeypatch.setenv("BM_FAST_BACKEND", "native")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from bm_fast import RBM, ops
+from bm_fast import RBM
 from bm_fast.training import CD, PCD, Trainer
+from conftest import needs_native
 
-pytestmark = pytest.mark.skipif(ops.info()["backend"] != "native", reason="the compiled module is not installed")
+pytestmark = needs_native
 
 
 def trained(estimator: Any, threads: int = 1) -> list[Tensor]:
