@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bm_fast.graph import Graph, Kind
 
+MAX_CHAINS = 2**31
+
 
 @dataclass
 class Chains:

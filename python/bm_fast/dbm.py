@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bm_fast import arrays, mean_field
+from bm_fast.arguments import whole_number
 from bm_fast.arrays import Array
 from bm_fast.graph import Kind, chain_graph
 from bm_fast.mean_field import Posterior
 from bm_fast.mlp import DeepClassifier
 from bm_fast.model import VISIBLE, BoltzmannModel
-from bm_fast.ops import Machine, whole_number
+from bm_fast.ops import Machine
 from bm_fast.program import full_update, gibbs_program
 
 ITERATIONS = 50

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from bm_fast.arguments import count
+
 MAX_FAN_IN = 65_536
 """Inputs of one unit over one coupling beyond which 32-bit sums of 16-bit weights could overflow."""
 
@@ -30,8 +32,7 @@ class Layer:
     kind: Kind = Kind.BERNOULLI
 
     def __post_init__(self) -> None:
-        if not isinstance(self.units, int) or self.units < 1:
-            raise ValueError(f"units of layer {self.name!r}: expected a whole number of at least 1, got {self.units!r}")
+        count(f"units of layer {self.name!r}", self.units)
         object.__setattr__(self, "kind", Kind(self.kind))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bm_fast.graph import Kind
 from bm_fast.parameters import Parameters, fraction_bits
 from bm_fast.program import Program, Update
+from bm_fast.rungs import Rungs
 
 
 class Purpose(IntEnum):
@@ -323,54 +324,39 @@ def gap(
     return total - on.double() * 2.0**-bias_bits
 
 
-def swap(
-    rungs: Tensor,
-    gaps: Tensor,
-    betas: Tensor,
-    attempts: Tensor,
-    acceptances: Tensor,
-    heading: Tensor,
-    trips: Tensor,
-    *,
-    seed: int,
-    first_ladder: int,
-    swap_round: int,
-) -> None:
+def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int) -> None:
     """One round of replica exchange, in place: neighbouring rungs of each ladder exchange their chains, or do not.
 
     Even rounds try the pairs of rungs (0, 1), (2, 3)…, odd rounds (1, 2), (3, 4)…. With chain a on the lower rung i and
     chain b on rung i + 1, the rungs change hands where u < exp((betas[i] - betas[i + 1]) (gaps[a] - gaps[b])).
 
-    rungs: int32 ``[n_chains]``, of each run of n_rungs chains (a ladder) a permutation of 0..n_rungs - 1.
+    rungs: all but ``round`` changes; tries and probabilities of each pair are added ladder by ladder. A chain heads for
+        the last rung from when it was on rung 0, and back from when it was on the last.
     gaps: float64 ``[n_chains]``; betas: float32 ``[n_rungs]``.
-    attempts, acceptances: int64 and float64 ``[n_rungs - 1]``, to which tries and probabilities of each pair are added,
-        ladder by ladder.
-    heading: uint8 ``[n_chains]``: 1 for a chain that was on rung 0 more lately than on the last rung, 2 for the
-        opposite, 0 for neither yet. trips: int64 ``[n_chains]``: arrivals on the last rung with heading 1.
     """
     n_rungs = len(betas)
-    table, energy = rungs.view(-1, n_rungs), gaps.view(-1, n_rungs)
+    table, energy = rungs.rungs.view(-1, n_rungs), gaps.view(-1, n_rungs)
     chain_on = table.argsort(1)
     n_ladders = len(table)
     if not torch.equal(table.gather(1, chain_on), torch.arange(n_rungs, dtype=torch.int32).expand(n_ladders, -1)):
         raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")
     words = random_words(
-        n_rungs - 1, torch.arange(first_ladder, first_ladder + n_ladders), swap_round, 0, Purpose.SWAP, seed
+        n_rungs - 1, torch.arange(first_ladder, first_ladder + n_ladders), rungs.round, 0, Purpose.SWAP, seed
     )
     step = betas.double()[:-1] - betas.double()[1:]
-    for i in range(swap_round % 2, n_rungs - 1, 2):
+    for i in range(rungs.round % 2, n_rungs - 1, 2):
         a, b = chain_on[:, i : i + 1], chain_on[:, i + 1 : i + 2]
         log_ratio = (step[i] * (energy.gather(1, a) - energy.gather(1, b)))[:, 0]
-        attempts[i] += n_ladders
+        rungs.attempts[i] += n_ladders
         for p in acceptance(log_ratio):
-            acceptances[i] += p.double()
+            rungs.acceptances[i] += p.double()
         taken = accept(log_ratio, words[:, i])[:, None].int()
         table.scatter_(1, a, i + taken)
         table.scatter_(1, b, i + 1 - taken)
-    top, bottom = rungs == n_rungs - 1, rungs == 0
-    trips += (top & (heading == 1)).long()
-    heading[top] = 2
-    heading[bottom] = 1
+    top, bottom = rungs.rungs == n_rungs - 1, rungs.rungs == 0
+    rungs.trips += (top & (rungs.heading == 1)).long()
+    rungs.heading[top] = 2
+    rungs.heading[bottom] = 1
 
 
 def free_energy(

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bm_fast import arrays
+from bm_fast.arguments import count
 from bm_fast.estimation._machine import Model, as_machine
 from bm_fast.estimation._path import AnnealingPath
 from bm_fast.estimation.schedule import ADAPTIVE, PUBLISHED, adaptive_betas, fixed_betas
@@ -98,8 +99,7 @@ def ais(
     Warns with ``UntrustworthyEstimate`` when the weights have collapsed. Well-behaved weights do not prove that every
     mode was found: a machine that mixes badly can fool any estimate of this kind.
     """
-    if not isinstance(n_runs, int) or n_runs < 1:
-        raise ValueError(f"n_runs: expected a whole number of at least 1, got {n_runs!r}")
+    count("n_runs", n_runs)
     machine = as_machine(model)
     if isinstance(betas, str) and betas == ADAPTIVE:
         schedule = adaptive_betas(machine, base=base, seed=seed, progress=progress)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.machines import Model, as_machine
-from bm_fast.ops import whole_number
 from bm_fast.program import gibbs_program
 
 LARGEST_R_HAT = 1.1

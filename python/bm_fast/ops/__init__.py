@@ -4,14 +4,16 @@ Arguments are checked here, once, and never converted: a kernel gets addresses o
 The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=reference`` asks for it.
 """
 
-from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
+from bm_fast.chains import MAX_CHAINS
+from bm_fast.ops.checks import MAX_SEED, check
 from bm_fast.ops.grid import quantise
 from bm_fast.ops.live import LiveMachine, can_live
 from bm_fast.ops.machine import Convergence, Machine
 from bm_fast.ops.native import info
 from bm_fast.ops.random import bernoulli
 from bm_fast.ops.sums import gradient, statistics
-from bm_fast.ops.tempering import EnergyGap, Rungs, swap, temper
+from bm_fast.ops.tempering import EnergyGap, swap, temper
+from bm_fast.rungs import Rungs
 
 __all__ = [
     "MAX_CHAINS",
@@ -30,5 +32,4 @@ __all__ = [
     "statistics",
     "swap",
     "temper",
-    "whole_number",
 ]

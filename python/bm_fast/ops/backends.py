@@ -12,6 +12,7 @@ from bm_fast.ops.native import is_native
 from bm_fast.parameters import Parameters
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
+from bm_fast.rungs import Rungs
 
 
 class Runner(Protocol):
@@ -97,20 +98,7 @@ class Backend(Protocol):
         purpose: Purpose,
     ) -> None: ...
 
-    def swap(
-        self,
-        rungs: Tensor,
-        gaps: Tensor,
-        betas: Tensor,
-        attempts: Tensor,
-        acceptances: Tensor,
-        heading: Tensor,
-        trips: Tensor,
-        *,
-        seed: int,
-        first_ladder: int,
-        swap_round: int,
-    ) -> None: ...
+    def swap(self, rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int) -> None: ...
 
 
 def backend(name: str, tensor: Tensor) -> Backend:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
-MAX_CHAINS = 2**31
 MAX_SEED = 2**64 - 1
 MAX_WORD = 2**32 - 1  # of the random counter
 
@@ -39,16 +36,6 @@ def check(
             f"got {'' if tensor.is_contiguous() else 'non-contiguous '}{tensor.dtype} {list(tensor.shape)} "
             f"on {tensor.device}"
         )
-
-
-def whole_number(name: str, value: object, low: int, high: int) -> int:
-    """``value`` as int; ValueError, naming the argument, unless it is a whole number from ``low`` to ``high``."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected a whole number, {low} to {high}, got {value!r}")
-    number = int(value)
-    if not low <= number <= high:
-        raise ValueError(f"{name}: expected {low} to {high}, got {value!r}")
-    return number
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bm_fast.ops.native import _C, address, addresses, plain, plain_layers, value_addresses
+from bm_fast.ops.native import _C, address, addresses, plain, plain_layers, rung_addresses, value_addresses
 from bm_fast.parameters import Parameters, fraction_bits
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
+from bm_fast.rungs import Rungs
 
 
 class Machine:
@@ -62,7 +63,7 @@ class Machine:
         self,
         program: Program,
         layers: Sequence[Tensor],
-        rungs: Sequence[Tensor],
+        rungs: Rungs,
         betas: Tensor,
         n_rounds: int,
         sweeps: int,
@@ -70,7 +71,6 @@ class Machine:
         seed: int,
         first_chain: int,
         first_sweep: int,
-        first_round: int,
         base: Sequence[Tensor] | None,
         biases: Sequence[Tensor],
         bias_bits: int,
@@ -79,11 +79,11 @@ class Machine:
         done: Tensor,
         progress: Callable[[int], None],
     ) -> None:
-        """rungs: rungs, attempts, acceptances, heading and trips; done: int64 ``[1]``, the rounds done so far."""
+        """done: int64 ``[1]``, the rounds done so far."""
         self._compiled.temper(
             plain(program),
             addresses(layers),
-            _addresses(rungs),
+            rung_addresses(rungs),
             layers[0].shape[0],
             len(betas),
             n_rounds,
@@ -91,7 +91,7 @@ class Machine:
             seed,
             first_chain,
             first_sweep,
-            first_round,
+            rungs.round,
             betas.data_ptr(),
             addresses(base),
             addresses(biases),
@@ -180,12 +180,6 @@ class Machine:
         return out
 
 
-def _addresses(rungs: Sequence[Tensor]) -> tuple[int, int, int, int, int]:
-    """Of rungs, attempts, acceptances, heading, trips."""
-    a, b, c, d, e = addresses(rungs)
-    return a, b, c, d, e
-
-
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
     threads = torch.get_num_threads()
     bits = fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), threads), name)
@@ -244,26 +238,14 @@ def bernoulli(
     )
 
 
-def swap(
-    rungs: Tensor,
-    gaps: Tensor,
-    betas: Tensor,
-    attempts: Tensor,
-    acceptances: Tensor,
-    heading: Tensor,
-    trips: Tensor,
-    *,
-    seed: int,
-    first_ladder: int,
-    swap_round: int,
-) -> None:
+def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int) -> None:
     _C.swap(
-        _addresses((rungs, attempts, acceptances, heading, trips)),
+        rung_addresses(rungs),
         gaps.data_ptr(),
         betas.data_ptr(),
         len(betas),
-        rungs.numel(),
+        rungs.rungs.numel(),
         seed,
         first_ladder,
-        swap_round,
+        rungs.round,
     )

@@ -16,10 +16,11 @@ from torch import Tensor
 from bm_fast import reference
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
-from bm_fast.ops.native import address, addresses, plain, plain_layers, value_addresses
+from bm_fast.ops.native import address, addresses, plain, plain_layers, rung_addresses, value_addresses
 from bm_fast.parameters import Parameters, fraction_bits
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
+from bm_fast.rungs import Rungs
 
 
 def serves(device: torch.device) -> bool:
@@ -285,37 +286,21 @@ def bernoulli(
         )
 
 
-def swap(
-    rungs: Tensor,
-    gaps: Tensor,
-    betas: Tensor,
-    attempts: Tensor,
-    acceptances: Tensor,
-    heading: Tensor,
-    trips: Tensor,
-    *,
-    seed: int,
-    first_ladder: int,
-    swap_round: int,
-) -> None:
-    device, n_rungs = rungs.device, len(betas)
+def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int) -> None:
+    device, n_rungs = rungs.rungs.device, len(betas)
     if may_look(device):  # the kernel follows rungs as addresses
-        sorted_rungs = rungs.view(-1, n_rungs).sort(1).values
+        sorted_rungs = rungs.rungs.view(-1, n_rungs).sort(1).values
         if not bool((sorted_rungs == torch.arange(n_rungs, device=device)).all()):
             raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")
     with place(device) as here:
         module(device).swap(
-            rungs.data_ptr(),
-            attempts.data_ptr(),
-            acceptances.data_ptr(),
-            heading.data_ptr(),
-            trips.data_ptr(),
+            *rung_addresses(rungs),
             gaps.data_ptr(),
             betas.data_ptr(),
             n_rungs,
-            rungs.numel(),
+            rungs.rungs.numel(),
             seed,
             first_ladder,
-            swap_round,
+            rungs.round,
             here,
         )

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bm_fast.chains import Chains, empty_layers
+from bm_fast.arguments import whole_number
+from bm_fast.chains import MAX_CHAINS, Chains, empty_layers
 from bm_fast.graph import Graph, Kind
 from bm_fast.ops.backends import backend
-from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, may_look, whole_number
+from bm_fast.ops.checks import MAX_SEED, check, may_look
 from bm_fast.ops.grid import quantise
 from bm_fast.ops.random import bernoulli
 from bm_fast.parameters import Parameters, snapshot

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bm_fast.parameters import Parameters
 from bm_fast.program import Program
+from bm_fast.rungs import Rungs
 
 _why_missing: ImportError | None = None
 try:
@@ -76,6 +77,12 @@ def address(tensor: Tensor | None) -> int:
 def addresses(tensors: Sequence[Tensor] | None) -> list[int]:
     """Where each tensor begins; nothing for None."""
     return [] if tensors is None else [tensor.data_ptr() for tensor in tensors]
+
+
+def rung_addresses(rungs: Rungs) -> tuple[int, int, int, int, int]:
+    """Where each tensor begins, in the order of the fields."""
+    a, b, c, d, e = addresses(rungs.parts)
+    return a, b, c, d, e
 
 
 def value_addresses(values: Sequence[Tensor]) -> list[tuple[int, bool]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bm_fast.arguments import whole_number
 from bm_fast.ops.backends import backend
-from bm_fast.ops.checks import MAX_SEED, MAX_WORD, check, check_matrix, may_look, whole_number
+from bm_fast.ops.checks import MAX_SEED, MAX_WORD, check, check_matrix, may_look
 from bm_fast.reference import Purpose
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bm_fast.chains import Chains
+from bm_fast.arguments import whole_number
+from bm_fast.chains import MAX_CHAINS, Chains
 from bm_fast.ops import cpu
 from bm_fast.ops.backends import backend
-from bm_fast.ops.checks import MAX_CHAINS, MAX_SEED, check, whole_number
+from bm_fast.ops.checks import MAX_SEED, check
 from bm_fast.ops.machine import Machine
 from bm_fast.program import Program, full_update, gibbs_program
+from bm_fast.rungs import MAX_RUNGS, Rungs
 
 MAX_BIAS_BITS = 40
 """Finest grid of biases in energy gaps: a float32 bias above 2^-16 in size is on it exactly."""
-
-MAX_RUNGS = 2**16
 
 
 class EnergyGap:
@@ -50,60 +49,6 @@ class EnergyGap:
         machine = self.machine
         machine._check_states("layers", layers, states=True)
         return machine._impl.gap(self.biases, self.bias_bits, self.base is not None, layers)
-
-
-@dataclass
-class Rungs:
-    """On which rung of its ladder each chain is, and what has come of swaps so far.
-
-    Each run of ``n_rungs`` chains is a ladder; a swap exchanges the rungs of two of its chains, never their states.
-
-    rungs: int32 ``[n_chains]``; of each ladder a permutation of 0..n_rungs - 1.
-    attempts: int64 ``[n_rungs - 1]``, tries of each pair of neighbouring rungs.
-    acceptances: float64 ``[n_rungs - 1]``, the sum of the probabilities with which they were taken.
-    heading: uint8 ``[n_chains]``, the end at which a chain was last: 1 rung 0, 2 the last rung, 0 neither yet.
-    trips: int64 ``[n_chains]``, arrivals at the last rung from rung 0.
-    round: rounds of swaps done; its parity chooses the pairs.
-    """
-
-    rungs: Tensor
-    attempts: Tensor
-    acceptances: Tensor
-    heading: Tensor
-    trips: Tensor
-    round: int = 0
-
-    @classmethod
-    def start(cls, n_ladders: int, n_rungs: int, device: torch.device | str = "cpu") -> Rungs:
-        """Chain i of each ladder on rung i, nothing counted."""
-        n_rungs = whole_number("n_rungs", n_rungs, 2, MAX_RUNGS)
-        n_ladders = whole_number("n_ladders", n_ladders, 1, MAX_CHAINS // n_rungs)
-        n_chains = n_ladders * n_rungs
-        rungs = cls(
-            torch.arange(n_rungs, dtype=torch.int32, device=device).repeat(n_ladders),
-            torch.zeros(n_rungs - 1, dtype=torch.int64, device=device),
-            torch.zeros(n_rungs - 1, dtype=torch.float64, device=device),
-            torch.zeros(n_chains, dtype=torch.uint8, device=device),
-            torch.zeros(n_chains, dtype=torch.int64, device=device),
-        )
-        rungs.heading[rungs.rungs == 0] = 1
-        rungs.heading[rungs.rungs == n_rungs - 1] = 2
-        return rungs
-
-    @property
-    def n_rungs(self) -> int:
-        return self.attempts.shape[0] + 1
-
-    def clone(self) -> Rungs:
-        """An independent copy."""
-        return Rungs(
-            self.rungs.clone(),
-            self.attempts.clone(),
-            self.acceptances.clone(),
-            self.heading.clone(),
-            self.trips.clone(),
-            self.round,
-        )
 
 
 def check_rungs(rungs: Rungs, betas: Tensor, first_ladder: int) -> None:
@@ -151,18 +96,7 @@ def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: 
     seed = whole_number("seed", seed, 0, MAX_SEED)
     if not bool(gaps.isfinite().all()):
         raise ValueError("gaps: expected finite numbers, got NaN or infinity")
-    backend("rungs.rungs", rungs.rungs).swap(
-        rungs.rungs,
-        gaps,
-        betas,
-        rungs.attempts,
-        rungs.acceptances,
-        rungs.heading,
-        rungs.trips,
-        seed=seed,
-        first_ladder=first_ladder,
-        swap_round=rungs.round,
-    )
+    backend("rungs.rungs", rungs.rungs).swap(rungs, gaps, betas, seed=seed, first_ladder=first_ladder)
     rungs.round += 1
 
 
@@ -233,14 +167,13 @@ def temper(
         machine._impl.temper(
             program,
             chains.layers,
-            (rungs.rungs, rungs.attempts, rungs.acceptances, rungs.heading, rungs.trips),
+            rungs,
             betas,
             n_rounds,
             sweeps,
             seed=seed,
             first_chain=first_chain,
             first_sweep=first_sweep,
-            first_round=first_round,
             base=gap.base,
             biases=gap.biases,
             bias_bits=gap.bias_bits,
@@ -277,8 +210,8 @@ def _step(
             layer.copy_(old)
         chains.sweep = before.sweep
         raise
-    for name in ("rungs", "attempts", "acceptances", "heading", "trips"):
-        getattr(rungs, name).copy_(getattr(after, name))
+    for part, new in zip(rungs.parts, after.parts, strict=True):
+        part.copy_(new)
     rungs.round = after.round
 
 

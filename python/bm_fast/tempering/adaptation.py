@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.machines import Model, as_machine
-from bm_fast.ops import Machine, Rungs, whole_number
-from bm_fast.ops.tempering import MAX_RUNGS
+from bm_fast.ops import Machine, Rungs
+from bm_fast.rungs import MAX_RUNGS
 from bm_fast.tempering.ladders import Ladders, run_quietly, start
 from bm_fast.tempering.report import TemperingReport
 

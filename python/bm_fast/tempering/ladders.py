@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.machines import Model, as_machine
-from bm_fast.ops import EnergyGap, Machine, Rungs, temper, whole_number
+from bm_fast.ops import EnergyGap, Machine, Rungs, temper
 from bm_fast.tempering.report import PoorMixing, TemperingReport
 
 

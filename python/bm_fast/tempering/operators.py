@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
-from bm_fast.ops import EnergyGap, Machine, temper, whole_number
+from bm_fast.ops import EnergyGap, Machine, temper
 from bm_fast.program import gibbs_program
 from bm_fast.tempering.adaptation import equal_rejection
 from bm_fast.tempering.ladders import Betas, Ladders, ladder_betas, start

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bm_fast.arguments import count
+
 if TYPE_CHECKING:
     from bm_fast.training.loop import Loop
 
@@ -121,7 +123,7 @@ class Evaluate(Callback):
 
     def __init__(self, metrics: Mapping[str, Metric], every: int = 1) -> None:
         self.metrics = dict(metrics)
-        self._every = _at_least_one("every", every)
+        self._every = count("every", every)
 
     def on_epoch(self, progress: Progress) -> None:
         if progress.trainer.epoch % self._every == 0:
@@ -161,8 +163,8 @@ class Checkpoint(Callback):
 
     def __init__(self, path: str | os.PathLike[str], every_epochs: int = 1, every_updates: int | None = None) -> None:
         self.path = path
-        self._every_epochs = _at_least_one("every_epochs", every_epochs)
-        self._every_updates = None if every_updates is None else _at_least_one("every_updates", every_updates)
+        self._every_epochs = count("every_epochs", every_epochs)
+        self._every_updates = None if every_updates is None else count("every_updates", every_updates)
 
     def on_update(self, progress: Progress) -> None:
         if self._every_updates is not None and progress.trainer.update % self._every_updates == 0:
@@ -195,9 +197,3 @@ class TensorBoard(Callback):
 
     def on_end(self, progress: Progress) -> None:
         self._writer.flush()
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    return value

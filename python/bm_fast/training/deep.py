@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import mean_field, ops
+from bm_fast.arguments import count
 from bm_fast.chains import empty_layers
 from bm_fast.dbm import DBM
 from bm_fast.model import VISIBLE
@@ -62,9 +63,7 @@ class MeanFieldPCD:
 
     def __post_init__(self) -> None:
         for name in ("n_chains", "sweeps", "iterations"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+            count(name, getattr(self, name))
         for name in ("tolerance", "damping"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 to below 1, got {getattr(self, name)}")

@@ -10,6 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+from bm_fast.arguments import count
 from bm_fast.chains import Chains
 from bm_fast.graph import chain_graph
 from bm_fast.ops import Machine
@@ -37,7 +38,7 @@ class CD:
     down: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_count("sweeps", self.sweeps)
+        count("sweeps", self.sweeps)
         for name, value in (("up", self.up), ("down", self.down)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a finite factor above 0, got {value}")
@@ -76,8 +77,8 @@ class PCD:
     sweeps: int = 1
 
     def __post_init__(self) -> None:
-        _check_count("n_chains", self.n_chains)
-        _check_count("sweeps", self.sweeps)
+        count("n_chains", self.n_chains)
+        count("sweeps", self.sweeps)
 
     def n_chains_for(self, batch_size: int) -> int:
         """Chains needed, whatever the batches are."""
@@ -102,8 +103,3 @@ def _scaled(up: float, down: float) -> tuple[Program, Program]:
     hidden = Update(HIDDEN, (Input(0, transposed=False, scale=up),))
     visible = Update(VISIBLE, (Input(0, transposed=True, scale=down),))
     return ((hidden,),), ((visible,), (hidden,))
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")

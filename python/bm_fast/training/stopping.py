@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bm_fast.arguments import count
 from bm_fast.training.callbacks import Callback, Evaluate, Progress
 
 
@@ -23,8 +24,7 @@ class _Stopping(Callback):
     """
 
     def __init__(self, metric: str, patience: int) -> None:
-        if not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience: expected a whole number of at least 1, got {patience!r}")
+        count("patience", patience)
         self.metric, self.patience = metric, patience
         self.best: float | None = None
         self.best_epoch = 0

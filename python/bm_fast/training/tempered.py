@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bm_fast.arguments import count
 from bm_fast.chains import Chains
 from bm_fast.graph import chain_graph
 from bm_fast.ops import Machine
@@ -33,8 +34,7 @@ class PersistentChains:
     operator: Operator = field(default_factory=Tempering)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_chains, int) or self.n_chains < 1:
-            raise ValueError(f"n_chains: expected a whole number of at least 1, got {self.n_chains!r}")
+        count("n_chains", self.n_chains)
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint holds of the estimator; ``Gibbs`` and ``Tempering`` can be made from it again."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bm_fast import arrays, ops
+from bm_fast.arguments import count
 from bm_fast.chains import Chains
 from bm_fast.dbm import DBM
 from bm_fast.graph import Kind
@@ -85,8 +86,7 @@ class Trainer(Loop):
         callbacks: Sequence[Callback] = (),
     ) -> None:
         super().__init__(model, optimizer, scheduler, callbacks)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number of at least 1, got {batch_size!r}")
+        count("batch_size", batch_size)
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
         if binarise not in (None, "dynamic", "none"):

@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bm_fast.arguments import count
 from bm_fast.vae.model import VAE, Form
 
 
@@ -49,7 +50,7 @@ class ELBO:
     form: Form = "kl"
 
     def __post_init__(self) -> None:
-        _check("k", self.k)
+        count("k", self.k)
         if self.form not in ("kl", "importance"):
             raise ValueError(f"form: expected 'kl' or 'importance', got {self.form!r}")
 
@@ -72,7 +73,7 @@ class STL:
     k: int = 1
 
     def __post_init__(self) -> None:
-        _check("k", self.k)
+        count("k", self.k)
 
     @property
     def n_samples(self) -> int:
@@ -89,7 +90,7 @@ class IWAE:
     k: int
 
     def __post_init__(self) -> None:
-        _check("k", self.k)
+        count("k", self.k)
 
     @property
     def n_samples(self) -> int:
@@ -109,7 +110,7 @@ class DReG:
     k: int
 
     def __post_init__(self) -> None:
-        _check("k", self.k)
+        count("k", self.k)
 
     @property
     def n_samples(self) -> int:
@@ -135,8 +136,8 @@ class MIWAE:
     k: int
 
     def __post_init__(self) -> None:
-        _check("m", self.m)
-        _check("k", self.k)
+        count("m", self.m)
+        count("k", self.k)
 
     @property
     def n_samples(self) -> int:
@@ -155,8 +156,8 @@ class PIWAE:
     k: int
 
     def __post_init__(self) -> None:
-        _check("m", self.m)
-        _check("k", self.k)
+        count("m", self.m)
+        count("k", self.k)
 
     @property
     def n_samples(self) -> int:
@@ -180,7 +181,7 @@ class CIWAE:
     beta: float
 
     def __post_init__(self) -> None:
-        _check("k", self.k)
+        count("k", self.k)
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta: expected a number from 0 to 1, got {self.beta}")
 
@@ -208,8 +209,3 @@ def _bound_in_groups(log_w: Tensor, m: int) -> Tensor:
 def _descend(bounds: Tensor) -> Tensor:
     (-bounds.mean()).backward()  # type: ignore[no-untyped-call]
     return bounds.detach()
-
-
-def _check(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")

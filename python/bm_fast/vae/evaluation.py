@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bm_fast.arguments import count
 from bm_fast.vae.model import VAE
 
 _ROWS = {"cpu": 512, "cuda": 65_536}
@@ -101,8 +102,7 @@ def active_units(
     The expectation is exact for h¹. Above it is a mean over ``n_samples`` samples of the layers below, and the
     variance the covariance of two such means, which their noise does not inflate. Source: Burda et al. (2016), 5.2.
     """
-    if not isinstance(n_samples, int) or n_samples < 1:
-        raise ValueError(f"n_samples: expected a whole number of at least 1, got {n_samples!r}")
+    count("n_samples", n_samples)
     values = model.rows(x)
     generator = torch.Generator(values.device).manual_seed(seed)
     means: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.latents]
@@ -131,8 +131,7 @@ def _all_log_weights(
     model: VAE, x: Tensor | NDArray[np.generic], k: int, seed: int, progress: bool
 ) -> Iterator[Tensor]:
     """Log weights of some rows after the other, float64 ``[k, rows]``."""
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: expected a whole number of at least 1, got {k!r}")
+    count("k", k)
     values = model.rows(x)
     generator = torch.Generator(values.device).manual_seed(seed)
     at_once = _ROWS.get(values.device.type, 512)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bm_fast import checkpoints
+from bm_fast.arguments import count
 from bm_fast.vae.networks import ACTIVATIONS, Gaussian, Observation
 
 Kind = Literal["bernoulli", "gaussian"]
@@ -102,7 +103,7 @@ class VAE(nn.Module):
         form: "kl" takes log p(hᴸ) / q(hᴸ | hᴸ⁻¹) by its mean, −KL(q(hᴸ | hᴸ⁻¹) ‖ N(0, 1)), which changes no mean.
         route: "path" keeps the parameters of q in log q constant, so that gradients reach them through h alone.
         """
-        _check_whole("k", k)
+        count("k", k)
         return self.log_weights_and_samples(self.rows(x), k, generator, form, route)[0]
 
     def log_weights_and_samples(
@@ -178,7 +179,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """E(x | h¹) for n ancestral samples of h¹, float32 ``[n, n_visible]``."""
-        _check_whole("n", n)
+        count("n", n)
         h = torch.randn(n, self.latents[-1], generator=generator, device=self.device)
         for network in reversed(self.priors):
             h = _draw(network(h), generator)
@@ -281,17 +282,12 @@ def _half_square(h: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return 0.5 * ((h - mean) * torch.exp(-log_scale)).square().sum(-1)
 
 
-def _check_whole(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
 def _check_sizes(n_visible: int, latents: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:
-    _check_whole("n_visible", n_visible)
+    count("n_visible", n_visible)
     if len(latents) < 1:
         raise ValueError("latents: expected the units of at least one layer, got none")
     for layer, units in enumerate(latents):
-        _check_whole(f"latents[{layer}]", units)
+        count(f"latents[{layer}]", units)
     if len(hidden) != len(latents):
         raise ValueError(
             f"hidden: expected sizes for each of the {len(latents)} stochastic layers, as in "
@@ -301,4 +297,4 @@ def _check_sizes(n_visible: int, latents: Sequence[int], hidden: Sequence[Sequen
         if isinstance(sizes, int):
             raise ValueError(f"hidden[{layer}]: expected a sequence of sizes, as in [200, 200], got {sizes}")
         for i, units in enumerate(sizes):
-            _check_whole(f"hidden[{layer}][{i}]", units)
+            count(f"hidden[{layer}][{i}]", units)

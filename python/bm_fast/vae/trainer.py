@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from bm_fast import data
+from bm_fast.arguments import count
 from bm_fast.training.batches import ArrayBatches, Batches
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.loop import Loop, TrainingError, check_epochs
@@ -61,8 +62,7 @@ class Trainer(Loop):
         mixed_precision: bool = False,
     ) -> None:
         super().__init__(model, optimizer, scheduler, callbacks)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number of at least 1, got {batch_size!r}")
+        count("batch_size", batch_size)
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, got {seed}")
         if binarise not in (None, "dynamic", "none"):
