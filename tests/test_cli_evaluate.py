@@ -47,6 +47,27 @@ def test_evaluate_measures_what_it_says(trained, tmp_path, capsys):
     assert result["standard_error"] == pytest.approx(each.std().item() / math.sqrt(300), rel=1e-9)
 
 
+def test_evaluate_by_a_bracket_agrees_with_exact(trained, tmp_path, capsys):
+    _, exact, _ = call(capsys, "evaluate", trained, "--output", tmp_path / "exact")
+    arguments = ("evaluate", trained, "--method", "bracket", "--runs", 40, "--rounds", 200)
+    code, result, text = call(capsys, *arguments, "--output", tmp_path / "bracket")
+    assert code == 0
+    assert result["trustworthy"], result["reason"]
+    assert (result["method"], result["base"], result["runs"], result["rounds"]) == ("bracket", "data", 40, 200)
+    # the seed is fixed; over seeds, fewer than one in 10^6 lies beyond 5 standard errors
+    assert abs(result["log_z"] - exact["log_z"]) < 5 * result["log_z_standard_error"] < 0.5
+    low, high = result["bracket"]
+    errors = math.hypot(*(result[side]["log_z_standard_error"] for side in ("forward", "reverse")))
+    assert low - 5 * errors < exact["log_likelihood"] < high + 5 * errors
+    assert high - low < 0.5
+    assert result["standard_error"] > result["standard_error_from_cases"] == exact["standard_error_from_cases"]
+    assert {path.name for path in (tmp_path / "bracket").iterdir()} == {"evaluation.json", "tempering.png"}
+    assert "bracket" in text
+    _, uniform, _ = call(capsys, *arguments, "--base", "uniform", "--output", tmp_path / "uniform")
+    assert uniform["base"] == "uniform"
+    assert uniform["log_z"] != result["log_z"]
+
+
 def test_evaluate_counts_the_base_that_gives_the_higher_log_z(trained, tmp_path, capsys):
     common = ("evaluate", trained, "--method", "ais", "--runs", 20, "--betas", 50)
     _, both, _ = call(capsys, *common, "--output", tmp_path / "both")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import RBM, Kind, Machine, chain_graph, tempering
+from bm_fast import Kind, Machine, chain_graph, tempering
 from bm_fast.estimation import (
     UntrustworthyEstimate,
-    estimate_log_likelihood,
     exact_log_z,
-    log_likelihood,
     reverse_ais,
     tempered_log_z,
 )
@@ -159,65 +156,3 @@ def test_reverse_annealing_lies_above_log_z_on_average() -> None:
             reverse_ais(built, truth.draw(20, generator), betas=6, seed=seed).log_z - truth.log_z for seed in range(60)
         ]
     assert sum(errors) / len(errors) > 0.02
-
-
-# --- one call ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[RBM, Tensor]:
-    """An RBM with two kinds of patterns in it, and cases of both."""
-    generator = torch.Generator().manual_seed(0)
-    patterns = (torch.rand(4, 16, generator=generator) < 0.5).float()
-    cases = patterns[torch.randint(4, (300,), generator=generator)]
-    cases = torch.where(torch.rand(cases.shape, generator=generator) < 0.1, 1 - cases, cases)
-    rbm = RBM(16, 8, seed=1)
-    with torch.no_grad():
-        for j in range(4):
-            rbm.weight[:, j] = 3 * (2 * patterns[j] - 1)
-            rbm.hidden_bias[j] = -3 * float(patterns[j].sum()) + 1
-    return rbm, cases
-
-
-def test_the_bracket_holds_the_exact_likelihood(trained: tuple[RBM, Tensor]) -> None:
-    rbm, cases = trained
-    exact = float(log_likelihood(rbm, cases, exact_log_z(rbm)).mean())
-    estimate = estimate_log_likelihood(rbm, cases, rounds=400, seed=1)
-    assert estimate.trustworthy, estimate.reason
-    assert abs(estimate.mean - exact) < 4 * estimate.standard_error
-    low, high = estimate.bracket
-    slack = 4 * math.hypot(estimate.forward.standard_error, estimate.reverse.standard_error)
-    assert low - slack < exact < high + slack
-    assert high - low < 0.5
-    text = str(estimate)
-    assert f"{estimate.mean:.2f} ± {estimate.standard_error:.2f} nats" in text
-    assert "NOT" not in text
-
-
-def test_a_machine_that_cannot_be_measured_is_reported() -> None:
-    """Strong random couplings and hardly any effort: the verdict is no, with reasons."""
-    rbm = RBM(300, 200, seed=1, weight_scale=1.0)
-    cases = (torch.rand(50, 300, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
-    with pytest.warns(UntrustworthyEstimate, match="log-likelihood: "):
-        estimate = estimate_log_likelihood(rbm, cases, n_runs=8, rounds=5, betas=20)
-    assert not estimate.trustworthy
-    assert "NOT TRUSTWORTHY" in str(estimate)
-    assert "differ by" in estimate.reason or "collapsed" in estimate.reason or "worth" in estimate.reason
-
-
-def test_estimates_that_contradict_each_other_are_reported(trained: tuple[RBM, Tensor]) -> None:
-    from bm_fast.estimation.bracket import _doubts
-
-    rbm, cases = trained
-    good = estimate_log_likelihood(rbm, cases, rounds=200, seed=1)
-    for shift, end in ((2, "reverse"), (-2, "forward")):
-        wrong = replace(good.tempered, log_z=good.tempered.log_z + shift)
-        doubts = [doubt for doubt in _doubts(wrong, good.forward, good.reverse, good.report) if "outside" in doubt]
-        assert len(doubts) == 1
-        assert f"outside the bracket, beyond {end} annealing" in doubts[0]
-    assert good.report.gaps is not None
-    slow = replace(good.report, gaps=good.report.gaps[:1] + torch.linspace(0, 1, 200)[:, None, None])
-    doubts = _doubts(good.tempered, good.forward, good.reverse, slow)
-    assert any("rounds are few beside an autocorrelation" in doubt for doubt in doubts)
-    wide = replace(good.reverse, log_z=good.forward.log_z + 3)
-    assert any("differ by 3.0 nats" in doubt for doubt in _doubts(good.tempered, good.forward, wide, good.report))

@@ -1,9 +1,10 @@
 """Measures a trained machine: the mean log-likelihood of test data, with its standard error.
 
 log Z is exact, by enumeration, where the smaller layer has few enough units; otherwise it is estimated by annealed
-importance sampling (AIS), whose error is part of the result. AIS comes with a verdict: an estimate whose weights have
-collapsed is named as not trustworthy. Grey data are binarised once with a seed, and the protocol is part of the result:
-likelihoods compare only within one protocol.
+importance sampling (AIS), whose error is part of the result, or from both sides, by parallel tempering with annealing
+in both directions. Estimates come with a verdict: one whose weights have collapsed is named as not trustworthy. Grey
+data are binarised once with a seed, and the protocol is part of the result: likelihoods compare only within one
+protocol.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 import warnings
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bm_fast import plots
 from bm_fast.cli.common import SEED, Console, Output, Result, UsageError, binary_split, load_data, load_model, whole
@@ -21,9 +24,11 @@ from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.estimation import (
     MAX_ENUMERATED_UNITS,
     AISEstimate,
+    MeanLogLikelihood,
     UntrustworthyEstimate,
     ais,
     base_biases,
+    estimate_log_likelihood,
     exact_log_z,
     mean_log_likelihood,
     pseudo_log_likelihood,
@@ -37,9 +42,11 @@ EXAMPLES = """\
 examples:
   bm-fast evaluate runs/mnist                              the test split of the data of the run
   bm-fast evaluate runs/mnist --runs 500 --betas adaptive
+  bm-fast evaluate runs/mnist --method bracket             from below and from above, in minutes
   bm-fast evaluate runs/small --method exact --json        log Z by enumeration, result for a program"""
 
 RESULT, WEIGHTS, WEIGHTS_PICTURE = "evaluation.json", "log_weights.npy", "log_weights.png"
+TEMPERING_PICTURE = "tempering.png"
 _FEW_ENUMERATED_UNITS = 20
 _BASES = ("uniform", "data")
 _PSEUDO_ROWS = 1000
@@ -55,17 +62,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test", help="which part of the data (default: test)")
     parser.add_argument(
         "--method",
-        choices=("auto", "exact", "ais"),
+        choices=("auto", "exact", "ais", "bracket"),
         default="auto",
-        help=f"how log Z is found; exact takes up to {MAX_ENUMERATED_UNITS} units in the smaller layer "
+        help=f"how log Z is found; exact takes up to {MAX_ENUMERATED_UNITS} units in the smaller layer; bracket finds "
+        "it from both sides, by parallel tempering and by AIS forward and in reverse "
         f"(default: exact up to {_FEW_ENUMERATED_UNITS}, else AIS)",
     )
-    parser.add_argument("--runs", type=whole(1), default=100, metavar="N", help="AIS runs (default: 100)")
+    parser.add_argument(
+        "--runs", type=whole(1), default=100, metavar="N", help="AIS runs; ladders of a bracket (default: 100)"
+    )
     parser.add_argument(
         "--betas",
-        default="salakhutdinov-murray",
         metavar="SCHEDULE",
-        help="AIS: salakhutdinov-murray (14,503 betas, default), adaptive, or a number of equal steps",
+        help="of AIS: salakhutdinov-murray (14,503 betas), adaptive, or a number of equal steps "
+        "(default: salakhutdinov-murray; adaptive for a bracket)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole(1),
+        default=2000,
+        metavar="N",
+        help="bracket: rounds of swaps that are measured, after half as many (default: 2000)",
     )
     parser.add_argument(
         "--base",
@@ -73,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="AIS starts at independent units with the rates of the training data (data) or at fair coins (uniform); "
         "both: the higher log Z counts, for either is too low on average, and bases that disagree are not trusted "
-        "(default: both)",
+        "(default: both; a bracket has one base, by default the data)",
     )
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of AIS and of the binarisation (default: 0)")
     parser.add_argument(
@@ -101,16 +118,20 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         raise UsageError(
             f"--method: exact enumerates up to {MAX_ENUMERATED_UNITS} units, the smaller layer has {smaller}"
         )
-    betas = _betas(options.betas)
-    output = Output(
-        options.output, (RESULT,) if exact else (RESULT, WEIGHTS, WEIGHTS_PICTURE), overwrite=options.overwrite
-    )
+    bracket = options.method == "bracket"
+    betas = _betas(options.betas or ("adaptive" if bracket else "salakhutdinov-murray"))
+    pictures = () if exact else (TEMPERING_PICTURE,) if bracket else (WEIGHTS, WEIGHTS_PICTURE)
+    output = Output(options.output, (RESULT, *pictures), overwrite=options.overwrite)
     started = time.monotonic()
     result: Result = {"data": dataset.name, "split": options.split, "cases": len(images), "protocol": protocol}
     if exact:
-        log_z: float | AISEstimate = exact_log_z(rbm, progress=True)
-        result |= {"method": "exact", "log_z": log_z, "trustworthy": True, "reason": ""}
-        console.say(f"log Z = {log_z:.4f}, exact")
+        exact_value = exact_log_z(rbm, progress=True)
+        result |= {"method": "exact", "log_z": exact_value, "trustworthy": True, "reason": ""}
+        console.say(f"log Z = {exact_value:.4f}, exact")
+        likelihood = mean_log_likelihood(rbm, images, exact_value)
+    elif bracket:
+        likelihood, found = _bracket(rbm, dataset, images, betas, options, output, console)
+        result |= found
     else:
         bases = _BASES if options.base == "both" else (options.base,)
         estimates = {name: _estimate(rbm, dataset, name, betas, options, console) for name in bases}
@@ -123,7 +144,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             np.save(path, log_z.log_weights.cpu().numpy())
         with output.writing(WEIGHTS_PICTURE) as path:
             plots.save(plots.ais_weights(log_z), path)
-    likelihood = mean_log_likelihood(rbm, images, log_z)
+        likelihood = mean_log_likelihood(rbm, images, log_z)
     result |= {
         "log_likelihood": likelihood.mean,
         "standard_error": likelihood.standard_error,
@@ -154,6 +175,52 @@ def _estimate(
         estimate = ais(rbm, options.runs, betas=betas, base=biases, seed=options.seed, progress=True)
     console.say(f"from {'the rates of the data' if base == 'data' else 'fair coins'}: {estimate}")
     return estimate
+
+
+def _bracket(
+    rbm: RBM,
+    dataset: Dataset,
+    images: Tensor,
+    betas: str | int,
+    options: argparse.Namespace,
+    output: Output,
+    console: Console,
+) -> tuple[MeanLogLikelihood, Result]:
+    coins = [torch.zeros(layer.units) for layer in rbm.graph.layers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
+        estimate = estimate_log_likelihood(
+            rbm,
+            images,
+            base=coins if options.base == "uniform" else base_biases(rbm, dataset.train),
+            n_runs=options.runs,
+            rounds=options.rounds,
+            betas=betas,
+            seed=options.seed,
+            progress=True,
+        )
+    console.say(f"{estimate}")
+    for part in ("report", "tempered", "forward", "reverse"):
+        console.say(f"{part}: {getattr(estimate, part)}")
+    with output.writing(TEMPERING_PICTURE) as path:
+        plots.save(plots.tempering(estimate.report), path)
+    found = {
+        "method": "bracket",
+        "base": "uniform" if options.base == "uniform" else "data",
+        "runs": options.runs,
+        "rounds": options.rounds,
+        "bracket": estimate.bracket,
+        "log_z": estimate.tempered.log_z,
+        "log_z_standard_error": estimate.standard_error,
+        "forward": _figures(estimate.forward),
+        "reverse": _figures(estimate.reverse),
+        "barrier": estimate.report.barrier,
+        "round_trips": estimate.report.trips,
+        "autocorrelation": estimate.report.autocorrelation,
+        "trustworthy": estimate.trustworthy,
+        "reason": estimate.reason,
+    }
+    return MeanLogLikelihood(estimate.mean, estimate.case_error, estimate.standard_error), found
 
 
 def _figures(estimate: AISEstimate) -> Result:

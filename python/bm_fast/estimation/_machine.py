@@ -24,6 +24,11 @@ def visible_values(machine: Machine, v: Tensor | NDArray[np.generic]) -> Tensor:
     return values
 
 
+def hidden_layers_are_independent(graph: Graph) -> bool:
+    """Whether all couplings lead to layer 0, so that given it the other layers are independent; an RBM's do."""
+    return all(0 in (coupling.lower, coupling.upper) for coupling in graph.couplings)
+
+
 def hidden_updates(graph: Graph) -> tuple[Update, ...]:
     """Updates of all layers but layer 0, which must be independent of each other given layer 0 (an RBM is)."""
     for i, coupling in enumerate(graph.couplings):

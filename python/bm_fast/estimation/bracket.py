@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bm_fast.arrays import tensor
+from bm_fast.estimation._machine import hidden_layers_are_independent
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
+from bm_fast.estimation.deep import variational_bound
 from bm_fast.estimation.likelihood import log_likelihood
 from bm_fast.estimation.reverse import reverse_ais
 from bm_fast.estimation.schedule import ADAPTIVE, adaptive_betas
@@ -31,9 +33,11 @@ _DROP = 3e-5  # finer steps than ``adaptive_betas`` takes by itself: there are f
 
 @dataclass(frozen=True)
 class LogLikelihoodEstimate:
-    """Mean log-likelihood in nats per case, from both sides.
+    """Mean log-likelihood in nats per case, or a lower bound of it, with log Z from both sides.
 
     mean: with log Z by parallel tempering (Bennett's acceptance ratio).
+    is_bound: True for a machine whose hidden layers are coupled to each other: ``mean`` and the bracket are then of the
+        variational bound by mean field, which lies below the log-likelihood by an amount that they say nothing about.
     standard_error: of that log Z; case_error: from the finite number of cases.
     bracket: (low, high) mean log-likelihoods by reverse and by forward annealing. Reverse annealing overestimates log Z
         on average and forward annealing underestimates it, so the truth lies between but for their errors.
@@ -42,6 +46,7 @@ class LogLikelihoodEstimate:
     """
 
     mean: float
+    is_bound: bool
     standard_error: float
     case_error: float
     bracket: tuple[float, float]
@@ -54,8 +59,9 @@ class LogLikelihoodEstimate:
 
     def __str__(self) -> str:
         low, high = self.bracket
+        what = "lower bound " if self.is_bound else ""
         text = (
-            f"{self.mean:.2f} ± {self.standard_error:.2f} nats (bracket {low:.2f} to {high:.2f}; "
+            f"{what}{self.mean:.2f} ± {self.standard_error:.2f} nats (bracket {low:.2f} to {high:.2f}; "
             f"cases ± {self.case_error:.2f})"
         )
         return text if self.trustworthy else f"{text}; NOT TRUSTWORTHY: {self.reason}"
@@ -73,8 +79,10 @@ def estimate_log_likelihood(
     seed: int = 0,
     progress: bool = False,
 ) -> LogLikelihoodEstimate:
-    """Mean log p(v) over cases with a bracket, and a verdict on whether to believe it.
+    """Mean log p(v) over cases with a bracket, and a verdict on whether to believe it; of any graph.
 
+    Where hidden layers are coupled to each other, as in a DBM, log p(v) has no closed form even with log Z, and its
+    ``variational_bound`` takes its place; the result says so in ``is_bound``.
     Ladders of parallel tempering are adapted, run half of ``rounds`` to forget their start, and then ``rounds`` rounds
     whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine.
     The verdict asks that the three agree within three standard errors, that the bracket is narrower than 1 nat, that
@@ -82,7 +90,7 @@ def estimate_log_likelihood(
     run, and that no weights have collapsed.
     A mode that neither tempering nor annealing has found can still be missing: no estimate of this kind sees it.
 
-    v: as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
+    v: cases of layer 0 as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
     base: biases at beta = 0; default ``base_biases(model, v)``.
     n_runs: ladders, and annealing runs each way. rounds, sweeps: of parallel tempering, and sweeps between swaps.
     betas: of annealing, as for ``ais``; "adaptive" takes finer steps here.
@@ -91,7 +99,9 @@ def estimate_log_likelihood(
     """
     machine = as_machine(model)
     base = base_biases(machine, v) if base is None else list(base)
-    each = log_likelihood(machine, tensor("v", v), 0.0)  # checks v before the long part
+    is_bound = not hidden_layers_are_independent(machine.graph)
+    above_log_z = variational_bound if is_bound else log_likelihood
+    each = above_log_z(machine, tensor("v", v), 0.0)  # checks v before the long part
     with warnings.catch_warnings():  # all of it is in the verdict
         warnings.simplefilter("ignore", PoorMixing)
         warnings.simplefilter("ignore", UntrustworthyEstimate)
@@ -113,6 +123,7 @@ def estimate_log_likelihood(
     mean = float(each.mean())
     estimate = LogLikelihoodEstimate(
         mean - tempered.log_z,
+        is_bound,
         tempered.standard_error,
         float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf,
         (mean - reverse.log_z, mean - forward.log_z),
