@@ -3,9 +3,10 @@
     python bench/run.py                          everything; about an hour on two cores
     python bench/run.py --models 784-500 --chains 1024 --batches 100 --libraries bm_fast torch numpy    a minute
 
-Block Gibbs sampling of dense machines, and updates of an RBM by persistent contrastive divergence. All libraries
-that are installed take turns (A B C A B C …) in one process for each number of threads, bound to as many processors.
-Before a machine is timed, the first and second moments of what each library samples are compared with those of torch.
+Block Gibbs sampling of dense machines, updates of an RBM by persistent contrastive divergence, mean field of a DBM and
+updates of one by both. All libraries that are installed take turns (A B C A B C …) in one process for each number of
+threads, bound to as many processors. Before a machine is timed, the first and second moments of what each library
+samples are compared with those of torch.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 MODELS = ("784-500", "2000-2000", "784-500-1000")
 CHAINS = (64, 1024, 16384)
 BATCHES = (100, 500)
+CASES, DEEP_BATCHES = (100, 1000), (100,)
 LIBRARIES = (
     "bm_fast",
     "torch",
@@ -36,14 +40,34 @@ LIBRARIES = (
     "rbms",
     "thrml",
 )
-TRAINED = (784, 500)
+TRAINED, DEEP = (784, 500), (784, 500, 1000)
 CHECKED_CHAINS, CHECKED_SWEEPS, MAX_DISAGREEMENT = 1024, 3, 2.0
-HEADINGS = {
-    "gibbs": ("library", "ms/sweep", "least", "most", "sweeps/call", "flips/ns", "GMAC/s", "bm_fast is faster"),
-    "pcd": ("library", "ms/update", "least", "most", "updates/call", "s/60,000 rows", "bm_fast is faster"),
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How the rows of one kind of work are shown: title, what is counted, and what its rate is called."""
+
+    title: str
+    size: str
+    repetition: str
+    rates: tuple[str, ...]
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        once, many = self.repetition, f"{self.repetition}s"
+        return ("library", f"ms/{once}", "least", "most", f"{many}/call", *self.rates, "bm_fast is faster")
+
+
+WORKLOADS = {
+    "gibbs": Workload("Gibbs", "chains", "sweep", ("flips/ns", "GMAC/s")),
+    "pcd": Workload("PCD-1", "rows and chains", "update", ("s/60,000 rows",)),
+    "mean field": Workload("Mean field, ten iterations", "cases", "inference", ("s/60,000 rows",)),
+    "dbm": Workload("Update of a DBM", "rows and chains", "update", ("s/60,000 rows",)),
 }
 
 Row = dict[str, Any]
+Maker = Callable[[int], Any]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +75,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", default=MODELS, help="units per layer, as in 784-500-1000")
     parser.add_argument("--chains", nargs="*", type=int, default=CHAINS)
     parser.add_argument("--batches", nargs="*", type=int, default=BATCHES, help="rows of a PCD update, RBM 784-500")
+    parser.add_argument("--cases", nargs="*", type=int, default=CASES, help="of mean field, DBM 784-500-1000")
+    parser.add_argument(
+        "--deep-batches", nargs="*", type=int, default=DEEP_BATCHES, help="rows of an update of that DBM"
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
     parser.add_argument("--calls", type=int, default=7, help="timed calls of each library")
@@ -78,6 +106,10 @@ def work(options: argparse.Namespace) -> None:
             time_gibbs(units, n_chains, options, faulty)
     for batch in options.batches:
         time_pcd(batch, options)
+    for n_cases in options.cases:
+        time_mean_field(n_cases, options)
+    for batch in options.deep_batches:
+        time_dbm(batch, options)
 
 
 def set_up(make: Callable[[], Any], name: str) -> Any:
@@ -139,13 +171,37 @@ def time_gibbs(units: tuple[int, ...], n_chains: int, options: argparse.Namespac
 def time_pcd(batch: int, options: argparse.Namespace) -> None:
     from trainers import TRAINERS
 
+    time_trainers("pcd", TRAINED, batch, options, {name: partial(make, *TRAINED) for name, make in TRAINERS.items()})
+
+
+def time_mean_field(n_cases: int, options: argparse.Namespace) -> None:
+    from deep import MEAN_FIELD
+    from samplers import Problem
+
+    made = {name: lambda n, make=make: make(Problem.random(DEEP, n)) for name, make in MEAN_FIELD.items()}
+    time_trainers("mean field", DEEP, n_cases, options, made)
+
+
+def time_dbm(batch: int, options: argparse.Namespace) -> None:
+    from deep import DEEP_TRAINERS
+
+    time_trainers("dbm", DEEP, batch, options, {name: partial(make, DEEP) for name, make in DEEP_TRAINERS.items()})
+
+
+def time_trainers(
+    workload: str,
+    units: tuple[int, ...],
+    size: int,
+    options: argparse.Namespace,
+    makers: dict[str, Callable[[int], Any]],
+) -> None:
     runs = {}
     for name in options.libraries:
-        if name in TRAINERS:
-            trainer = set_up(lambda name=name: TRAINERS[name](*TRAINED, batch), name)
+        if name in makers:
+            trainer = set_up(lambda name=name: makers[name](size), name)
             if trainer is not None:
                 runs[name] = trainer.run
-    report({"workload": "pcd", "model": "-".join(map(str, TRAINED)), "size": batch}, runs, options)
+    report({"workload": workload, "model": "-".join(map(str, units)), "size": size}, runs, options)
 
 
 def report(
@@ -186,9 +242,9 @@ def cells(row: Row) -> list[str]:
 
 
 def title(row: Row) -> str:
-    what = "Gibbs" if row["workload"] == "gibbs" else "PCD-1"
-    size = f"{row['size']:,} {'chains' if row['workload'] == 'gibbs' else 'rows and chains'}"
-    return f"{what}, {row['model']}, {size}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    workload = WORKLOADS[row["workload"]]
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return f"{workload.title}, {row['model']}, {row['size']:,} {workload.size}, {threads}"
 
 
 def markdown(rows: list[Row], notes: list[str], environment: Row) -> str:
@@ -206,7 +262,7 @@ def markdown(rows: list[Row], notes: list[str], environment: Row) -> str:
     for row in rows:
         if title(row) != previous:
             previous = title(row)
-            headings = HEADINGS[row["workload"]]
+            headings = WORKLOADS[row["workload"]].headings
             lines += [
                 "",
                 f"## {previous}",
@@ -250,7 +306,9 @@ def main() -> int:
                     print(f"  {row['note']}", flush=True)
                 continue
             if not rows or title(row) != title(rows[-1]):
-                print(f"\n{title(row)}\n" + "".join(f"{heading:>18s}" for heading in HEADINGS[row["workload"]]))
+                print(
+                    f"\n{title(row)}\n" + "".join(f"{heading:>18s}" for heading in WORKLOADS[row["workload"]].headings)
+                )
             rows.append(row)
             print("".join(f"{cell:>18s}" for cell in cells(row)), flush=True)
         if worker.wait() != 0:

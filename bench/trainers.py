@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bm_fast.training import Trainer as BmFastTrainer
 
 N_ROWS, LEARNING_RATE = 60_000, 0.01
 
@@ -35,25 +39,32 @@ class Trainer:
         raise NotImplementedError
 
 
-class BmFast(Trainer):
-    """Trainer.fit with torch's SGD; a call makes one epoch on as many rows as it needs."""
+class Fitted(Trainer):
+    """Trainer.fit of bm_fast; a call makes one epoch on as many rows as it needs, after whole passes."""
+
+    def __init__(self, trainer: BmFastTrainer, rows: Tensor) -> None:
+        self.trainer, self.rows = trainer, rows
+
+    def run(self, n_updates: int) -> None:
+        epochs, left = divmod(n_updates * self.trainer.batch_size, len(self.rows))
+        if epochs:
+            self.trainer.fit(self.rows, epochs=self.trainer.epoch + epochs)
+        if left:
+            self.trainer.fit(self.rows[:left], epochs=self.trainer.epoch + 1)
+
+
+class BmFast(Fitted):
+    """With torch's SGD."""
 
     def __init__(self, n_visible: int, n_hidden: int, batch: int) -> None:
         from bm_fast import RBM
         from bm_fast.training import PCD
         from bm_fast.training import Trainer as RBMTrainer
 
-        self.rows, self.batch = random_rows(n_visible).to(torch.uint8), batch
         rbm = RBM(n_visible, n_hidden)
         optimizer = torch.optim.SGD(rbm.parameters(), lr=LEARNING_RATE)
-        self.trainer = RBMTrainer(rbm, optimizer, PCD(n_chains=batch), batch_size=batch, centred=False)
-
-    def run(self, n_updates: int) -> None:
-        epochs, left = divmod(n_updates * self.batch, len(self.rows))
-        if epochs:
-            self.trainer.fit(self.rows, epochs=self.trainer.epoch + epochs)
-        if left:
-            self.trainer.fit(self.rows[:left], epochs=self.trainer.epoch + 1)
+        trainer = RBMTrainer(rbm, optimizer, PCD(n_chains=batch), batch_size=batch, centred=False)
+        super().__init__(trainer, random_rows(n_visible).to(torch.uint8))
 
 
 class Torch(Trainer):

@@ -16,7 +16,9 @@ RUN = Path(__file__).parents[1] / "bench" / "run.py"
 
 
 def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
-    small = "--models 6-4 5-4-3 --chains 8 --batches 50 --threads 1 --calls 2 --seconds 0.001"
+    small = (
+        "--models 6-4 5-4-3 --chains 8 --batches 50 --cases 9 --deep-batches 8 --threads 1 --calls 2 --seconds 0.001"
+    )
     libraries = ["bm_fast", "torch", "torch-bf16", "numpy", "scikit-learn"]
     command = [sys.executable, str(RUN), *small.split(), "--libraries", *libraries, "--name", str(tmp_path / "small")]
     subprocess.run(command, check=True, capture_output=True)
@@ -26,11 +28,13 @@ def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
         *(("gibbs", "6-4", library) for library in libraries),
         *(("gibbs", "5-4-3", library) for library in libraries[:-1]),
         *(("pcd", "784-500", library) for library in ("bm_fast", "torch", "scikit-learn")),
+        *(("mean field", "784-500-1000", library) for library in ("bm_fast", "torch", "torch-bf16")),
+        *(("dbm", "784-500-1000", library) for library in ("bm_fast", "torch")),
     ]
     assert all(0 < row["least"] <= row["ms"] <= row["most"] for row in saved["results"])
     assert "scikit-learn: not run, samples machines of two layers only" in saved["notes"]
     table = (tmp_path / "small.md").read_text()
-    assert table.count("| bm_fast |") == 3
+    assert table.count("| bm_fast |") == 5
     assert saved["environment"]["processor"] in table
 
 

@@ -1,0 +1,156 @@
+"""Mean field and updates of a Bernoulli DBM in bm_fast and torch, behind the interface of trainers.py.
+
+Every library makes all iterations, whatever has come to rest, and computes the fields of the data once. Weights and
+data of mean field are random; updates take the centred gradient with as many chains as a batch has rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from samplers import Problem
+from trainers import LEARNING_RATE, Fitted, Trainer, random_rows, shuffled
+
+ITERATIONS, SWEEPS = 10, 5
+OFFSET_RATE = 0.01
+
+
+def torch_mean_field(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    """Means of all hidden layers after a first pass up, below the top with doubled input, and all iterations."""
+    fixed = rows @ weights[0]
+    means = [torch.sigmoid(torch.add(biases[1], fixed, alpha=2.0 if len(weights) > 1 else 1.0))]
+    for i in range(1, len(weights)):
+        top = i == len(weights) - 1
+        means.append(torch.sigmoid(torch.addmm(biases[i + 1], means[-1], weights[i], alpha=1.0 if top else 2.0)))
+    order = [*range(0, len(means), 2), *range(1, len(means), 2)]
+    for _ in range(ITERATIONS):
+        for i in order:
+            field = biases[1] + fixed if i == 0 else torch.addmm(biases[i + 1], means[i - 1], weights[i])
+            means[i] = torch.sigmoid(field.addmm_(means[i + 1], weights[i + 1].t()) if i + 1 < len(means) else field)
+    return means
+
+
+# --- mean field -------------------------------------------------------------------------------------------------------
+
+
+class BmFastMeanField(Trainer):
+    def __init__(self, problem: Problem) -> None:
+        from bm_fast.graph import chain_graph
+        from bm_fast.ops import Machine
+
+        self.machine = Machine.build(chain_graph(problem.units), problem.weights, problem.biases)
+        self.rows = problem.visible.to(torch.uint8)
+
+    def run(self, n_updates: int) -> None:
+        """Infers so many times."""
+        from bm_fast import mean_field
+
+        for _ in range(n_updates):
+            mean_field.infer(self.machine, {0: self.rows}, ITERATIONS, 0.0)
+
+
+class TorchMeanField(Trainer):
+    def __init__(self, problem: Problem, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> None:
+        self.arguments = (
+            problem.visible.to(dtype),
+            [weight.to(dtype) for weight in problem.weights],
+            [bias.to(dtype) for bias in problem.biases],
+        )
+        self.infer = torch.compile(torch_mean_field) if compiled else torch_mean_field
+
+    def run(self, n_updates: int) -> None:
+        with torch.no_grad():
+            for _ in range(n_updates):
+                self.infer(*self.arguments)
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+def first_visible_bias(n_visible: int) -> Tensor:
+    return torch.logit(random_rows(n_visible).mean(0))
+
+
+class BmFastUpdate(Fitted):
+    """With torch's SGD."""
+
+    def __init__(self, units: tuple[int, ...], batch: int) -> None:
+        from bm_fast import DBM
+        from bm_fast.training import MeanFieldPCD
+        from bm_fast.training import Trainer as DBMTrainer
+
+        dbm = DBM(units)
+        with torch.no_grad():
+            dbm.biases[0].copy_(first_visible_bias(units[0]))
+        optimizer = torch.optim.SGD(dbm.parameters(), lr=LEARNING_RATE)
+        estimator = MeanFieldPCD(n_chains=batch, sweeps=SWEEPS, iterations=ITERATIONS, tolerance=0.0)
+        trainer = DBMTrainer(dbm, optimizer, estimator, batch_size=batch)
+        super().__init__(trainer, random_rows(units[0]).to(torch.uint8))
+
+
+class TorchUpdate(Trainer):
+    """Parameters are updated in place; the last layers drawn give their means to the gradient."""
+
+    def __init__(self, units: tuple[int, ...], batch: int, *, compiled: bool = False) -> None:
+        self.weights = [torch.randn(a, b) * 0.01 for a, b in itertools.pairwise(units)]
+        self.biases = [first_visible_bias(units[0]), *(torch.zeros(n) for n in units[1:])]
+        self.offsets = [torch.zeros(n) for n in units]
+        self.batches = shuffled(random_rows(units[0]), batch)
+        self.chains = [torch.zeros(batch, n) for n in units]
+        self.step = torch.compile(self.update) if compiled else self.update
+
+    def sweep(self, chains: list[Tensor], *, last: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Even layers first, then odd ones; states, and what the gradient takes of each layer."""
+        chains, model = list(chains), list(chains)
+        for i in [*range(0, len(chains), 2), *range(1, len(chains), 2)]:
+            field = self.biases[i]
+            if i > 0:
+                field = torch.addmm(field, chains[i - 1], self.weights[i - 1])
+            if i < len(self.weights):
+                field = torch.addmm(field, chains[i + 1], self.weights[i].t())
+            model[i] = torch.sigmoid(field)
+            chains[i] = torch.bernoulli(model[i])
+        return chains, [means if last and i % 2 else chains[i] for i, means in enumerate(model)]
+
+    def update(self, rows: Tensor, chains: list[Tensor]) -> list[Tensor]:
+        data = [rows, *torch_mean_field(rows, self.weights, self.biases)]
+        for i in range(SWEEPS):
+            chains, model = self.sweep(chains, last=i == SWEEPS - 1)
+        for offset, means in zip(self.offsets, data, strict=True):
+            offset.lerp_(means.mean(0), OFFSET_RATE)
+        centred_data = [means - offset for means, offset in zip(data, self.offsets, strict=True)]
+        centred_model = [means - offset for means, offset in zip(model, self.offsets, strict=True)]
+        steps = [a.sum(0) - b.sum(0) for a, b in zip(data, model, strict=True)]
+        rate = LEARNING_RATE / len(rows)
+        for i, weight in enumerate(self.weights):
+            step = centred_data[i].t() @ centred_data[i + 1]
+            step.addmm_(centred_model[i].t(), centred_model[i + 1], alpha=-1)
+            steps[i].addmv_(step, self.offsets[i + 1], alpha=-1)
+            steps[i + 1].addmv_(step.t(), self.offsets[i], alpha=-1)
+            weight.add_(step, alpha=rate)
+        for bias, step in zip(self.biases, steps, strict=True):
+            bias.add_(step, alpha=rate)
+        return chains
+
+    def run(self, n_updates: int) -> None:
+        with torch.no_grad():
+            for _ in range(n_updates):
+                self.chains = self.step(next(self.batches), self.chains)
+
+
+MEAN_FIELD: dict[str, Callable[[Problem], Trainer]] = {
+    "bm_fast": BmFastMeanField,
+    "torch": TorchMeanField,
+    "torch-bf16": lambda problem: TorchMeanField(problem, torch.bfloat16),
+    "torch-compile": lambda problem: TorchMeanField(problem, compiled=True),
+}
+
+DEEP_TRAINERS: dict[str, Callable[[tuple[int, ...], int], Trainer]] = {
+    "bm_fast": BmFastUpdate,
+    "torch": TorchUpdate,
+    "torch-compile": lambda units, batch: TorchUpdate(units, batch, compiled=True),
+}
