@@ -64,9 +64,9 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe("digits", (100, 50), (30, 30, 150), rate=0.02, n_betas=5_000),
-    "mnist": Recipe("mnist", (500, 1000), (50, 50, 150)),
-    "mnist3": Recipe("mnist", (500, 500, 1000), (50, 50, 50, 150)),
-    "ocr-letters": Recipe("ocr-letters", (500, 1000), (50, 50, 100)),
+    "mnist": Recipe("mnist", (500, 1000), (20, 20, 150), rate=0.05, half_life=10),
+    "mnist3": Recipe("mnist", (500, 500, 1000), (20, 20, 20, 150), rate=0.05, half_life=10),
+    "ocr-letters": Recipe("ocr-letters", (500, 1000), (20, 20, 100), rate=0.05, half_life=10),
 }
 
 
@@ -173,6 +173,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "seconds_of_training_in_this_call": round(trained),
         "seconds_in_all": round(time.monotonic() - began),
+        "processor_seconds_in_all": round(time.process_time()),
         "protocol": binary.protocol,
         "log_z": str(log_z),
         "bound": {name: str(bound) for name, bound in bounds.items()},
