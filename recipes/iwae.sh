@@ -1,30 +1,49 @@
 #!/usr/bin/env bash
-# Trains and measures an importance-weighted autoencoder on MNIST; docs/vae.md says what each recipe is for.
+# Trains and measures autoencoders as Burda, Grosse and Salakhutdinov (2016); docs/vae.md says what each recipe is for.
 #
-#     recipes/iwae.sh short        one stochastic layer, 10 epochs
-#     recipes/iwae.sh two-hours    one stochastic layer, 110 epochs: two hours on two cores of a CPU
-#     recipes/iwae.sh full         the 3,280 epochs of Burda, Grosse and Salakhutdinov (2016), one stochastic layer
-#     recipes/iwae.sh full-2       the same, two stochastic layers
+#     recipes/iwae.sh short                    one stochastic layer, 10 epochs
+#     recipes/iwae.sh two-hours                one stochastic layer, 110 epochs: two hours on two cores of a CPU
+#     recipes/iwae.sh full                     one stochastic layer, the 3,280 epochs of the paper
+#     recipes/iwae.sh short-2                  two stochastic layers; two-hours-2 and full-2 likewise
+#     recipes/iwae.sh short omniglot           another data set: mnist (default), omniglot or omniglot-chardata
+#     recipes/iwae.sh short mnist 5            k = 1 (the variational autoencoder), 5 or 50 (default)
 #
-# Needs bm-fast on the path (. .venv/bin/activate after make) and MNIST (BM_FAST_DATA or the network).
-# Runs go to runs/NAME, their results to recipes/results/NAME.json. Every other argument goes to bm-fast vae, so that
-# "--estimator iwae --k 5" or "--estimator elbo --k 1" give the other rows of the table in that paper.
+# Needs bm-fast on the path (. .venv/bin/activate after make) and the data (BM_FAST_DATA, or for MNIST the network).
+# Runs go to runs/NAME, their results to recipes/results/NAME.json. Every other argument goes to bm-fast vae.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-recipe="${1:?which recipe: short, two-hours, full or full-2}"
+recipe="${1:?which recipe: short, two-hours, full, or one of these with -2}"
+data=mnist
+k=50
 shift
-one=(--layers 200-200-50)
-two=(--layers 200-200-100 100-100-50)
+[[ $# -gt 0 && $1 != -* ]] && data=$1 && shift
+[[ $# -gt 0 && $1 != -* ]] && k=$1 && shift
+
 case "$recipe" in
-    short) settings=("${one[@]}" --epochs 10) ;;
-    two-hours) settings=("${one[@]}" --epochs 110) ;;
-    full) settings=("${one[@]}" --schedule burda --epochs 3280) ;;
-    full-2) settings=("${two[@]}" --schedule burda --epochs 3280) ;;
-    *) echo "unknown recipe $recipe: short, two-hours, full or full-2" >&2 && exit 2 ;;
+    short | short-2) settings=(--epochs 10) ;;
+    two-hours) settings=(--epochs 110 --mixed-precision) ;;
+    two-hours-2) settings=(--epochs 60 --mixed-precision) ;;
+    full | full-2) settings=(--schedule burda --epochs 3280) ;;
+    *) echo "unknown recipe $recipe: short, two-hours, full, or one of these with -2" >&2 && exit 2 ;;
+esac
+case "$recipe" in
+    *-2) settings+=(--layers 200-200-100 100-100-50) ;;
+    *) settings+=(--layers 200-200-50) ;;
+esac
+case "$k" in
+    1) settings+=(--estimator elbo --k 1) ;;
+    5 | 50) settings+=(--estimator dreg --k "$k") ;;
+    *) echo "k: expected 1, 5 or 50, got $k" >&2 && exit 2 ;;
+esac
+case "$data" in
+    mnist) settings+=(--hold-out 400) ;; # the other sets come with a validation split of their own
+    omniglot | omniglot-chardata) ;;
+    *) echo "unknown data $data: mnist, omniglot or omniglot-chardata" >&2 && exit 2 ;;
 esac
 
-run="runs/iwae-$recipe"
+name="iwae-$recipe"
+[[ $data != mnist ]] && name+="-$data"
+[[ $k != 50 ]] && name+="-k$k"
 mkdir -p recipes/results
-bm-fast vae mnist "${settings[@]}" --estimator dreg --k 50 --hold-out 400 --output "$run" --json "$@" \
-    >"recipes/results/iwae-$recipe.json"
+bm-fast vae "$data" "${settings[@]}" --output "runs/$name" --json "$@" >"recipes/results/$name.json"

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,43 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, capsys, monkeypat
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("layers", ["8-2", "8-3"])
+def test_a_fixed_sample_is_the_same_in_every_epoch_and_two_units_have_a_plane(tmp_path, capsys, monkeypatch, layers):
+    seen = []
+    step = CommandTrainer._step
+    monkeypatch.setattr(
+        CommandTrainer, "_step", lambda self, x, numbers: (seen.append(x.sum(0)), step(self, x, numbers))
+    )
+    arguments = [*TINY, "--layers", layers, "--epochs", "2", "--protocol", "fixed-sample"]
+    code, result, _ = call(capsys, "vae", "digits", *arguments, "--output", tmp_path / "run")
+    assert code == 0
+    expected = load("digits", "fixed-sample", seed=0).train.float().sum(0)
+    assert torch.equal(torch.stack(seen[:3]).sum(0), expected)
+    assert torch.equal(torch.stack(seen[3:]).sum(0), expected)
+    assert result["protocol"] == "fixed-sample, seed 0"
+    written = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert written["data"] == {"name": "digits", "protocol": "fixed-sample, seed 0", "shape": [8, 8]}
+    assert (str(tmp_path / "run" / "latent_plane.png") in result["files"]) == (layers == "8-2")
+
+
+def test_a_protocol_for_data_of_the_users_own(tmp_path, capsys):
+    grey, binary = tmp_path / "grey.npy", tmp_path / "binary.npy"
+    np.save(grey, load("digits").train[:50].numpy())
+    np.save(binary, load("digits").binarised(0).train[:50].numpy())
+    tiny = ["--layers", "4-3", "--k", "2", "--epochs", "1", "--test-k", "2"]
+    for path, protocol, expected in (
+        (grey, "fixed-sample", "fixed-sample, seed 0"),
+        (grey, "dynamic", "fixed-sample, seed 0"),
+        (binary, "binary", "binary"),
+    ):
+        output = tmp_path / f"{path.stem}-{protocol}"
+        code, result, _ = call(capsys, "vae", path, *tiny, "--protocol", protocol, "--output", output)
+        assert (code, result["protocol"]) == (0, expected)
+    code, result, _ = call(capsys, "vae", binary, *tiny, "--protocol", "dynamic", "--output", tmp_path / "no")
+    assert code == 2
+    assert f"--protocol: the data in {binary} are binary, got dynamic" in result["error"]
+
+
 def test_two_layers_and_rows_held_out(tmp_path, capsys):
     layers = [
         "--layers",
@@ -102,6 +140,7 @@ def test_two_layers_and_rows_held_out(tmp_path, capsys):
         (["digits", "--layers", "8,4"], "--layers: expected sizes like 200-200-50"),
         (["digits", "--hold-out", "1497"], "--hold-out: expected fewer than the 1,497 rows"),
         (["nothing"], "data: expected one of digits, mnist"),
+        (["digits", "--protocol", "fixed-larochelle"], "--protocol: data 'digits' comes as dynamic or fixed-sample"),
     ],
 )
 def test_wrong_usage(tmp_path, capsys, arguments, message):

@@ -118,17 +118,22 @@ def test_ocr_letters_from_the_original_text(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nist", "", "MNIST", 7])
 def test_unknown_name_lists_the_names(name):
-    with pytest.raises(ValueError, match=r"name: expected one of digits, mnist, binarized-mnist, ocr-letters, got"):
+    with pytest.raises(
+        ValueError,
+        match=r"name: expected one of digits, mnist, binarized-mnist, ocr-letters, omniglot, omniglot-chardata, got",
+    ):
         data.load(name)
 
 
 def test_protocols():
     assert data.load("digits", "dynamic").train.dtype is torch.float32
     fixed = data.load("digits", "fixed-sample", seed=3)
-    assert fixed.protocol == "fixed-sample"
+    assert fixed.protocol == "fixed-sample, seed 3"
     assert fixed.train.dtype is torch.uint8
     with pytest.raises(ValueError, match=r"protocol: data 'digits' comes as dynamic or fixed-sample, got 'fixed"):
         data.load("digits", "fixed-larochelle")
+    with pytest.raises(ValueError, match=r"got 'fixed-larochelle' \(the files of .* are the data 'binarized-mnist'\)"):
+        data.load("mnist", "fixed-larochelle")
     with pytest.raises(ValueError, match="protocol: data 'ocr-letters' comes as binary, got 'dynamic'"):
         data.load("ocr-letters", "dynamic")
     with pytest.raises(ValueError, match="binary already"):

@@ -136,6 +136,10 @@ def test_training_data_that_do_not_fit():
         trainer.fit(X, -1)
     with pytest.raises(ValueError, match=r"top: expected shape \[n, 2\]"):
         MODEL.decode(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"top: expected float32, got torch\.float64"):
+        MODEL.decode(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="top: expected a torch tensor or a numpy array, got list"):
+        MODEL.decode([[0.0, 0.0]])
     with pytest.raises(ValueError, match="n: expected a whole number of at least 1, got 0"):
         MODEL.sample(0)
     with pytest.raises(ValueError, match="n_samples: expected a whole number of at least 1, got 0"):

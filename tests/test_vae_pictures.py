@@ -57,9 +57,23 @@ def test_latent_map_shows_the_two_most_active_units_by_label():
     assert len(pictures.latent_map(MODEL, X).axes[0].collections) == 1
 
 
+@pytest.mark.parametrize("latents", [(2,), (3, 2)])
+def test_a_plane_shows_equally_probable_parts_of_two_units(latents):
+    model = VAE(12, latents, [[6]] * len(latents), seed=2)
+    found = images(pictures.latent_plane(model, (4, 3), n=5), 25, 5).reshape(5, 5, 12)
+    normal = torch.distributions.Normal(0, 1)
+    levels = normal.icdf(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+    for row in range(5):
+        for column in range(5):
+            top = torch.stack([levels[column], levels[4 - row]]).unsqueeze(0)  # unit 0 to the right, unit 1 upwards
+            np.testing.assert_allclose(found[row, column], model.decode(top)[0].numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_maps_that_cannot_be_drawn():
     with pytest.raises(ValueError, match="at least 2 units in the top layer, got 1"):
         pictures.latent_map(VAE(12, (1,), [[6]]), X)
+    with pytest.raises(ValueError, match="model: expected 2 units in the top layer, got 4"):
+        pictures.latent_plane(MODEL, (4, 3))
     with pytest.raises(ValueError, match=r"points: expected \[n, 2\], got \[3, 3\]"):
         plots.scatter(np.zeros((3, 3)), axes=("a", "b"))
     with pytest.raises(ValueError, match=r"labels: expected \[3\], got \[2\]"):

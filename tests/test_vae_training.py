@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from bm_fast import RBM
 from bm_fast.checkpoints import CheckpointError
@@ -159,6 +160,45 @@ def test_early_stopping_brings_back_the_model_with_the_best_validation_bound():
     assert all(torch.equal(p, stopping.best_parameters[name]) for name, p in trainer.model.named_parameters())
     with pytest.raises(ValueError, match=r"expected one of \['bound'\] .* got 'validation_bound'"):
         made(callbacks=[EarlyStopping("validation_bound")]).fit(GREY, epochs=1)
+
+
+def loader(data: torch.Tensor, batch_size: int = 25) -> DataLoader:
+    generator = torch.Generator().manual_seed(7)
+    return DataLoader(TensorDataset(data, torch.arange(len(data))), batch_size, shuffle=True, generator=generator)
+
+
+@pytest.mark.parametrize("data", [GREY, BINARY], ids=["grey", "binary"])
+def test_a_data_loader_trains_and_resumes_to_the_same_bits_within_an_epoch(tmp_path, data):
+    path, history = tmp_path / "run.safetensors", History()
+    whole = made(callbacks=[history])
+    whole.fit(loader(data), epochs=3, validation=data[:10])
+    assert whole.update == 9
+    assert history.rows[-1]["bound"] > history.rows[0]["bound"]
+    stopped = made(callbacks=[History(), Checkpoint(path), InterruptAt(5)])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(loader(data), epochs=3, validation=data[:10])
+    again = resumed(path, [History()])
+    again.fit(loader(data), epochs=3, validation=data[:10])
+    assert same_parameters(again.model, whole.model)
+
+
+def test_a_data_loader_in_the_order_of_an_array_trains_like_it(monkeypatch):
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+    a, b = made(), made()
+    a.fit(GREY, epochs=2)
+    b.fit(DataLoader(GREY, 25), epochs=2)
+    assert same_parameters(a.model, b.model)
+
+
+def test_data_loaders_whose_batches_do_not_fit():
+    with pytest.raises(ValueError, match="train: batch 0 has 30 rows, the trainer was made for batch_size=25"):
+        made().fit(loader(GREY, 30), epochs=1)
+    with pytest.raises(ValueError, match=r"train: batch 0: expected shape \[n, 64\]"):
+        made().fit(loader(GREY[:, :60].contiguous()), epochs=1)
+    with pytest.raises(ValueError, match="train: batch 0: expected 0 and 1 only, got 0"):
+        made(binarise="none").fit(loader(GREY), epochs=1)
+    with pytest.raises(ValueError, match="expected a DataLoader that yields at least one batch, got none"):
+        made().fit(DataLoader(GREY, 100, drop_last=True), epochs=1)
 
 
 def test_numpy_data_train_like_torch_data():

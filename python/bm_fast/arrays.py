@@ -31,8 +31,8 @@ def tensor(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
 
 
 def given_kind(result: Tensor, values: Array) -> Array:
-    """``result`` as numpy where ``values`` is numpy."""
-    return result.cpu().numpy() if isinstance(values, np.ndarray) else result
+    """``result`` as numpy, without its gradient, where ``values`` is numpy."""
+    return result.detach().cpu().numpy() if isinstance(values, np.ndarray) else result
 
 
 def rows(name: str, values: Tensor | NDArray[np.generic], layer: Layer, device: torch.device) -> Tensor:

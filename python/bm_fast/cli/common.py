@@ -182,12 +182,23 @@ def image_shape(text: str) -> tuple[int, int]:
 # --- models and data --------------------------------------------------------------------------------------------------
 
 
-def load_data(source: str) -> Dataset:
-    """A data set by its name, or a .npy or .npz file by its path."""
+def load_data(source: str, protocol: str | None = None) -> Dataset:
+    """A data set by its name, or a .npy or .npz file by its path; by one of its protocols, as ``data.load`` has them.
+
+    A fixed sample is drawn with seed 0.
+    """
     if source in data.NAMES:
-        return data.load(source)
+        try:
+            return data.load(source, protocol)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from error  # "protocol: ..."
     if source.endswith((".npy", ".npz")):
-        return data.load_file(source)
+        dataset = data.load_file(source)
+        if protocol in (None, dataset.protocol):
+            return dataset
+        if (dataset.protocol, protocol) == ("dynamic", "fixed-sample"):
+            return dataset.binarised()
+        raise UsageError(f"--protocol: the data in {source} are {dataset.protocol}, got {protocol}")
     raise UsageError(f"data: expected one of {', '.join(data.NAMES)}, or a path to a .npy or .npz file, got {source!r}")
 
 
@@ -196,7 +207,8 @@ def binary_split(dataset: Dataset, split: str, seed: int) -> tuple[Tensor, str]:
     images = dataset.split(split)
     if images.dtype is torch.uint8:
         return images, dataset.protocol
-    return dataset.binarised(seed).split(split), f"fixed-sample, seed {seed}"
+    binary = dataset.binarised(seed)
+    return binary.split(split), binary.protocol
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Trains a variational or importance-weighted autoencoder, measures it, and draws what it has learnt.
 
-Adam climbs the bound in small batches; 0/1 are drawn from grey levels at each presentation. The folder gets the
-checkpoint, the learning curve, the configuration, the evaluation on the test split, and pictures. Ctrl-C finishes the
-update, saves, and exits with 130; --resume goes on to the same bits as a run that was never interrupted, and on a
-finished run repeats the evaluation.
+Adam climbs the bound in small batches; 0/1 are drawn from grey levels at each presentation, or once: --protocol. The
+folder gets the checkpoint, the learning curve, the configuration, the evaluation on the test split, and pictures.
+Ctrl-C finishes the update, saves, and exits with 130; --resume goes on to the same bits as a run that was never
+interrupted, and on a finished run repeats the evaluation.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ examples:
   bm-fast vae --resume runs/iwae"""
 
 CURVE_PICTURE, RESULT = "learning_curve.png", "evaluation.json"
-PICTURES = ("samples.png", "reconstructions.png", "traversals.png", "latent_map.png")
+PICTURES = ("samples.png", "reconstructions.png", "traversals.png", "latent_map.png", "latent_plane.png")
+PROTOCOLS = ("dynamic", "fixed-sample", "fixed-larochelle", "binary")
 
 DEFAULTS: Result = {
+    "protocol": None,
     "layers": ["200-200-50"],
     "estimator": "iwae",
     "k": 50,
@@ -77,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, default=None, help=f"{text} (default: {shown})", **how)
 
     parser.add_argument("data", nargs="?", help=f"{', '.join(NAMES)}, or a .npy or .npz file of your own")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="how data become binary, out of what they allow: dynamic draws grey levels at each presentation, "
+        "fixed-sample once with seed 0 (default: as the data come)",
+    )
     setting(
         "--layers",
         "for each stochastic layer, seen from the data: hidden sizes, and its units last",
@@ -105,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Result:
     settings = _resumed_settings(options) if options.resume else _new_settings(options)
-    dataset = _held_out(load_data(settings["data"]), settings["hold_out"])
+    dataset = training_data(settings)
     names = (CHECKPOINT, CONFIGURATION, CURVE_PICTURE, RESULT, *PICTURES)
     output = Output(
         options.resume or options.output or "vae-output", names, overwrite=options.overwrite or bool(options.resume)
@@ -117,7 +125,13 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         f"on {len(dataset.train):,} rows of {settings['data']} ({dataset.protocol}); "
         f"{settings['epochs']} epochs, results in {output.folder}"
     )
-    configuration = {"version": version(), "commit": commit(), "torch": torch.__version__, "settings": settings}
+    configuration = {
+        "version": version(),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "settings": settings,
+        "data": {"name": dataset.name, "protocol": dataset.protocol, "shape": dataset.shape},
+    }
     if not options.resume:
         output.write_json(CONFIGURATION, configuration, [name for name in names if name != CONFIGURATION])
     started = time.monotonic()
@@ -171,6 +185,8 @@ def _draw(output: Output, model: VAE, history: History, dataset: Dataset, images
         figures["samples.png"] = pictures.samples(model, dataset.shape)
         figures["reconstructions.png"] = pictures.reconstructions(model, images[:_DRAWN_ROWS], dataset.shape)
         figures["traversals.png"] = pictures.traversals(model, images[:_MAP_ROWS], dataset.shape)
+        if model.latents[-1] == 2:
+            figures["latent_plane.png"] = pictures.latent_plane(model, dataset.shape)
     if model.latents[-1] >= 2:
         rows = images[:_MAP_ROWS]
         labels: Tensor | None = getattr(dataset, f"{split}_labels")
@@ -205,8 +221,9 @@ def _trainer(dataset: Dataset, settings: Result, output: Output, history: Histor
     )
 
 
-def _held_out(dataset: Dataset, hold_out: int) -> Dataset:
-    """The data set with its last ``hold_out`` rows of train and valid as valid, and the others as train."""
+def training_data(settings: Result) -> Dataset:
+    """The data of a run by its protocol, the last rows of train and valid held out as valid where it says so."""
+    dataset, hold_out = load_data(settings["data"], settings.get("protocol")), settings["hold_out"]
     if hold_out == 0:
         return dataset
     rows = dataset.train if dataset.valid is None else torch.cat([dataset.train, dataset.valid])
@@ -238,7 +255,7 @@ def _resumed_settings(options: argparse.Namespace) -> Result:
     given = [f"--{n.replace('_', '-')}" for n in (*DEFAULTS, "data", "output") if getattr(options, n) is not None]
     if given:
         raise UsageError(f"--resume: takes all settings from the run; leave out {', '.join(given)}")
-    settings: Result | None = read_configuration(Path(options.resume)).get("settings")
-    if settings is None or set(settings) != {"data", *DEFAULTS}:
+    settings: Result = read_configuration(Path(options.resume)).get("settings", {})
+    if set(settings) | {"protocol"} != {"data", *DEFAULTS}:  # older runs had no choice of protocol
         raise FileNotFoundError(f"--resume: no {CONFIGURATION} of an autoencoder in {options.resume}")
     return settings

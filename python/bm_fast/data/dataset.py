@@ -20,8 +20,8 @@ class Dataset:
     train_labels, valid_labels, test_labels: int64 ``[n]`` or None.
     shape: ``(rows, columns)`` of one image, row by row along the units; None where the units are no image.
     protocol: "dynamic" (grey levels are probabilities, sampled anew at each presentation), "fixed-sample" (sampled once
-    with a seed), "fixed-larochelle" (the files of Larochelle and Murray), or "binary" (binary at the source).
-    Likelihoods compare only within one protocol.
+    with a seed), "fixed-larochelle" (the files of Larochelle and Murray), or "binary" (binary at the source); where
+    figures depend upon more than that, in brackets upon what. Likelihoods compare only within one protocol.
     """
 
     name: str
@@ -53,7 +53,8 @@ class Dataset:
             raise ValueError(f"binarised: data {self.name!r} is binary already (protocol {self.protocol!r})")
         valid = None if self.valid is None else binarise(self.valid, seed, 1)
         test = None if self.test is None else binarise(self.test, seed, 2)
-        return replace(self, protocol="fixed-sample", train=binarise(self.train, seed, 0), valid=valid, test=test)
+        protocol = self.protocol.replace("dynamic", f"fixed-sample, seed {seed}", 1)
+        return replace(self, protocol=protocol, train=binarise(self.train, seed, 0), valid=valid, test=test)
 
 
 def binarise(grey: Tensor, seed: int = 0, stream: int = 0) -> Tensor:

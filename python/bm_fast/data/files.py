@@ -63,6 +63,18 @@ def verify(path: Path, file: File) -> None:
         raise DataError(f"{path}: {what}; expected sha256 {file.sha256}, got {actual}. {LEFT_ALONE}")
 
 
+def require(file: File) -> Path:
+    """Path of the verified file, which cannot be downloaded; FileNotFoundError says where to put it."""
+    path = find(file)
+    if path is None:
+        folder = cache_folder()
+        raise FileNotFoundError(
+            f"{file.name} is not in {folder / file.folder} nor in {folder}, and has no address to download it from; "
+            "put it there, or set BM_FAST_DATA to a folder that holds it (docs/data.md says where it comes from)"
+        )
+    return path
+
+
 def fetch(file: File) -> Path:
     """Path of the verified file, downloaded if it is not there.
 

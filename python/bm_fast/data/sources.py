@@ -15,8 +15,9 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bm_fast.data.chardata import read_chardata
 from bm_fast.data.dataset import SPLITS, Dataset
-from bm_fast.data.files import LEFT_ALONE, DataError, File, fetch, find
+from bm_fast.data.files import LEFT_ALONE, DataError, File, fetch, find, require
 
 _Bytes = NDArray[np.uint8]
 
@@ -84,19 +85,33 @@ OCR_LETTERS_FILE = File("letter.data.gz", "ocr_letters", ("http://ai.stanford.ed
 OCR_LETTERS_CONTENT = "e092587573c15bcf304a933b805c9486f91b5d6feaf015d7d9fb8b0219611c9c"
 """sha256 of the 52,152 rows (16 bytes of pixels, most significant bit first, and the label 0-25) in ascending order."""
 
+OMNIGLOT28 = File(
+    "omniglot28.npz",
+    "omniglot",
+    (),
+    4_140_251,
+    "0e355dcfe3f835def6afdd3a146ef634e9e6f0d0728b50b5146b1492904c5405",
+)
+OMNIGLOT28_PROTOCOL = "dynamic (28 x 28 by area average, split by character: not chardata.mat)"
+_BACKGROUND_CHARACTERS, _VALID_CHARACTERS, _DRAWERS = 964, 64, 20
+
+CHARDATA = File("chardata.mat", "omniglot", ())
+CHARDATA_PROTOCOL = "dynamic (chardata.mat of Burda et al.)"
+
 
 def load(name: str, protocol: str | None = None, seed: int = 0) -> Dataset:
-    """Loads a data set by name: "digits" (part of this package), "mnist", "binarized-mnist" or "ocr-letters".
+    """Loads a data set by its name, one of ``NAMES``; "digits" is part of this package.
 
     protocol: for the grey sets "dynamic" (default) or "fixed-sample", which is drawn with ``seed``; the others have one
-    protocol each. Errors: ValueError for an unknown name or protocol, DataError, PermissionError and ConnectionError
-    as in ``files.fetch``.
+    protocol each. Errors: ValueError for an unknown name or protocol; DataError, PermissionError and ConnectionError
+    as in ``files.fetch``; FileNotFoundError for a file that cannot be downloaded.
     """
     if name not in NAMES:
         raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
-    known = ("dynamic", "fixed-sample") if name in ("digits", "mnist") else (_PROTOCOLS[name],)
+    known = (_PROTOCOLS[name],) if name in _PROTOCOLS else ("dynamic", "fixed-sample")
     if protocol is not None and protocol not in known:
-        raise ValueError(f"protocol: data {name!r} comes as {' or '.join(known)}, got {protocol!r}")
+        other = " (the files of Larochelle and Murray are the data 'binarized-mnist')" if name == "mnist" else ""
+        raise ValueError(f"protocol: data {name!r} comes as {' or '.join(known)}, got {protocol!r}{other}")
     dataset = _LOADERS[name]()
     return dataset.binarised(seed) if protocol == "fixed-sample" else dataset
 
@@ -154,6 +169,26 @@ def _ocr_letters() -> Dataset:
     return _dataset("ocr-letters", images, labels, [32_152, 10_000, 10_000], (16, 8), "binary")
 
 
+def _omniglot() -> Dataset:
+    with np.load(require(OMNIGLOT28)) as arrays:
+        images = torch.from_numpy(arrays["images"].reshape(-1, 784)).float().div_(255)
+        labels = torch.from_numpy(arrays["char_id"].astype(np.int64))
+    # whole characters in each split, as the official one has them: training and test share none
+    background = _BACKGROUND_CHARACTERS * _DRAWERS
+    held_out = _VALID_CHARACTERS * _DRAWERS
+    sizes = [background - held_out, held_out, len(images) - background]
+    return _dataset("omniglot", images, labels, sizes, (28, 28), OMNIGLOT28_PROTOCOL)
+
+
+def _omniglot_chardata() -> Dataset:
+    path = require(CHARDATA)
+    try:
+        train, valid, test = read_chardata(path)
+    except ValueError as error:
+        raise DataError(f"{path}: not the chardata.mat of Burda et al.: {error}. {LEFT_ALONE}") from error
+    return Dataset("omniglot-chardata", train, valid, test, (28, 28), CHARDATA_PROTOCOL)
+
+
 @contextmanager
 def _shipped(name: str) -> Iterator[NpzFile]:
     with resources.files("bm_fast.data").joinpath(name).open("rb") as stream, np.load(stream) as arrays:
@@ -201,5 +236,7 @@ _LOADERS: dict[str, Callable[[], Dataset]] = {
     "mnist": _mnist,
     "binarized-mnist": _binarized_mnist,
     "ocr-letters": _ocr_letters,
+    "omniglot": _omniglot,
+    "omniglot-chardata": _omniglot_chardata,
 }
 NAMES = tuple(_LOADERS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,9 @@ Batch = tuple[Tensor, Tensor]
 """Values ``[n, units]`` as the data has them, and int64 ``[n]`` numbers of the rows: binarisation draws by them."""
 
 Data = Tensor | NDArray[np.generic] | DataLoader[Any]
+
+Check = Callable[[str, Tensor], Tensor]
+"""Gives rows back as updates take them; ValueError, with the name that comes first, where the model cannot."""
 
 
 class Batches(Protocol):
@@ -83,8 +87,8 @@ class LoaderBatches(_Shuffled):
     from no other generator.
     """
 
-    def __init__(self, loader: DataLoader[Any], layer: Layer, batch_size: int, device: torch.device) -> None:
-        self._loader, self._layer, self._batch_size, self._device = loader, layer, batch_size, device
+    def __init__(self, loader: DataLoader[Any], check: Check, batch_size: int) -> None:
+        self._loader, self._check, self._batch_size = loader, check, batch_size
         self._generator: torch.Generator = loader.generator or torch.default_generator
         try:
             self.n_batches: int | None = len(loader)
@@ -99,13 +103,13 @@ class LoaderBatches(_Shuffled):
         first = 0
         for i, batch in enumerate(self._loader):
             values = batch[0] if isinstance(batch, (list, tuple)) else batch
-            values = arrays.rows(f"train: batch {i}", values, self._layer, self._device)
+            values = self._check(f"train: batch {i}", values)
             if len(values) > self._batch_size:
                 raise ValueError(
                     f"train: batch {i} has {len(values)} rows, the trainer was made for batch_size={self._batch_size}"
                 )
             if i >= skip:
-                yield values, torch.arange(first, first + len(values), device=self._device)
+                yield values, torch.arange(first, first + len(values), device=values.device)
             first += len(values)
 
 
@@ -114,7 +118,7 @@ def make_batches(
 ) -> Batches:
     """The source for ``train``; ``binary`` demands 0/1 of an array. ValueError names what is wrong with the data."""
     if isinstance(train, DataLoader):
-        return LoaderBatches(train, layer, batch_size, device)
+        return LoaderBatches(train, partial(arrays.rows, layer=layer, device=device), batch_size)
     data = arrays.rows("train", train, layer, device)
     return ArrayBatches(as_binary("train", data) if binary else data, batch_size, generator)
 

@@ -40,7 +40,37 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True)
-class ELBO:
+class _Samples:
+    """k samples of each row."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        count("k", self.k)
+
+    @property
+    def n_samples(self) -> int:
+        return self.k
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """m groups of k samples of each row."""
+
+    m: int
+    k: int
+
+    def __post_init__(self) -> None:
+        count("m", self.m)
+        count("k", self.k)
+
+    @property
+    def n_samples(self) -> int:
+        return self.m * self.k
+
+
+@dataclass(frozen=True)
+class ELBO(_Samples):
     """The variational bound of Kingma and Welling (2014), averaged over k samples.
 
     form: "kl" computes the Kullback-Leibler divergence of the top layer in closed form, "importance" samples it.
@@ -50,13 +80,9 @@ class ELBO:
     form: Form = "kl"
 
     def __post_init__(self) -> None:
-        count("k", self.k)
+        super().__post_init__()
         if self.form not in ("kl", "importance"):
             raise ValueError(f"form: expected 'kl' or 'importance', got {self.form!r}")
-
-    @property
-    def n_samples(self) -> int:
-        return self.k
 
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         bounds = model.log_weights_and_samples(x, self.k, generator, self.form)[0].mean(0)
@@ -64,7 +90,7 @@ class ELBO:
 
 
 @dataclass(frozen=True)
-class STL:
+class STL(_Samples):
     """The variational bound without the score of q, "sticking the landing": Roeder, Wu and Duvenaud (2017).
 
     Unbiased, since the score has mean zero; its variance goes to zero as q becomes the true posterior.
@@ -72,49 +98,24 @@ class STL:
 
     k: int = 1
 
-    def __post_init__(self) -> None:
-        count("k", self.k)
-
-    @property
-    def n_samples(self) -> int:
-        return self.k
-
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _descend(model.log_weights_and_samples(x, self.k, generator, route="path")[0].mean(0))
 
 
 @dataclass(frozen=True)
-class IWAE:
+class IWAE(_Samples):
     """The importance-weighted bound L_k of Burda, Grosse and Salakhutdinov (2016)."""
-
-    k: int
-
-    def __post_init__(self) -> None:
-        count("k", self.k)
-
-    @property
-    def n_samples(self) -> int:
-        return self.k
 
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _descend(_bound(model.log_weights_and_samples(x, self.k, generator)[0]))
 
 
 @dataclass(frozen=True)
-class DReG:
+class DReG(_Samples):
     """L_k with the doubly reparameterised gradient of Tucker, Lawson, Gu and Maddison (2019).
 
     Unbiased as ``IWAE`` is, but the signal that reaches q does not drown in noise as k grows.
     """
-
-    k: int
-
-    def __post_init__(self) -> None:
-        count("k", self.k)
-
-    @property
-    def n_samples(self) -> int:
-        return self.k
 
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_w, samples = model.log_weights_and_samples(x, self.k, generator, route="path")
@@ -129,19 +130,8 @@ class DReG:
 
 
 @dataclass(frozen=True)
-class MIWAE:
+class MIWAE(_Groups):
     """The mean of m independent draws of L_k: Rainforth et al., Tighter variational bounds are not better (2018)."""
-
-    m: int
-    k: int
-
-    def __post_init__(self) -> None:
-        count("m", self.m)
-        count("k", self.k)
-
-    @property
-    def n_samples(self) -> int:
-        return self.m * self.k
 
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_w = model.log_weights_and_samples(x, self.n_samples, generator)[0]
@@ -149,19 +139,8 @@ class MIWAE:
 
 
 @dataclass(frozen=True)
-class PIWAE:
+class PIWAE(_Groups):
     """p climbs L_{mk} and q the mean of m draws of L_k, on the same samples: Rainforth et al. (2018)."""
-
-    m: int
-    k: int
-
-    def __post_init__(self) -> None:
-        count("m", self.m)
-        count("k", self.k)
-
-    @property
-    def n_samples(self) -> int:
-        return self.m * self.k
 
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_w = model.log_weights_and_samples(x, self.n_samples, generator)[0]
@@ -174,20 +153,15 @@ class PIWAE:
 
 
 @dataclass(frozen=True)
-class CIWAE:
+class CIWAE(_Samples):
     """β times the variational bound plus 1 - β times L_k, on the same samples: Rainforth et al. (2018)."""
 
-    k: int
     beta: float
 
     def __post_init__(self) -> None:
-        count("k", self.k)
+        super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta: expected a number from 0 to 1, got {self.beta}")
-
-    @property
-    def n_samples(self) -> int:
-        return self.k
 
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_w = model.log_weights_and_samples(x, self.k, generator)[0]

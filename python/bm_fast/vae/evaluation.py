@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bm_fast.arguments import count
+from bm_fast.arrays import Array, given_kind
 from bm_fast.vae.model import VAE
 
 _ROWS = {"cpu": 512, "cuda": 65_536}
@@ -47,9 +48,7 @@ class Evaluation:
     active_units: tuple[int, ...]
 
 
-def log_likelihood(
-    model: VAE, x: Tensor | NDArray[np.generic], k: int = 5000, seed: int = 0, progress: bool = False
-) -> Tensor:
+def log_likelihood(model: VAE, x: Array, k: int = 5000, seed: int = 0, progress: bool = False) -> Array:
     """One draw of log (1/k) Σᵢ wᵢ for each row, float64 ``[n]``: a lower bound of log p(x) on average.
 
     x: 0/1 (or real) ``[n, n_visible]``. Memory does not grow with k. seed: decides the samples.
@@ -60,7 +59,7 @@ def log_likelihood(
     bad = torch.nonzero(~torch.isfinite(bounds))
     if len(bad):
         raise FloatingPointError(f"x: the bound of row {int(bad[0])} is {float(bounds[bad[0]])}")
-    return bounds
+    return given_kind(bounds, x)
 
 
 def evaluate(

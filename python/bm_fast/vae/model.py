@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from bm_fast import checkpoints
 from bm_fast.arguments import count
+from bm_fast.arrays import Array, given_kind
 from bm_fast.vae.networks import ACTIVATIONS, Gaussian, Observation
 
 Kind = Literal["bernoulli", "gaussian"]
@@ -39,7 +40,7 @@ class VAE(nn.Module):
     seed: decides the initial weights.
 
     Methods take float32 or uint8 ``[n, n_visible]`` on the device of the model, checked for shape and range, and draw
-    from ``generator`` (torch's global one by default).
+    from ``generator`` (torch's global one by default). A numpy array gives numpy arrays back, without gradients.
 
     Source: Kingma and Welling (2014); Burda, Grosse and Salakhutdinov, Importance weighted autoencoders (2016).
     """
@@ -91,20 +92,20 @@ class VAE(nn.Module):
 
     def log_weights(
         self,
-        x: Tensor,
+        x: Array,
         k: int = 1,
         generator: torch.Generator | None = None,
         *,
         form: Form = "importance",
         route: Route = "score",
-    ) -> Tensor:
+    ) -> Array:
         """log p(x, h) / q(h | x) for k samples h from q(h | x), float32 ``[k, n]``, differentiable.
 
         form: "kl" takes log p(hᴸ) / q(hᴸ | hᴸ⁻¹) by its mean, −KL(q(hᴸ | hᴸ⁻¹) ‖ N(0, 1)), which changes no mean.
         route: "path" keeps the parameters of q in log q constant, so that gradients reach them through h alone.
         """
         count("k", k)
-        return self.log_weights_and_samples(self.rows(x), k, generator, form, route)[0]
+        return given_kind(self.log_weights_and_samples(self.rows(x), k, generator, form, route)[0], x)
 
     def log_weights_and_samples(
         self, x: Tensor, k: int, generator: torch.Generator | None, form: Form = "importance", route: Route = "score"
@@ -152,27 +153,27 @@ class VAE(nn.Module):
         mean, log_scale = functional_call(network, constants, (given,))
         return mean.float(), log_scale.float()
 
-    def elbo(self, x: Tensor, k: int = 1, generator: torch.Generator | None = None, *, form: Form = "kl") -> Tensor:
+    def elbo(self, x: Array, k: int = 1, generator: torch.Generator | None = None, *, form: Form = "kl") -> Array:
         """The variational bound E log p(x, h) / q(h | x) <= log p(x), from k samples, ``[n]``, differentiable."""
-        return self.log_weights(x, k, generator, form=form).mean(0)
+        return given_kind(self.log_weights(self.rows(x), k, generator, form=form).mean(0), x)
 
-    def iwae_bound(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+    def iwae_bound(self, x: Array, k: int, generator: torch.Generator | None = None) -> Array:
         """One draw of log (1/k) Σᵢ wᵢ, whose mean is L_k, ``[n]``, differentiable.
 
         L_1 is the variational bound, L_k <= L_{k+1} <= log p(x), and L_k approaches log p(x) (Burda et al., theorem 1).
         All k samples are in memory at once; ``log_likelihood`` takes any k.
         """
-        return self.log_weights(x, k, generator).logsumexp(0) - math.log(k)
+        return given_kind(self.log_weights(self.rows(x), k, generator).logsumexp(0) - math.log(k), x)
 
     # --- means and samples ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def posterior(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def posterior(self, x: Array) -> list[tuple[Array, Array]]:
         """Mean and standard deviation of q for h¹ to hᴸ, ``[n, units]`` each, with the means of the layer below."""
         given, found = self.rows(x), []
         for network in self.recognition:
             mean, log_scale = network(given)
-            found.append((mean, log_scale.exp()))
+            found.append((given_kind(mean, x), given_kind(log_scale.exp(), x)))
             given = mean
         return found
 
@@ -186,19 +187,24 @@ class VAE(nn.Module):
         return self.observation.means(h)
 
     @torch.no_grad()
-    def decode(self, top: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """E(x | h¹) with h¹ drawn downwards from hᴸ = top, ``[n, n_visible]``; without generator by the means."""
-        if top.dim() != 2 or top.shape[1] != self.latents[-1] or len(top) < 1:
-            raise ValueError(f"top: expected shape [n, {self.latents[-1]}] with n >= 1, got {list(top.shape)}")
-        h = top
+    def decode(self, top: Array, generator: torch.Generator | None = None) -> Array:
+        """E(x | h¹) with h¹ drawn downwards from hᴸ = top, ``[n, n_visible]``; without generator by the means.
+
+        top: float32 ``[n, units of hᴸ]``.
+        """
+        h = self._tensor("top", top)
+        if h.dtype is not torch.float32:
+            raise ValueError(f"top: expected float32, got {h.dtype}")
+        if h.dim() != 2 or h.shape[1] != self.latents[-1] or len(h) < 1:
+            raise ValueError(f"top: expected shape [n, {self.latents[-1]}] with n >= 1, got {list(h.shape)}")
         for network in reversed(self.priors):
             h = network(h)[0] if generator is None else _draw(network(h), generator)
-        return self.observation.means(h)
+        return given_kind(self.observation.means(h), top)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Array) -> Array:
         """E(x | h) with every h at its mean given the layer below, ``[n, n_visible]``."""
-        return self.observation.means(self.posterior(x)[0][0])
+        return given_kind(self.observation.means(self.posterior(self.rows(x))[0][0]), x)
 
     # --- data, files ------------------------------------------------------------------------------------------------
 
@@ -207,15 +213,11 @@ class VAE(nn.Module):
 
         Bernoulli pixels are 0 or 1 (with ``grey`` anything between as well), Gaussian ones finite.
         """
-        values = torch.from_numpy(np.array(x)).to(self.device) if isinstance(x, np.ndarray) else x
-        if not isinstance(values, Tensor):
-            raise ValueError(f"{name}: expected a torch tensor or a numpy array, got {type(x).__name__}")
+        values = self._tensor(name, x)
         if values.dtype not in (torch.float32, torch.uint8):
             raise ValueError(f"{name}: expected float32 or uint8, got {values.dtype}")
         if values.dim() != 2 or values.shape[0] < 1 or values.shape[1] != self.n_visible:
             raise ValueError(f"{name}: expected shape [n, {self.n_visible}] with n >= 1, got {list(values.shape)}")
-        if values.device != self.device:
-            raise ValueError(f"{name}: expected a tensor on {self.device}, where the model is, got {values.device}")
         low, high = (float(end) for end in torch.aminmax(values))
         if self.visible == "gaussian":
             if not (low > -math.inf and high < math.inf):
@@ -228,6 +230,14 @@ class VAE(nn.Module):
             if len(between):
                 raise ValueError(f"{name}: expected 0 and 1 only, got {float(between[0]):g}; binarise it first")
         return values.float()
+
+    def _tensor(self, name: str, given: Tensor | NDArray[np.generic]) -> Tensor:
+        values = torch.from_numpy(np.array(given)).to(self.device) if isinstance(given, np.ndarray) else given
+        if not isinstance(values, Tensor):
+            raise ValueError(f"{name}: expected a torch tensor or a numpy array, got {type(given).__name__}")
+        if values.device != self.device:
+            raise ValueError(f"{name}: expected a tensor on {self.device}, where the model is, got {values.device}")
+        return values
 
     @torch.no_grad()
     def initialise_biases(self, data: Tensor | NDArray[np.generic]) -> None:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 
 from bm_fast import data
 from bm_fast.arguments import count
-from bm_fast.training.batches import ArrayBatches, Batches
+from bm_fast.training.batches import ArrayBatches, Batches, Data, LoaderBatches
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.loop import Loop, TrainingError, check_epochs
 from bm_fast.vae.estimators import ESTIMATORS, Estimator
@@ -79,15 +80,16 @@ class Trainer(Loop):
 
     def fit(
         self,
-        train: Tensor | NDArray[np.generic],
+        train: Data,
         epochs: int,
         validation: Tensor | NDArray[np.generic] | None = None,
     ) -> None:
         """Trains until ``epochs`` epochs are done in all, those before a resume or an earlier call included.
 
-        train: ``[n, n_visible]`` torch or numpy, uint8 0/1 or float32. validation: rows like those of train, for the
-        metric "validation_bound" after each epoch: L_k of up to 1,000 of them with the estimator's number of samples,
-        grey levels binarised once and the samples the same each time.
+        train: ``[n, n_visible]`` torch or numpy, uint8 0/1 or float32, or a DataLoader of such batches (or of tuples
+            that begin with one).
+        validation: rows like those of train, for the metric "validation_bound" after each epoch: L_k of up to 1,000 of
+            them with the estimator's number of samples, grey levels binarised once and the samples the same each time.
 
         Ctrl-C finishes the update, lets the callbacks save, and raises KeyboardInterrupt; ``fit`` can then go on. A
         second Ctrl-C interrupts at once. TrainingError names the update, and the row, whose bound is not finite; that
@@ -95,7 +97,11 @@ class Trainer(Loop):
         """
         check_epochs(epochs)
         grey = self.binarise == "dynamic"
-        batches = ArrayBatches(self.model.rows(train, "train", grey=grey), self.batch_size, self._shuffle)
+        batches: Batches
+        if isinstance(train, DataLoader):
+            batches = LoaderBatches(train, lambda name, rows: self.model.rows(rows, name, grey=grey), self.batch_size)
+        else:
+            batches = ArrayBatches(self.model.rows(train, "train", grey=grey), self.batch_size, self._shuffle)
         held_out = None if validation is None else self._held_out(self.model.rows(validation, "validation", grey=grey))
         self._take_up_order(batches)
         self._fit(batches, epochs, held_out)
