@@ -15,6 +15,7 @@ from bm_fast.estimation.likelihood import (
 from bm_fast.estimation.reverse import reverse_ais
 from bm_fast.estimation.schedule import adaptive_betas
 from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
+from bm_fast.estimation.verification import Verification, verify
 
 __all__ = [
     "MAX_ENUMERATED_UNITS",
@@ -24,6 +25,7 @@ __all__ = [
     "MeanLogLikelihood",
     "TemperedLogZ",
     "UntrustworthyEstimate",
+    "Verification",
     "adaptive_betas",
     "ais",
     "base_biases",
@@ -41,4 +43,5 @@ __all__ = [
     "split_r_hat",
     "tempered_log_z",
     "variational_bound",
+    "verify",
 ]

@@ -1,0 +1,354 @@
+"""Checks by enumeration of a machine, and of what a user runs on it: transition operator, estimators of log Z and of
+the gradient. The evidence is a table of what was compared with what, and how likely chance alone explains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bm_fast.arguments import count
+from bm_fast.chains import Chains
+from bm_fast.estimation._enumeration import Enumeration
+from bm_fast.estimation._machine import hidden_layers_are_independent, visible_values
+from bm_fast.estimation._path import AnnealingPath
+from bm_fast.estimation.ais import ais
+from bm_fast.estimation.exact import exact_log_z
+from bm_fast.estimation.likelihood import log_likelihood
+from bm_fast.graph import Graph
+from bm_fast.machines import Model, as_machine
+from bm_fast.model import BoltzmannModel
+from bm_fast.ops import Machine
+from bm_fast.program import full_update
+from bm_fast.tempering import Gibbs
+
+EXACT = 1e-5
+"""Largest error of what should be exact but for float32 rounding, relative to the largest value or 1."""
+
+_FEWEST_EXPECTED = 5.0  # draws of a cell of the χ² test; rarer states are counted together
+_SEED = 2**62  # of the exact draws, far from the seeds that users choose
+
+
+class LogZEstimate(Protocol):
+    """What an estimator of log Z gives: ``AISEstimate`` and ``TemperedLogZ`` do."""
+
+    @property
+    def log_z(self) -> float: ...
+
+    @property
+    def standard_error(self) -> float: ...
+
+
+class MovesChains(Protocol):
+    """The part of ``tempering.Operator`` that is checked."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None: ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with enumeration.
+
+    subject, what: of which part of the machinery, and what about it.
+    evidence: the figures, as text.
+    p_value: probability of so large a deviation by chance if all is right; None where nothing is left to chance.
+    passed: whether the error is within rounding, or the p-value above the level of the test.
+    """
+
+    subject: str
+    what: str
+    evidence: str
+    p_value: float | None
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.passed else 'FAILED'}  {self.subject}: {self.what}: {self.evidence}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` found; printed, it is the evidence.
+
+    false_alarms: probability that a check fails by chance though all is right, over all of them.
+    """
+
+    checks: tuple[Check, ...]
+    false_alarms: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all checks passed."""
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        failed = sum(not check.passed for check in self.checks)
+        verdict = f"{failed} of {len(self.checks)} checks failed" if failed else f"all {len(self.checks)} checks passed"
+        return "\n".join(
+            [
+                *map(str, self.checks),
+                f"{verdict}; chance alone fails any of them with probability {self.false_alarms:g}",
+            ]
+        )
+
+
+def verify(
+    model: Model,
+    *,
+    operator: MovesChains | None = None,
+    estimator: Callable[[Machine, int], LogZEstimate] | None = None,
+    gradient: Callable[[BoltzmannModel, Tensor, int], object] | None = None,
+    v: Tensor | NDArray[np.generic] | None = None,
+    n_chains: int = 20_000,
+    n_calls: int = 50,
+    repeats: int = 20,
+    false_alarms: float = 1e-3,
+    seed: int = 0,
+) -> Verification:
+    """Compares a small machine, and what runs on it, with all of its states written out; ``print`` shows the evidence.
+
+    Model: energies, free energies, conditional means, log Z and log-likelihoods, to rounding.
+    Operator: chains that all begin in the least probable state must have reached the machine's distribution after
+        ``n_calls`` calls of ``advance``, and exact draws from it must still have it after one; χ² tests over all
+        states. Default ``tempering.Gibbs()``; any object with such a method will do.
+    Estimator of log Z: ``estimator(machine, seed)`` is called ``repeats`` times. (estimate - exact) / standard error
+        must be standard normal in mean and spread. Default: AIS with 100 runs over 100 betas.
+    Gradient: only where one is given. ``gradient(model, v, seed)`` puts into ``.grad`` an estimate of the gradient of
+        the mean of -log p(v), as a ``Trainer`` does; its mean over ``repeats`` calls with seeds seed, seed + 1… must be
+        the exact one in every component. An estimator that is biased by design fails: CD, or a DBM's mean field.
+
+    model: at most 16 Bernoulli units in all layers together; an ``RBM`` or ``DBM`` for a gradient.
+    v: the data of the gradient, 0/1 ``[n, units]``.
+    n_chains: independent ones; the more, the smaller an error that is found. An operator that lets chains depend on
+        each other makes the χ² tests stricter than they should be.
+    false_alarms: probability with which chance alone fails any of the checks; it is divided among them.
+
+    Passing is no proof for large machines: it shows that nothing is wrong with the rule, not that chains mix.
+    """
+    machine = as_machine(model)
+    truth = Enumeration.of(machine.parameters)
+    n_chains, n_calls = count("n_chains", n_chains), count("n_calls", n_calls)
+    if count("repeats", repeats) < 10:
+        raise ValueError(f"repeats: expected at least 10 to measure a spread, got {repeats}")
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"false_alarms: expected a probability between 0 and 1, got {false_alarms}")
+    if gradient is not None and not isinstance(model, BoltzmannModel):
+        raise ValueError(f"model: a gradient needs one with parameters, such as an RBM; got {type(model).__name__}")
+    if (gradient is None) != (v is None):
+        raise ValueError("v: expected the data of the gradient, together with the gradient")
+    data = None if v is None else visible_values(machine, v)
+    level = false_alarms / (4 if gradient is None else 5)
+    operator, estimator = operator or Gibbs(), estimator or _annealing
+    checks = _model_checks(model, machine, truth)
+    checks += _operator_checks(operator, machine, truth, n_chains, n_calls, seed, level)
+    checks += _log_z_checks(estimator, machine, truth, repeats, seed, level)
+    if gradient is not None and data is not None and isinstance(model, BoltzmannModel):
+        checks.append(_gradient_check(gradient, model, data, truth, repeats, seed, level))
+    return Verification(tuple(checks), false_alarms)
+
+
+# --- what is exact ----------------------------------------------------------------------------------------------------
+
+
+def _exact(subject: str, what: str, got: Tensor, expected: Tensor) -> Check:
+    scale = max(1.0, float(expected.abs().max()))
+    error = float((got.double() - expected).abs().nan_to_num(nan=math.inf).max())
+    return Check(subject, what, f"largest error {error:.1e} of values up to {scale:.3g}", None, error <= EXACT * scale)
+
+
+def _model_checks(model: Model, machine: Machine, truth: Enumeration) -> list[Check]:
+    subject, graph = type(model).__name__, machine.graph
+    states = truth.layers(torch.arange(len(truth.states), device=machine.device))
+    checks = []
+    if isinstance(model, BoltzmannModel):
+        for i, weight in enumerate(model.coupling_weights):
+            step = 2.0 ** -machine.parameters.fraction_bits[i]
+            error = float((machine.parameters.weight(i).double() - weight.detach().double()).abs().max()) / step
+            evidence = f"largest error {error:.3f} steps of {step:.1e}, at most half a step"
+            checks.append(Check(subject, f"weights {i} on the integer grid", evidence, None, error <= 0.5 + 1e-6))
+    checks.append(_exact(subject, "energies of all states", machine.energy(states), truth.energies))
+    for i, layer in enumerate(graph.layers):
+        got = machine.layer_means(full_update(graph, i), states)
+        checks.append(_exact(subject, f"means of layer {layer.name!r} given the others", got, _means(truth, i)))
+    path = AnnealingPath(machine, None)
+    if path.updates:
+        summed = {update.layer for update in path.updates}
+        names = ", ".join(graph.layers[i].name for i in sorted(summed))
+        checks.append(
+            _exact(
+                subject,
+                f"log density without {names}",
+                path.log_density(states, (1.0,))[0],
+                _summed_out(truth, summed),
+            )
+        )
+    log_z = torch.tensor(exact_log_z(machine), dtype=torch.float64)
+    checks.append(_exact(subject, "log Z", log_z, torch.tensor(truth.log_z, dtype=torch.float64)))
+    if hidden_layers_are_independent(graph):
+        visible = states[0][: 2 ** graph.layers[0].units].contiguous()
+        got = log_likelihood(machine, visible, truth.log_z)
+        checks.append(_exact(subject, "log p(v) of every v", got, truth.log_visible()))
+    return checks
+
+
+def _unit_bits(graph: Graph, layers: Collection[int]) -> list[int]:
+    """The bits of a state's number that belong to some layers."""
+    sizes = [layer.units for layer in graph.layers]
+    return [bit for i in layers for bit in range(sum(sizes[:i]), sum(sizes[: i + 1]))]
+
+
+def _means(truth: Enumeration, layer: int) -> Tensor:
+    """P(unit on | all other units) of each unit of a layer in every state, float64 ``[2^n, units]``."""
+    numbers = torch.arange(len(truth.states), device=truth.p.device)
+    on = [
+        torch.sigmoid(truth.energies[numbers & ~(1 << bit)] - truth.energies[numbers | (1 << bit)])
+        for bit in _unit_bits(truth.graph, [layer])
+    ]
+    return torch.stack(on, 1)
+
+
+def _summed_out(truth: Enumeration, layers: Collection[int]) -> Tensor:
+    """log Σ exp(-E) over the units of some layers, given the others of every state; float64 ``[2^n]``."""
+    numbers = torch.arange(len(truth.states), device=truth.p.device)
+    log_p = -truth.energies
+    for bit in _unit_bits(truth.graph, layers):
+        log_p = torch.logaddexp(log_p[numbers & ~(1 << bit)], log_p[numbers | (1 << bit)])
+    return log_p
+
+
+# --- what chance enters -----------------------------------------------------------------------------------------------
+
+
+def _operator_checks(
+    operator: MovesChains, machine: Machine, truth: Enumeration, n_chains: int, n_calls: int, seed: int, level: float
+) -> list[Check]:
+    chains = machine.chains(n_chains, seed)
+    least = truth.layers(truth.p.argmin().expand(n_chains))
+    exact = truth.draw(n_chains, _SEED + seed % _SEED)
+    checks = []
+    # an operator with a state of its own, such as ladders, has come to rest before chains are to stay where they are
+    for start, n, what in (
+        (least, n_calls, f"reaches the machine's distribution in {n_calls} calls from its least probable state"),
+        (exact, 1, "leaves exact draws from it alone"),
+    ):
+        for layer, state in zip(chains.layers, start, strict=True):
+            layer.copy_(state)
+        for _ in range(n):
+            operator.advance(machine, chains)
+        checks.append(_distribution_check(type(operator).__name__, what, truth, chains.layers, level))
+    return checks
+
+
+def _distribution_check(subject: str, what: str, truth: Enumeration, layers: Sequence[Tensor], level: float) -> Check:
+    """Pearson's χ² test of independent states against the enumerated probabilities."""
+    if any(int(layer.max()) > 1 for layer in layers):
+        return Check(subject, what, "some units are neither 0 nor 1", None, False)
+    n = len(layers[0])
+    expected, seen = n * truth.p, torch.bincount(truth.numbers(layers), minlength=len(truth.p)).double()
+    rare = expected < _FEWEST_EXPECTED
+    if bool(rare.any()):
+        expected, seen = (torch.cat([cells[~rare], cells[rare].sum()[None]]) for cells in (expected, seen))
+    if len(expected) < 2:
+        raise ValueError(f"n_chains: expected so many that two states at least are seen often, got {n}")
+    chi_squared = float(((seen - expected).square() / expected).sum())
+    freedom = len(expected) - 1
+    p = _chi_squared_tail(chi_squared, freedom)
+    distance = float((seen - expected).abs().sum()) / (2 * n)
+    evidence = (
+        f"χ² {chi_squared:.1f} with {freedom} degrees of freedom, {_shown(p, level)}; total variation {distance:.4f}"
+    )
+    return Check(subject, what, evidence, p, p >= level)
+
+
+def _annealing(machine: Machine, seed: int) -> LogZEstimate:
+    return ais(machine, 100, betas=100, seed=seed)
+
+
+def _log_z_checks(
+    estimator: Callable[[Machine, int], LogZEstimate],
+    machine: Machine,
+    truth: Enumeration,
+    repeats: int,
+    seed: int,
+    level: float,
+) -> list[Check]:
+    estimates = [estimator(machine, seed + k) for k in range(repeats)]
+    difference = torch.tensor([float(each.log_z) for each in estimates], dtype=torch.float64) - truth.log_z
+    errors = torch.tensor([float(each.standard_error) for each in estimates], dtype=torch.float64)
+    # errors below rounding, as of a machine without couplings, say nothing
+    z = difference / errors.clamp(min=EXACT * max(1.0, abs(truth.log_z)))
+    name = getattr(estimator, "__name__", type(estimator).__name__)
+    subject = "annealed importance sampling" if estimator is _annealing else name
+    offset = float(z.sum()) / math.sqrt(repeats)
+    p = math.erfc(abs(offset) / math.sqrt(2)) if math.isfinite(offset) else 0.0
+    mean = (
+        f"{repeats} estimates, off by {float(difference.mean()):+.4f} on average, {offset:+.1f} of its standard "
+        f"errors, {_shown(p, level)}"
+    )
+    squares = float(z.square().sum())
+    exceeding = _chi_squared_tail(squares, repeats) if math.isfinite(squares) else 0.0
+    both = 2 * min(exceeding, 1 - exceeding)
+    # errors that are too large are harmless only where there is nothing to measure
+    spread = f"mean square of (estimate - exact) / error {squares / repeats:.2f}, {_shown(both, level)}"
+    exact = bool((difference.abs() <= EXACT * max(1.0, abs(truth.log_z))).all())
+    return [
+        Check(subject, f"log Z {truth.log_z:.4f}", mean, p, p >= level),
+        Check(subject, "its standard errors", spread, both, exact or both >= level),
+    ]
+
+
+def _gradient_check(
+    gradient: Callable[[BoltzmannModel, Tensor, int], object],
+    model: BoltzmannModel,
+    v: Tensor,
+    truth: Enumeration,
+    repeats: int,
+    seed: int,
+    level: float,
+) -> Check:
+    """Student's t of every component, the smallest p-value times their number (Bonferroni)."""
+    parameters = [*model.coupling_weights, *model.layer_biases]
+    of_data, of_machine = truth.moments(truth.with_visible(v)), truth.moments(truth.p)
+    exact = torch.cat([(b - a).flatten() for a, b in zip(of_data, of_machine, strict=True)])
+    each = torch.zeros(repeats, len(exact), dtype=torch.float64, device=exact.device)
+    for k in range(repeats):
+        for parameter in parameters:
+            parameter.grad = None
+        gradient(model, v, seed + k)
+        filled = [parameter.grad.double().flatten() for parameter in parameters if parameter.grad is not None]
+        if len(filled) < len(parameters):
+            raise ValueError(f"gradient: expected .grad of {len(parameters)} parameters, got that of {len(filled)}")
+        each[k] = torch.cat(filled)
+    off = each.mean(0) - exact
+    error = each.std(0) / math.sqrt(repeats)
+    t = off / error.clamp(min=EXACT / math.sqrt(repeats))
+    worst = int(t.abs().nan_to_num(nan=math.inf).argmax())
+    p = min(1.0, len(exact) * _student_tails(float(t[worst]), repeats - 1))
+    evidence = (
+        f"mean of {repeats} estimates, {len(exact)} components, the worst off by {float(off[worst]):+.4f} from "
+        f"{float(exact[worst]):+.4f}, {float(t[worst]):+.1f} of its standard errors, {_shown(p, level)}"
+    )
+    return Check(getattr(gradient, "__name__", "gradient"), "gradient of -log p(v)", evidence, p, p >= level)
+
+
+def _chi_squared_tail(value: float, freedom: int) -> float:
+    half = torch.tensor([freedom / 2, value / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def _student_tails(t: float, freedom: int) -> float:
+    """Two-sided p-value of Student's t, by Wallace's normal approximation (1959), good to some percent far out."""
+    if not math.isfinite(t):
+        return 0.0
+    z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
+    return math.erfc(z / math.sqrt(2))
+
+
+def _shown(p: float, level: float) -> str:
+    return f"p = {p:.2g} (fails below {level:.1g})"

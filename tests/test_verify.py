@@ -1,0 +1,246 @@
+"""verify: it passes what is right, at the stated rate, and catches what is broken."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from bm_fast import DBM, RBM, Chains, Kind, Machine, chain_graph
+from bm_fast.estimation import AISEstimate, Verification, ais, exact_log_z, verify
+from bm_fast.estimation._enumeration import Enumeration
+from bm_fast.estimation.verification import _chi_squared_tail, _student_tails
+from bm_fast.model import BoltzmannModel
+from bm_fast.program import full_update, gibbs_program
+from bm_fast.tempering import Gibbs, Tempering
+from bm_fast.training import CD, PCD, Trainer
+from bm_fast.training.trainer import Estimator
+from enumeration import GRAPHS, enumerate_machine, machine
+
+
+def rbm() -> RBM:
+    model = RBM(4, 3, seed=2, weight_scale=0.9)
+    with torch.no_grad():
+        model.visible_bias.copy_(torch.tensor([0.4, -0.3, 0.2, -0.6]))
+    return model
+
+
+class Estimate(NamedTuple):
+    """The least that an estimator of log Z gives."""
+
+    log_z: float
+    standard_error: float
+
+
+def failures(found: Verification) -> list[str]:
+    return [f"{check.subject}: {check.what}" for check in found.checks if not check.passed]
+
+
+def training(estimator: Estimator, epochs: int = 1) -> object:
+    """A gradient estimator for ``verify``: that of a trainer whose steps have length zero."""
+
+    def gradient(model: BoltzmannModel, v: Tensor, seed: int) -> None:
+        optimizer = SGD(model.parameters(), lr=0.0)
+        Trainer(model, optimizer, estimator, batch_size=len(v), seed=seed, centred=False).fit(v, epochs)
+
+    return gradient
+
+
+DATA = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1], [0, 1, 1, 0]], dtype=torch.uint8)
+
+# --- what is right ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_machines_of_every_graph_pass(name: str) -> None:
+    """With fixed seeds; over seeds, a false alarm once in a thousand."""
+    found = verify(machine(GRAPHS[name], coupling_sd=0.6), n_chains=5000, n_calls=30)
+    assert found.passed, str(found)
+    text = str(found)
+    assert "FAILED" not in text
+    assert re.search(r"all \d+ checks passed; chance alone fails any of them with probability 0.001", text)
+
+
+def known(machine: Machine, seed: int) -> Estimate:
+    """An estimator of log Z whose errors are what they say."""
+    noise = torch.randn(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Estimate(exact_log_z(machine) + 0.1 * float(noise), 0.1)
+
+
+def test_false_alarms_are_as_rare_as_stated() -> None:
+    """100 runs at a rate of 20%: 20 are expected; 7 or fewer and 34 or more happen once in 2,000 such tests each."""
+    built = machine(GRAPHS["rbm"], coupling_sd=0.4)
+    settings = {"n_chains": 2000, "n_calls": 2, "operator": Gibbs(8), "estimator": known, "false_alarms": 0.2}
+    failed = [not verify(built, **settings, seed=1000 * k).passed for k in range(100)]  # type: ignore[arg-type]
+    assert 7 < sum(failed) < 34
+
+
+def test_tempering_and_a_deep_model_pass() -> None:
+    model = DBM((3, 3, 2), seed=1, weight_scale=0.7)
+    found = verify(model, operator=Tempering(4), n_chains=5000, estimator=known)
+    assert found.passed, str(found)
+    assert "Tempering: leaves exact draws" in str(found)
+    assert "DBM: weights 1 on the integer grid" in str(found)
+
+
+def test_an_unbiased_gradient_passes() -> None:
+    found = verify(rbm(), gradient=training(PCD(2000, sweeps=30)), v=DATA, n_chains=2000, estimator=known)
+    assert found.passed, str(found)
+    assert len(found.checks) == len(verify(rbm(), n_chains=500, estimator=known).checks) + 1
+
+
+# --- what is broken ---------------------------------------------------------------------------------------------------
+
+
+class AllAtOnce:
+    """Updates both layers from the old state, the classic mistake."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        old = chains.clone()
+        for layer in (0, 1):
+            part = old.clone()
+            machine.sweep(((full_update(machine.graph, layer),),), part, 1)
+            chains.layers[layer].copy_(part.layers[layer])
+        chains.sweep += 1
+
+
+class SameRandomNumbers(Gibbs):
+    """Never counts its sweeps, so every call draws with the same random numbers."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        super().advance(machine, chains)
+        chains.sweep = 0
+
+
+class Warm(Gibbs):
+    """Samples at another temperature."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.full((chains.n_chains,), 0.9))
+
+
+class Stuck(Gibbs):
+    """Leaves the distribution alone, and every chain where it is."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        pass
+
+
+class Twos(Gibbs):
+    """Writes what is no state."""
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        chains.layers[0].fill_(2)
+
+
+@pytest.mark.parametrize(
+    ("operator", "caught"),
+    [
+        (AllAtOnce(), ["reaches", "leaves"]),
+        (SameRandomNumbers(), ["reaches"]),
+        (Warm(), ["reaches", "leaves"]),
+        (Stuck(), ["reaches"]),
+        (Twos(), ["reaches", "leaves"]),
+    ],
+)
+def test_broken_operators_are_caught(operator: object, caught: list[str]) -> None:
+    found = verify(rbm(), operator=operator, estimator=known)
+    assert [re.sub(r".*: (\w+) .*", r"\1", failure) for failure in failures(found)] == caught
+    assert f"FAILED  {type(operator).__name__}: " in str(found)
+    assert f"{len(caught)} of {len(found.checks)} checks failed" in str(found)
+
+
+def test_broken_estimators_of_log_z_are_caught() -> None:
+    def shifted(machine: Machine, seed: int) -> AISEstimate:
+        estimate = ais(machine, 100, betas=100, seed=seed)
+        return AISEstimate.from_log_weights(estimate.log_weights + 0.1, 100)
+
+    def overconfident(machine: Machine, seed: int) -> AISEstimate:
+        weights = ais(machine, 100, betas=20, seed=seed).log_weights
+        return AISEstimate.from_log_weights(weights.repeat(4), 20)
+
+    def undecided(machine: Machine, seed: int) -> AISEstimate:
+        return AISEstimate.from_log_weights(torch.full((20,), torch.nan, dtype=torch.float64), 20)
+
+    assert "shifted: log Z 5." in failures(verify(rbm(), estimator=shifted, n_chains=2000))[0]
+    assert failures(verify(rbm(), estimator=overconfident, n_chains=2000)) == ["overconfident: its standard errors"]
+    assert len(failures(verify(rbm(), estimator=undecided, n_chains=2000))) == 2
+
+
+def test_biased_gradients_are_caught() -> None:
+    expected = ["gradient: gradient of -log p(v)"]
+    assert failures(verify(rbm(), gradient=training(CD(1)), v=DATA.repeat(500, 1), estimator=known)) == expected
+
+    def halved(model: BoltzmannModel, v: Tensor, seed: int) -> None:
+        training(PCD(2000, sweeps=30))(model, v, seed)  # type: ignore[operator]
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5)
+
+    assert failures(verify(rbm(), gradient=halved, v=DATA, estimator=known)) == ["halved: gradient of -log p(v)"]
+
+
+def test_a_model_whose_machine_is_another_is_caught() -> None:
+    class Stale(RBM):
+        """Keeps the machine of its first parameters."""
+
+        def machine(self) -> Machine:
+            if not hasattr(self, "kept"):
+                self.kept = super().machine()
+            return self.kept
+
+    model = Stale(4, 3, seed=2, weight_scale=0.9)
+    assert verify(model, estimator=known).passed
+    with torch.no_grad():
+        model.weight[0, 0] += 0.01
+    assert failures(verify(model, estimator=known)) == ["Stale: weights 0 on the integer grid"]
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_enumeration_agrees_with_that_of_the_tests(name: str) -> None:
+    built = machine(GRAPHS[name])
+    mine, other = Enumeration.of(built.parameters), enumerate_machine(built)
+    assert mine.log_z == pytest.approx(other.log_z, abs=1e-12)
+    torch.testing.assert_close(mine.p, other.p, rtol=0, atol=1e-15)
+    assert torch.equal(mine.states, other.states)
+    numbers = torch.tensor([0, 5, len(mine.p) - 1])
+    assert torch.equal(mine.numbers(mine.layers(numbers)), numbers)
+
+
+def test_p_values() -> None:
+    """χ² with 4 degrees of freedom in closed form; t from tables (two-sided 0.001 at 19: 3.883; 1e-6 at 99: 5.227)."""
+    assert _chi_squared_tail(6.0, 4) == pytest.approx((1 + 3) * 2.718281828**-3, rel=1e-6)
+    assert _student_tails(3.883, 19) == pytest.approx(1e-3, rel=0.03)
+    assert _student_tails(-3.883, 19) == pytest.approx(1e-3, rel=0.03)
+    assert _student_tails(float("inf"), 19) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": RBM(10, 7)}, "model: expected at most 16 units in all layers together, got 17"),
+        ({"model": RBM(3, 2, visible=Kind.GAUSSIAN)}, r"model: enumeration needs Bernoulli units, got \['BERNOULLI', "),
+        ({"repeats": 5}, "repeats: expected at least 10"),
+        ({"false_alarms": 0.0}, "false_alarms: expected a probability"),
+        ({"n_chains": 0}, "n_chains: expected a whole number"),
+        ({"gradient": training(PCD(10))}, "v: expected the data of the gradient"),
+        ({"v": DATA}, "v: expected the data of the gradient"),
+        ({"gradient": training(PCD(10)), "v": torch.full((2, 4), 0.5)}, "v: expected 0 or 1"),
+        (
+            {"gradient": lambda model, v, seed: None, "v": DATA},
+            "gradient: expected .grad of 3 parameters, got that of 0",
+        ),
+        ({"model": machine(chain_graph((4, 3))), "gradient": training(PCD(10)), "v": DATA}, "model: a gradient needs"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    given = {"model": rbm(), "estimator": known, "n_chains": 500, "n_calls": 2, **arguments}
+    with pytest.raises(ValueError, match=message):
+        verify(given.pop("model"), **given)  # type: ignore[arg-type]
