@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from bm_fast.cli import common, main
-from bm_fast.cli.train import DEFAULTS, optimiser
+from bm_fast.cli.learning import optimiser
+from bm_fast.cli.train import DEFAULTS
 from bm_fast.rbm import RBM
 from bm_fast.training import Trainer
 from cli_calls import TINY, call, snapshot
@@ -35,7 +36,7 @@ def test_train_writes_all_that_it_names(tmp_path, capsys):
     assert str(tmp_path / "run") in errors
     configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
     assert configuration["settings"] == result["settings"]
-    assert configuration["settings"]["hidden"] == 8
+    assert configuration["settings"]["hidden"] == [8]
     assert configuration["data"] == {
         "name": "digits",
         "protocol": "dynamic",
@@ -61,8 +62,9 @@ def test_train_on_data_of_ones_own_and_with_every_option(tmp_path, capsys):
     )
     assert code == 0
     assert result["settings"] == {
+        "model": "rbm",
         "data": str(tmp_path / "own.npy"),
-        "hidden": 3,
+        "hidden": [3],
         "estimator": "cd",
         "sweeps": 2,
         "chains": 100,
@@ -104,7 +106,7 @@ def test_resume_goes_on_with_the_settings_of_the_run(tmp_path, capsys):
     run = tmp_path / "run"
     call(capsys, "train", "digits", *TINY, "--output", run)
     code, result, _ = call(capsys, "train", "--resume", run, "--epochs", 4)
-    assert (code, result["updates"], result["settings"]["hidden"]) == (0, 12, 8)
+    assert (code, result["updates"], result["settings"]["hidden"]) == (0, 12, [8])
     with (run / "learning_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
@@ -233,6 +235,13 @@ def test_an_overwriting_run_that_dies_mixes_nothing(moment, tmp_path, capsys, mo
         ([], "data: expected digits, mnist"),
         (["nist"], "data: expected one of digits, mnist, binarized-mnist, ocr-letters, or a path"),
         (["digits", "--estimator", "cd", "--chains", "5"], "--chains: has a meaning only with"),
+        (["digits", "--hidden", "8", "4"], "--hidden: expected one number for an RBM, got 8 4; deep is --model dbm"),
+        (["digits", "--iterations", "5", "--pretraining-epochs", "1"], "--pretraining-epochs, --iterations: not for"),
+        (["digits", "--model", "dbm", "--estimator", "cd"], "--estimator: not for --model dbm"),
+        (
+            ["digits", "--model", "dbm", "--hidden", "8", "4", "--pretraining-epochs", "1", "2", "3"],
+            "--pretraining-epochs: expected 1 or 2 numbers, got 1 2 3",
+        ),
     ],
 )
 def test_train_usage_errors(arguments, message, tmp_path, capsys, monkeypatch):
@@ -247,7 +256,7 @@ def test_weight_decay_pulls_at_the_weights_and_leaves_the_biases():
     rbm = RBM(5, 3, seed=0)
     rbm.initialise_biases(torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], dtype=torch.uint8))
     before = {name: parameter.detach().clone() for name, parameter in rbm.named_parameters()}
-    sgd, _ = optimiser(rbm, {**DEFAULTS, "weight_decay": 0.5, "learning_rate": 0.1})
+    sgd, _ = optimiser(rbm, {**DEFAULTS["rbm"], "weight_decay": 0.5, "learning_rate": 0.1})
     for parameter in rbm.parameters():
         parameter.grad = torch.zeros_like(parameter)
     sgd.step()

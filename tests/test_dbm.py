@@ -174,6 +174,8 @@ def test_sampling_keeps_clamped_units() -> None:
     ("call", "message"),
     [
         (lambda: DBM((5,)), r"units: expected those of the visible and of at least one hidden layer, got \[5\]"),
+        (lambda: DBM(5), "units: expected those of the visible and of at least one hidden layer, got 5"),
+        (lambda: DBM((5, 4), seed=1.5), "seed: expected a whole number, 0 to .*, got 1.5"),
         (lambda: DBM((5, 0, 3)), r"units of layer 'hidden1': expected a whole number of at least 1, got 0"),
         (lambda: DBM((5, 3), weight_scale=math.nan), "weight_scale: expected a finite number"),
         (lambda: dbm().mean_field(torch.zeros(2, 5)), r"v: expected shape \[n, 4\]"),

@@ -297,7 +297,8 @@ def test_bad_values_are_named(kind: Kind, bad: Any, message: str, method: str) -
         ({"n_hidden": 0}, "units of layer 'hidden'"),
         ({"n_hidden": 65_537}, "65537 units exceed"),
         ({"weight_scale": math.nan}, "weight_scale: expected a finite number"),
-        ({"seed": 2**64}, "seed: expected 0 to 2.64 - 1"),
+        ({"seed": 2**64}, f"seed: expected 0 to {2**64 - 1}, got {2**64}"),
+        ({"seed": 0.5}, "seed: expected a whole number, 0 to"),
         ({"weight_scale": -1.0}, "weight_scale: expected a finite number"),
     ],
 )

@@ -407,7 +407,7 @@ def test_bad_settings_are_named() -> None:
     for settings, message in (
         ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size: .* got 2.5"),
-        ({"seed": -1}, "seed: expected 0 to 2.64 - 1, got -1"),
+        ({"seed": -1}, f"seed: expected 0 to {2**64 - 1}, got -1"),
         ({"binarise": "static"}, "binarise: expected 'dynamic' or 'none', got 'static'"),
         ({"optimizer": foreign}, "optimizer: expected parameters of model only"),
         ({"scheduler": StepLR(foreign, 1)}, "scheduler: expected a scheduler of the given optimizer"),

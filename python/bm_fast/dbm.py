@@ -46,10 +46,9 @@ class DBM(BoltzmannModel):
     def __init__(
         self, units: Sequence[int], visible: Kind = Kind.BERNOULLI, seed: int = 0, weight_scale: float = 0.01
     ) -> None:
-        if len(units) < 2:
-            raise ValueError(
-                f"units: expected those of the visible and of at least one hidden layer, got {list(units)}"
-            )
+        if not isinstance(units, Sequence) or len(units) < 2:
+            got = list(units) if isinstance(units, Sequence) else units
+            raise ValueError(f"units: expected those of the visible and of at least one hidden layer, got {got}")
         super().__init__(chain_graph(units, visible), seed, weight_scale)
         generator = torch.Generator().manual_seed(seed)
         self.weights = nn.ParameterList(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from bm_fast import arrays, checkpoints
+from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.graph import Graph, Kind
 from bm_fast.ops import Machine
@@ -40,8 +41,7 @@ class BoltzmannModel(nn.Module, ABC):
         super().__init__()
         if not 0 <= weight_scale < math.inf:
             raise ValueError(f"weight_scale: expected a finite number of at least 0, got {weight_scale}")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
+        whole_number("seed", seed, 0, 2**64 - 1)
         self.graph: Graph = graph
 
     def _first_log_precision(self) -> nn.Parameter | None:

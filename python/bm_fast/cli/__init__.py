@@ -1,4 +1,4 @@
-"""The command ``bm-fast``: train, sample and evaluate restricted Boltzmann machines from the shell.
+"""The command ``bm-fast``: train, sample and evaluate Boltzmann machines from the shell.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted by Ctrl-C (what can be saved has been saved).
 """
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
         prog="bm-fast",
-        description="Trains, samples and measures restricted Boltzmann machines.",
+        description="Trains, samples and measures Boltzmann machines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

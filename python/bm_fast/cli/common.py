@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 import bm_fast
-from bm_fast import data
-from bm_fast.checkpoints import replacing
+from bm_fast import checkpoints, data
+from bm_fast.checkpoints import CheckpointError, replacing
 from bm_fast.data import Dataset
+from bm_fast.dbm import DBM
+from bm_fast.model import BoltzmannModel
 from bm_fast.rbm import RBM
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -215,7 +217,7 @@ def binary_split(dataset: Dataset, split: str, seed: int) -> tuple[Tensor, str]:
 class Trained:
     """A model from a checkpoint file, and what ``train`` wrote beside it (empty where nothing lies there)."""
 
-    rbm: RBM
+    model: BoltzmannModel
     path: Path
     configuration: Result
 
@@ -230,7 +232,11 @@ def load_model(source: str) -> Trained:
     """From a checkpoint file, or from the folder that ``train`` wrote."""
     path = Path(source)
     path = path / CHECKPOINT if path.is_dir() else path
-    return Trained(RBM.load(path), path, read_configuration(path.parent))
+    held = checkpoints.load(path)
+    for kind in (RBM, DBM):
+        if kind.name in held:
+            return Trained(kind.load(path), path, read_configuration(path.parent))
+    raise CheckpointError(f"{str(path)!r} holds no rbm and no dbm, only {sorted(held)}")
 
 
 def read_configuration(folder: Path) -> Result:

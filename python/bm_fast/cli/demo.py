@@ -16,8 +16,8 @@ import torch
 
 from bm_fast import plots
 from bm_fast.cli.common import SEED, Console, Output, Result, binary_split, whole
+from bm_fast.cli.learning import CURVE_PICTURE, FILTERS, draw, optimiser
 from bm_fast.cli.sample import snapshots
-from bm_fast.cli.train import CURVE_PICTURE, FILTERS, draw, optimiser
 from bm_fast.data import Dataset, load
 from bm_fast.estimation import UntrustworthyEstimate, ais, exact_log_z, mean_log_likelihood
 from bm_fast.rbm import RBM

@@ -1,4 +1,4 @@
-"""Measures a trained machine: the mean log-likelihood of test data, with its standard error.
+"""Measures a trained machine: the mean log-likelihood of test data, with its standard error; of a deep machine a bound.
 
 log Z is exact, by enumeration, where the smaller layer has few enough units; otherwise it is estimated by annealed
 importance sampling (AIS), whose error is part of the result, or from both sides, by parallel tempering with annealing
@@ -21,6 +21,7 @@ from torch import Tensor
 from bm_fast import plots
 from bm_fast.cli.common import SEED, Console, Output, Result, UsageError, binary_split, load_data, load_model, whole
 from bm_fast.data import NAMES, SPLITS, Dataset
+from bm_fast.dbm import DBM
 from bm_fast.estimation import (
     MAX_ENUMERATED_UNITS,
     AISEstimate,
@@ -29,12 +30,17 @@ from bm_fast.estimation import (
     ais,
     base_biases,
     estimate_log_likelihood,
+    exact_log_likelihood,
     exact_log_z,
     mean_log_likelihood,
+    mean_variational_bound,
     pseudo_log_likelihood,
     reconstruction_error,
 )
-from bm_fast.rbm import RBM
+from bm_fast.graph import Graph, chain_graph
+from bm_fast.mean_field import MeanFieldNotConverged
+from bm_fast.model import VISIBLE, BoltzmannModel
+from bm_fast.program import full_update
 
 NAME = "evaluate"
 SUMMARY = "log-likelihood of test data with its standard error; exact, or by annealed importance sampling"
@@ -48,6 +54,9 @@ examples:
 RESULT, WEIGHTS, WEIGHTS_PICTURE = "evaluation.json", "log_weights.npy", "log_weights.png"
 TEMPERING_PICTURE = "tempering.png"
 _FEW_ENUMERATED_UNITS = 20
+_MOST_EXACT_STATES = 2**25
+"""Of the hidden layers, summed over all cases, for an exact likelihood of a deep machine: seconds to minutes."""
+_ITERATIONS = 100
 _BASES = ("uniform", "data")
 _PSEUDO_ROWS = 1000
 _AGREEMENT = 4
@@ -104,20 +113,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Result:
     trained = load_model(options.checkpoint)
-    rbm = trained.rbm
+    model = trained.model
+    deep = model if isinstance(model, DBM) and len(model.units) > 2 else None
     source = options.data or trained.configuration.get("settings", {}).get("data")
     if source is None:
         raise UsageError("--data: the data of the training run are not known; name the data")
     dataset = load_data(source)
-    if dataset.n_units != rbm.n_visible:
-        raise UsageError(f"--data: expected {rbm.n_visible} units as the machine has, got {dataset.n_units}")
+    if dataset.n_units != model.n_visible:
+        raise UsageError(f"--data: expected {model.n_visible} units as the machine has, got {dataset.n_units}")
     images, protocol = binary_split(dataset, options.split, options.seed)
-    smaller = min(rbm.n_visible, rbm.n_hidden)
+    smaller = _enumerated_units(model.graph)
     exact = options.method == "exact" or (options.method == "auto" and smaller <= _FEW_ENUMERATED_UNITS)
     if exact and smaller > MAX_ENUMERATED_UNITS:
-        raise UsageError(
-            f"--method: exact enumerates up to {MAX_ENUMERATED_UNITS} units, the smaller layer has {smaller}"
-        )
+        what = "smaller layer has" if deep is None else "smaller of the odd and the even layers have"
+        raise UsageError(f"--method: exact enumerates up to {MAX_ENUMERATED_UNITS} units, the {what} {smaller}")
     bracket = options.method == "bracket"
     betas = _betas(options.betas or ("adaptive" if bracket else "salakhutdinov-murray"))
     pictures = () if exact else (TEMPERING_PICTURE,) if bracket else (WEIGHTS, WEIGHTS_PICTURE)
@@ -125,16 +134,16 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     started = time.monotonic()
     result: Result = {"data": dataset.name, "split": options.split, "cases": len(images), "protocol": protocol}
     if exact:
-        exact_value = exact_log_z(rbm, progress=True)
+        exact_value = exact_log_z(model, progress=True)
         result |= {"method": "exact", "log_z": exact_value, "trustworthy": True, "reason": ""}
         console.say(f"log Z = {exact_value:.4f}, exact")
-        likelihood = mean_log_likelihood(rbm, images, exact_value)
+        likelihood = _likelihood(model, images, exact_value, deep=deep is not None)
     elif bracket:
-        likelihood, found = _bracket(rbm, dataset, images, betas, options, output, console)
+        likelihood, found = _bracket(model, dataset, images, betas, options, output, console)
         result |= found
     else:
         bases = _BASES if options.base == "both" else (options.base,)
-        estimates = {name: _estimate(rbm, dataset, name, betas, options, console) for name in bases}
+        estimates = {name: _estimate(model, dataset, name, betas, options, console) for name in bases}
         best = max(bases, key=lambda name: (estimates[name].trustworthy, estimates[name].log_z))
         log_z = estimates[best]
         result |= {"method": "ais", "runs": options.runs, "base": best, **_figures(log_z)}
@@ -144,21 +153,18 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             np.save(path, log_z.log_weights.cpu().numpy())
         with output.writing(WEIGHTS_PICTURE) as path:
             plots.save(plots.ais_weights(log_z), path)
-        likelihood = mean_log_likelihood(rbm, images, log_z)
+        likelihood = _likelihood(model, images, log_z, deep=deep is not None)
     result |= {
-        "log_likelihood": likelihood.mean,
+        "log_likelihood" if deep is None else "variational_bound": likelihood.mean,
         "standard_error": likelihood.standard_error,
         "standard_error_from_cases": likelihood.case_error,
-        "pseudo_log_likelihood": pseudo_log_likelihood(rbm, images[:_PSEUDO_ROWS].contiguous()).mean().item(),
-        "reconstruction_error": reconstruction_error(rbm, images).mean().item(),
-        "seconds": time.monotonic() - started,
     }
     console.say(
-        f"log-likelihood = {likelihood} per case\n"
-        f"  {len(images):,} {options.split} cases of {dataset.name}, protocol: {protocol}\n"
-        f"  pseudo-log-likelihood {result['pseudo_log_likelihood']:.2f} nats (up to {_PSEUDO_ROWS:,} cases), "
-        f"reconstruction error {result['reconstruction_error']:.4f} per unit"
+        f"{'' if deep is None else 'lower bound of the '}log-likelihood = {likelihood} per case\n"
+        f"  {len(images):,} {options.split} cases of {dataset.name}, protocol: {protocol}"
     )
+    result |= _of_shallow(model, images, console) if deep is None else _of_deep(deep, images, result, console)
+    result["seconds"] = time.monotonic() - started
     if not result["trustworthy"]:
         console.say(f"WARNING: do not trust this figure: {result['reason']}")
     output.write_json(RESULT, result)
@@ -166,19 +172,67 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     return {**result, "files": output.files}
 
 
+def _enumerated_units(graph: Graph) -> int:
+    """Units that ``exact_log_z`` enumerates: all but those of the colour that it sums out."""
+    colours = [sum(graph.layers[i].units for i in colour) for colour in graph.colours()]
+    return sum(colours) - max(colours)
+
+
+def _likelihood(model: BoltzmannModel, images: Tensor, log_z: float | AISEstimate, *, deep: bool) -> MeanLogLikelihood:
+    """The log-likelihood, or where hidden layers are coupled to each other its variational bound."""
+    if not deep:
+        return mean_log_likelihood(model, images, log_z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeanFieldNotConverged)  # any means give a bound; the share is in the result
+        return mean_variational_bound(model, images, log_z, iterations=_ITERATIONS)
+
+
+def _of_shallow(model: BoltzmannModel, images: Tensor, console: Console) -> Result:
+    """What needs no log Z."""
+    pseudo = pseudo_log_likelihood(model, images[:_PSEUDO_ROWS].contiguous()).mean().item()
+    error = reconstruction_error(model, images).mean().item()
+    console.say(
+        f"  pseudo-log-likelihood {pseudo:.2f} nats (up to {_PSEUDO_ROWS:,} cases), "
+        f"reconstruction error {error:.4f} per unit"
+    )
+    return {"pseudo_log_likelihood": pseudo, "reconstruction_error": error}
+
+
+def _of_deep(dbm: DBM, images: Tensor, result: Result, console: Console) -> Result:
+    """How well mean field explains the cases, and their exact likelihood where it is cheap."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeanFieldNotConverged)
+        posterior = dbm.mean_field(images, _ITERATIONS)
+    means = dbm.machine().layer_means(full_update(dbm.graph, VISIBLE), posterior.layers)
+    error = (means - images).square().mean().item()
+    found = {"reconstruction_error": error, "unconverged": posterior.unconverged}
+    console.say(
+        f"  reconstruction error {error:.4f} per unit; mean field of {posterior.unconverged:.1%} of the cases "
+        f"did not come to rest in {_ITERATIONS} iterations"
+    )
+    hidden = chain_graph(dbm.units[1:])
+    if result["method"] == "exact" and len(images) << _enumerated_units(hidden) <= _MOST_EXACT_STATES:
+        each = exact_log_likelihood(dbm, images, result["log_z"])
+        case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
+        exact = MeanLogLikelihood(each.mean().item(), case_error, 0.0)
+        found |= {"log_likelihood": exact.mean, "log_likelihood_standard_error": exact.standard_error}
+        console.say(f"  log-likelihood = {exact} per case, exact")
+    return found
+
+
 def _estimate(
-    rbm: RBM, dataset: Dataset, base: str, betas: str | int, options: argparse.Namespace, console: Console
+    model: BoltzmannModel, dataset: Dataset, base: str, betas: str | int, options: argparse.Namespace, console: Console
 ) -> AISEstimate:
-    biases = base_biases(rbm, dataset.train) if base == "data" else None
+    biases = base_biases(model, dataset.train) if base == "data" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
-        estimate = ais(rbm, options.runs, betas=betas, base=biases, seed=options.seed, progress=True)
+        estimate = ais(model, options.runs, betas=betas, base=biases, seed=options.seed, progress=True)
     console.say(f"from {'the rates of the data' if base == 'data' else 'fair coins'}: {estimate}")
     return estimate
 
 
 def _bracket(
-    rbm: RBM,
+    model: BoltzmannModel,
     dataset: Dataset,
     images: Tensor,
     betas: str | int,
@@ -186,13 +240,13 @@ def _bracket(
     output: Output,
     console: Console,
 ) -> tuple[MeanLogLikelihood, Result]:
-    coins = [torch.zeros(layer.units) for layer in rbm.graph.layers]
+    coins = [torch.zeros(layer.units) for layer in model.graph.layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
         estimate = estimate_log_likelihood(
-            rbm,
+            model,
             images,
-            base=coins if options.base == "uniform" else base_biases(rbm, dataset.train),
+            base=coins if options.base == "uniform" else base_biases(model, dataset.train),
             n_runs=options.runs,
             rounds=options.rounds,
             betas=betas,

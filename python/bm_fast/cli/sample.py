@@ -31,8 +31,8 @@ from bm_fast.cli.common import (
     real,
     whole,
 )
+from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
-from bm_fast.rbm import RBM, VISIBLE
 
 NAME = "sample"
 SUMMARY = "draw samples from a trained machine; writes an array and a picture"
@@ -72,15 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Result:
     trained = load_model(options.checkpoint)
-    rbm, shape = trained.rbm, options.shape or trained.shape
-    if shape is not None and shape[0] * shape[1] != rbm.n_visible:
-        raise UsageError(f"--shape: expected rows x columns = {rbm.n_visible} visible units, got {shape[0]}x{shape[1]}")
+    model, shape = trained.model, options.shape or trained.shape
+    if shape is not None and shape[0] * shape[1] != model.n_visible:
+        raise UsageError(
+            f"--shape: expected rows x columns = {model.n_visible} visible units, got {shape[0]}x{shape[1]}"
+        )
     start, mask = _clamped(options, trained, shape) if options.clamp else (None, None)
     output = Output(options.output, (SAMPLES, PICTURE) if shape else (SAMPLES,), overwrite=options.overwrite)
-    chains = rbm.chains(options.chains, options.seed, start)
+    chains = model.chains(options.chains, options.seed, start)
     started = time.monotonic()
     try:
-        shown, states = snapshots(rbm, chains, options.sweeps, beta=options.beta, clamp=mask)
+        shown, states = snapshots(model, chains, options.sweeps, beta=options.beta, clamp=mask)
     except KeyboardInterrupt:
         _save_states(output, chains)
         raise KeyboardInterrupt(
@@ -113,7 +115,7 @@ def _save_states(output: Output, chains: Chains) -> None:
 
 
 def snapshots(
-    rbm: RBM, chains: Chains, sweeps: int, *, beta: float = 1.0, clamp: Tensor | None = None
+    model: BoltzmannModel, chains: Chains, sweeps: int, *, beta: float = 1.0, clamp: Tensor | None = None
 ) -> tuple[list[int], Tensor]:
     """Runs the chains and looks at the first of them after 0, 1, 2, 5, 10, 20, 50 ... sweeps and at the end.
 
@@ -130,12 +132,12 @@ def snapshots(
             def show(done: int, before: int = started_at) -> None:
                 bar.update(before + done - bar.n)
 
-            rbm.sample(chains, moment - started_at, beta=beta, clamp=clamp, progress=show)
+            model.sample(chains, moment - started_at, beta=beta, clamp=clamp, progress=show)
             visible = chains.layers[VISIBLE][:n_shown].float()
             if moment > 0:
                 shown = chains.select(0, n_shown)
-                means = rbm.machine().layer_means(
-                    full_update(rbm.graph, VISIBLE), shown.layers, beta=torch.full((n_shown,), beta)
+                means = model.machine().layer_means(
+                    full_update(model.graph, VISIBLE), shown.layers, beta=torch.full((n_shown,), beta)
                 )
                 visible = means if clamp is None else torch.where(clamp.bool(), visible, means)
             pictures.append(visible)
@@ -153,8 +155,8 @@ def _clamped(options: argparse.Namespace, trained: Trained, shape: tuple[int, in
     if source is None or shape is None:
         raise UsageError("--clamp: the data of the training run are not known; give --data and --shape")
     images, _ = binary_split(load_data(source), "test", options.seed)
-    if images.shape[1] != trained.rbm.n_visible:
-        raise UsageError(f"--data: expected {trained.rbm.n_visible} units, got {images.shape[1]}")
+    if images.shape[1] != trained.model.n_visible:
+        raise UsageError(f"--data: expected {trained.model.n_visible} units, got {images.shape[1]}")
     if options.chains > len(images):
         raise UsageError(f"--chains: expected at most the {len(images)} test images, got {options.chains}")
     rows, columns = shape
@@ -165,6 +167,6 @@ def _clamped(options: argparse.Namespace, trained: Trained, shape: tuple[int, in
         "left": mask[:, : columns // 2],
         "right": mask[:, columns - columns // 2 :],
     }[options.clamp].fill_(1)
-    noise = trained.rbm.chains(options.chains, options.seed).layers[VISIBLE]
+    noise = trained.model.chains(options.chains, options.seed).layers[VISIBLE]
     keep = mask.flatten()
     return torch.where(keep.bool(), images[: options.chains], noise), keep

@@ -1,27 +1,25 @@
-"""Trains a restricted Boltzmann machine and keeps everything about the run in one folder.
+"""Trains a machine, restricted or deep, and keeps everything about the run in one folder.
 
 Each update takes a batch of data and the estimator's chains, and moves the parameters by a (centred) stochastic
-gradient of the log-likelihood. The folder gets the checkpoint, the learning curve as a table and as a picture, the
-filters, and the configuration. Ctrl-C finishes the update, saves, and exits with 130; --resume goes on to the same bits
-as a run that was never interrupted.
+gradient of the log-likelihood, or for a deep machine of its variational bound. A deep machine begins with a stack of
+RBMs, trained one on the other, unless --pretraining-epochs is 0. The folder gets the checkpoint, the learning curve as
+a table and as a picture, the filters, and the configuration. Ctrl-C finishes the update, saves, and exits with 130;
+--resume goes on to the same bits as a run that was never interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from bm_fast import plots
 from bm_fast.cli.common import (
     CHECKPOINT,
     CONFIGURATION,
@@ -30,7 +28,6 @@ from bm_fast.cli.common import (
     Output,
     Result,
     UsageError,
-    binary_split,
     commit,
     load_data,
     plain,
@@ -39,10 +36,10 @@ from bm_fast.cli.common import (
     version,
     whole,
 )
+from bm_fast.cli.learning import CURVE, CURVE_PICTURE, draw, new_model, new_trainer, pretrain
 from bm_fast.data import NAMES, SPLITS, Dataset
-from bm_fast.estimation import pseudo_log_likelihood
-from bm_fast.rbm import RBM
-from bm_fast.training import CD, PCD, Callback, Checkpoint, Evaluate, History, Progress, ProgressBar, Trainer
+from bm_fast.dbm import DBM
+from bm_fast.training import History
 
 NAME = "train"
 SUMMARY = "train a machine; writes a checkpoint, the learning curve and the configuration"
@@ -50,42 +47,74 @@ EXAMPLES = """\
 examples:
   bm-fast train digits --hidden 64 --epochs 50 --output runs/digits
   bm-fast train mnist --hidden 500 --learning-rate 0.05 --schedule linear --epochs 30 --output runs/mnist
+  bm-fast train mnist --model dbm --hidden 500 1000 --output runs/mnist-dbm
   bm-fast train my.npy --estimator cd --sweeps 5       data of your own: [n, units], 0/1 or grey levels from 0 to 1
   bm-fast train --resume runs/mnist --epochs 60        30 epochs more, with the settings of the run"""
 
-CURVE, CURVE_PICTURE, FILTERS = "learning_curve.csv", "learning_curve.png", "filters.png"
-
-DEFAULTS: Result = {
-    "hidden": 100,
-    "estimator": "pcd",
-    "sweeps": 1,
+_COMMON: Result = {
     "chains": 100,
-    "epochs": 20,
     "batch_size": 100,
-    "learning_rate": 0.05,
-    "schedule": "linear",
-    "momentum": 0.0,
-    "weight_decay": 0.0,
     "centred": True,
     "seed": 0,
 }
+DEFAULTS: dict[str, Result] = {
+    "rbm": {
+        "hidden": [100],
+        "estimator": "pcd",
+        "sweeps": 1,
+        "epochs": 20,
+        "learning_rate": 0.05,
+        "schedule": "linear",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        **_COMMON,
+    },
+    "dbm": {
+        "hidden": [100, 50],
+        "pretraining_epochs": [20],
+        "iterations": 10,
+        "sweeps": 5,
+        "epochs": 50,
+        "learning_rate": 0.02,
+        "schedule": "hyperbolic",
+        "momentum": 0.5,
+        "weight_decay": 2e-4,
+        **_COMMON,
+    },
+}
+"""Settings of each model beside the model itself and the data."""
 
-_QUALITY_ROWS, _QUALITY_TERMS = 1000, 100_000_000
-_HYPERBOLIC_END = 0.1
+_SETTINGS = tuple(dict.fromkeys(name for settings in DEFAULTS.values() for name in settings))
+_NUMBERED = re.compile(r"rbm\d+\.safetensors|filters\d*\.png")
+"""Files of which a run has as many as its machine has hidden layers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command; a setting that is left out stays None, so that --resume can tell."""
 
     def setting(name: str, text: str, **how: Any) -> None:
-        default = DEFAULTS[name.lstrip("-").replace("-", "_")]
-        parser.add_argument(name, default=None, help=f"{text} (default: {default})", **how)
+        key = name.lstrip("-").replace("-", "_")
+        defaults = {model: _shown(settings[key]) for model, settings in DEFAULTS.items() if key in settings}
+        if len(set(defaults.values())) == 1 and len(defaults) == len(DEFAULTS):
+            shown = defaults["rbm"]
+        else:
+            shown = "; ".join(f"{model}: {default}" for model, default in defaults.items())
+        parser.add_argument(name, default=None, help=f"{text} (default: {shown})", **how)
 
     parser.add_argument("data", nargs="?", help=f"{', '.join(NAMES)}, or a .npy or .npz file of your own")
-    setting("--hidden", "hidden units", type=whole(1, 65_536), metavar="N")
+    parser.add_argument("--model", choices=tuple(DEFAULTS), help="rbm: one hidden layer; dbm: deep (default: rbm)")
+    setting("--hidden", "hidden units, of each layer from below", type=whole(1, 65_536), nargs="+", metavar="N")
     setting("--estimator", "pcd: chains go on for ever; cd: they restart at the data", choices=("cd", "pcd"))
+    setting(
+        "--pretraining-epochs",
+        "passes of the RBM that starts each layer, one number for all or one for each; 0: start from small weights",
+        type=whole(0),
+        nargs="+",
+        metavar="N",
+    )
+    setting("--iterations", "most iterations of mean field per update", type=whole(1), metavar="N")
     setting("--sweeps", "Gibbs sweeps per update", type=whole(1), metavar="K")
-    setting("--chains", "persistent chains (pcd)", type=whole(1), metavar="N")
+    setting("--chains", "persistent chains (not for cd)", type=whole(1), metavar="N")
     setting("--epochs", "passes through the data, those before --resume included", type=whole(1), metavar="N")
     setting("--batch-size", "rows per update", type=whole(1), metavar="N")
     setting("--learning-rate", "step size at the start", type=real(0, above=True), metavar="RATE")
@@ -110,141 +139,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     settings = _resumed_settings(options) if options.resume else _new_settings(options)
     dataset = load_data(settings["data"])
-    names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *([FILTERS] if dataset.shape else []))
-    folder = _run_folder(options.resume) if options.resume else options.output or "train-output"
+    folder = Path(_run_folder(options.resume) if options.resume else options.output or "train-output")
+    names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *_numbered_files(folder))
     output = Output(folder, names, overwrite=options.overwrite or bool(options.resume))
     history = History()
-    rbm = RBM(dataset.n_units, settings["hidden"], seed=settings["seed"])
-    trainer = _trainer(rbm, dataset, settings, output, history, resume=bool(options.resume))
+    model = new_model(settings, dataset)
+    # a deep run that was stopped in its stack of RBMs has no checkpoint of the whole yet
+    resume = bool(options.resume) and (settings["model"] == "rbm" or (folder / CHECKPOINT).exists())
+    trainer = new_trainer(model, dataset, settings, output, history, resume=resume)
     console.say(
-        f"RBM with {dataset.n_units} visible and {settings['hidden']} hidden units on {len(dataset.train):,} rows of "
-        f"{settings['data']} ({dataset.protocol}); {settings['epochs']} epochs, results in {output.folder}"
+        f"{settings['model'].upper()} with {'-'.join(str(layer.units) for layer in model.graph.layers)} units on "
+        f"{len(dataset.train):,} rows of {settings['data']} ({dataset.protocol}); {settings['epochs']} epochs, "
+        f"results in {output.folder}"
     )
     stale = () if options.resume else [name for name in names if name != CONFIGURATION]
     _write_configuration(output, settings, dataset, stale)
     started = time.monotonic()
     try:
+        if isinstance(model, DBM) and not resume and any(settings["pretraining_epochs"]):
+            pretrain(model, dataset, settings, output, console)
         trainer.fit(dataset.train, epochs=settings["epochs"], validation=dataset.valid)
     except KeyboardInterrupt:
-        draw(output, history, rbm, dataset.shape)
+        if trainer.update:
+            draw(output, history, model, dataset.shape)
+        where = f"epoch {trainer.epoch + 1}" if trainer.update else "pretraining"
         raise KeyboardInterrupt(
-            f"interrupted in epoch {trainer.epoch + 1} and saved; go on with: bm-fast train --resume {output.folder}"
+            f"interrupted in {where} and saved; go on with: bm-fast train --resume {output.folder}"
         ) from None
-    draw(output, history, rbm, dataset.shape)
+    draw(output, history, model, dataset.shape)
     last = history.rows[-1] if history.rows else {}
     seconds = time.monotonic() - started
     console.say(f"\n{trainer.update:,} updates done, this call took {seconds:.1f} s")
     for name, value in last.items():
         if name.startswith(("pseudo", "free")):
             console.say(f"  {name.replace('_', ' ')}: {value:.2f} nats")
+        elif name.startswith(("reconstruction", "unconverged")):
+            console.say(f"  {name.replace('_', ' ')}: {value:.4f}")
     output.announce(console)
     return {"settings": settings, "updates": trainer.update, "seconds": seconds, "last": last, "files": output.files}
 
 
-def draw(output: Output, history: History, rbm: RBM, shape: tuple[int, int] | None) -> None:
-    """The pictures of a run: learning curve, and filters where the units are an image."""
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for name, quantity, series in (
-        ("pseudo_log_likelihood_train", "pseudo-log-likelihood (nats)", "training"),
-        ("pseudo_log_likelihood_valid", "pseudo-log-likelihood (nats)", "validation"),
-        ("log_likelihood_valid", "log-likelihood (nats)", "validation"),
-        ("free_energy_gap", "free energy, validation − training (nats)", "gap"),
-    ):
-        points = [(row["epoch"], row[name]) for row in history.rows if name in row]
-        if points:
-            panels.setdefault(quantity, {})[series] = ([x for x, _ in points], [y for _, y in points])
-    if panels:
-        with output.writing(CURVE_PICTURE) as path:
-            plots.save(plots.learning_curve(panels), path)
-    if shape is not None:
-        with output.writing(FILTERS) as path:
-            plots.save(plots.filters(rbm.weight, shape), path)
+def _numbered_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if _NUMBERED.fullmatch(path.name))
 
 
-class CurveFile(Callback):
-    """Keeps the learning curve on disk while training goes on."""
-
-    def __init__(self, output: Output, history: History) -> None:
-        self._output, self._history = output, history
-
-    def on_epoch(self, progress: Progress) -> None:
-        rows = self._history.rows
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        with self._output.writing(CURVE) as path, path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def optimiser(rbm: RBM, settings: Result) -> tuple[Optimizer, LambdaLR]:
-    """SGD, with weight decay on the weights alone, and the schedule of its rate over the epochs."""
-    biases = [parameter for name, parameter in rbm.named_parameters() if name != "weight"]
-    groups = [{"params": [rbm.weight], "weight_decay": settings["weight_decay"]}, {"params": biases}]
-    sgd = SGD(groups, lr=settings["learning_rate"], momentum=settings["momentum"])
-    epochs = settings["epochs"]
-    factors = {
-        "constant": lambda epoch: 1.0,
-        "linear": lambda epoch: max(0.0, 1 - epoch / epochs),
-        "hyperbolic": lambda epoch: 1 / (1 + (1 / _HYPERBOLIC_END - 1) * epoch / epochs),
-    }
-    return sgd, LambdaLR(sgd, factors[settings["schedule"]])
-
-
-def _trainer(
-    rbm: RBM, dataset: Dataset, settings: Result, output: Output, history: History, *, resume: bool
-) -> Trainer:
-    rbm.initialise_biases(dataset.train)
-    sgd, schedule = optimiser(rbm, settings)
-    callbacks = [
-        Evaluate(_quality(dataset, settings["hidden"], settings["seed"])),
-        history,
-        ProgressBar(),
-        Checkpoint(output.path(CHECKPOINT)),
-        CurveFile(output, history),  # after the checkpoint, which a failure here must not cost
-    ]
-    if resume:
-        trainer = Trainer.resume(output.path(CHECKPOINT), rbm, sgd, schedule, callbacks)
-        # the schedule may have another length now; the saved rate is that of the old one
-        for group, rate, factor in zip(sgd.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = rate * factor(schedule.last_epoch)
-        return trainer
-    estimator = (
-        PCD(settings["chains"], settings["sweeps"]) if settings["estimator"] == "pcd" else CD(settings["sweeps"])
-    )
-    return Trainer(
-        rbm,
-        sgd,
-        estimator,
-        batch_size=settings["batch_size"],
-        seed=settings["seed"],
-        centred=settings["centred"],
-        scheduler=schedule,
-        callbacks=callbacks,
-    )
-
-
-def _quality(dataset: Dataset, n_hidden: int, seed: int) -> dict[str, Callable[[RBM], float]]:
-    """The figure of each epoch: pseudo-log-likelihood of some validation rows (training rows where there are none).
-
-    It is exact, and rows are few enough for it to stay cheap beside the epoch: the stochastic variant, with one unit of
-    each row, is off by several nats.
-    """
-    split = "train" if dataset.valid is None else "valid"
-    n_rows = max(1, min(_QUALITY_ROWS, _QUALITY_TERMS // (dataset.n_units * n_hidden)))
-    rows = binary_split(dataset, split, seed)[0][:n_rows].contiguous()
-    return {f"pseudo_log_likelihood_{split}": lambda rbm: pseudo_log_likelihood(rbm, rows).mean().item()}
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _new_settings(options: argparse.Namespace) -> Result:
     if options.data is None:
         raise UsageError(f"data: expected {', '.join(NAMES)}, or a path to a .npy or .npz file; or --resume a run")
-    settings = {
-        name: default if getattr(options, name) is None else getattr(options, name)
-        for name, default in DEFAULTS.items()
-    }
-    if settings["estimator"] == "cd" and options.chains is not None:
-        raise UsageError("--chains: has a meaning only with --estimator pcd; cd runs one chain for each row of a batch")
-    return {"data": _from_anywhere(options.data), **settings}
+    model = options.model or "rbm"
+    given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in DEFAULTS[model]]
+    if foreign:
+        raise UsageError(f"{', '.join(foreign)}: not for --model {model}")
+    settings = {"model": model, "data": _from_anywhere(options.data), **DEFAULTS[model], **given}
+    n_hidden = len(settings["hidden"])
+    if model == "rbm":
+        if n_hidden != 1:
+            raise UsageError(
+                f"--hidden: expected one number for an RBM, got {_shown(settings['hidden'])}; deep is --model dbm"
+            )
+        if settings["estimator"] == "cd" and "chains" in given:
+            raise UsageError(
+                "--chains: has a meaning only with --estimator pcd; cd runs one chain for each row of a batch"
+            )
+        return settings
+    epochs = settings["pretraining_epochs"]
+    if len(epochs) not in (1, n_hidden):
+        raise UsageError(f"--pretraining-epochs: expected 1 or {n_hidden} numbers, got {_shown(epochs)}")
+    return {**settings, "pretraining_epochs": epochs * n_hidden if len(epochs) == 1 else epochs}
 
 
 def _from_anywhere(source: str) -> str:
@@ -253,13 +219,14 @@ def _from_anywhere(source: str) -> str:
 
 
 def _resumed_settings(options: argparse.Namespace) -> Result:
-    fixed = [name for name in (*DEFAULTS, "data", "output") if name != "epochs"]
+    fixed = [name for name in ("model", *_SETTINGS, "data", "output") if name != "epochs"]
     given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None]
     if given:
         raise UsageError(f"--resume: takes all settings from the run; leave out {', '.join(given)}")
     folder = _run_folder(options.resume)
     settings = read_configuration(folder).get("settings")
-    if settings is None or set(settings) != {"data", *DEFAULTS}:
+    model = {} if settings is None else DEFAULTS.get(settings.get("model"), {})
+    if settings is None or set(settings) != {"model", "data", *model}:
         raise FileNotFoundError(f"--resume: no {CONFIGURATION} of a run in {folder}")
     return settings if options.epochs is None else {**settings, "epochs": options.epochs}
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bm_fast import arrays, ops
-from bm_fast.arguments import count
+from bm_fast.arguments import count, whole_number
 from bm_fast.chains import Chains
 from bm_fast.dbm import DBM
 from bm_fast.graph import Kind
@@ -87,8 +87,7 @@ class Trainer(Loop):
     ) -> None:
         super().__init__(model, optimizer, scheduler, callbacks)
         count("batch_size", batch_size)
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
+        whole_number("seed", seed, 0, 2**64 - 1)
         if binarise not in (None, "dynamic", "none"):
             raise ValueError(f"binarise: expected 'dynamic' or 'none', got {binarise!r}")
         if binarise == "dynamic" and model.visible is not Kind.BERNOULLI:
