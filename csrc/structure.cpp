@@ -37,8 +37,7 @@ Structure::Structure(const std::vector<LayerParameters>& layers, const std::vect
   for (const LayerParameters& layer : layers) {
     const std::string name = "layer '" + layer.name + "'";
     check_range("units of " + name, layer.units, 1, kMaxUnits);
-    require(layer.kind == Kind::kBernoulli || layer.kind == Kind::kGaussian, "kind of " + name,
-            "0 or 1, got " + std::to_string(static_cast<int>(layer.kind)));
+    check_range("kind of " + name, static_cast<int>(layer.kind), 0, static_cast<int>(Kind::kSoftmax));
     check_address("biases of " + name, layer.biases);
     require((layer.precisions != nullptr) == (layer.kind == Kind::kGaussian), "precisions of " + name,
             "an address for a Gaussian layer and 0 for any other");

@@ -20,7 +20,7 @@
 namespace bm {
 
 // How a unit responds to its field.
-enum class Kind : int32_t { kBernoulli = 0, kGaussian = 1 };
+enum class Kind : int32_t { kBernoulli = 0, kGaussian = 1, kSoftmax = 2 };
 
 }  // namespace bm
 
@@ -119,6 +119,10 @@ BM_UNITS bool decide(float x, uint32_t word) {
   const float u = uniform(word);
   return fma(u, exp_minus(x), u) < 1.f;
 }
+
+// What a unit of a softmax layer weighs beside the one with the largest field, exp(x - largest); 1 for that one even
+// where its field is infinite.
+BM_UNITS float softmax_term(float x, float largest) { return exp_minus(x < largest ? largest - x : 0.f); }
 
 // min(1, exp(log_ratio))
 BM_UNITS float acceptance(double log_ratio) { return log_ratio >= 0 ? 1.f : exp_minus(-static_cast<float>(log_ratio)); }

@@ -41,6 +41,12 @@ def tree() -> Graph:
     return Graph(tuple(Layer(name, n) for name, n in units.items()), couplings)
 
 
+def categories() -> Graph:
+    """Softmax layers of one and of two tiles of units, coupled to each other and to a binary layer."""
+    layers = (Layer("visible", 50), Layer("labels", 10, Kind.SOFTMAX), Layer("words", 70, Kind.SOFTMAX))
+    return Graph(layers, (Coupling(0, 1), Coupling(1, 2)))
+
+
 def run(
     machine: Machine, n_chains: int, n_sweeps: int, *, program: Program | None = None, options: str = ""
 ) -> list[Tensor]:
@@ -141,6 +147,14 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
     yield "dense inputs, blocks of chains", run(rbm, 300, 2)
     yield "many chains", run(make_machine(chain_graph((70, 33))), 150, 8, options="base clamp")
     yield "many chains of a tree", run(make_machine(tree()), 130, 8)
+    labelled, two_softmax = make_machine(chain_graph((40, 33), n_classes=10)), make_machine(categories())
+    for n, n_sweeps in ((11, 2), (45, 2), (64, 2), (130, 8)):  # rows of weights, dense inputs, tables in both places
+        yield f"labelled machine, {n} chains", run(labelled, n, n_sweeps, options="base clamp")
+        yield f"softmax layers, {n} chains", run(two_softmax, n, n_sweeps, options="base clamp")
+    yield "softmax layers beta", run(two_softmax, 5, 3, options="beta")
+    yield "softmax layers", run(two_softmax, 5, 3)
+    yield "tempering of a labelled machine", tempered(labelled, 2)
+    yield "tempering of many labelled chains", tempered(labelled, 24, with_base=True)
     yield "extreme fan-in", extreme_fan_in()
 
     g = torch.Generator().manual_seed(3)
@@ -166,6 +180,11 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
     yield "real means", [rbm.layer_means(full_update(rbm.graph, i), values) for i in (0, 1)]
     states = [(value > 0.5).to(torch.uint8) for value in values]
     yield "real free energy", [rbm.free_energy((full_update(rbm.graph, 1),), states, betas=torch.tensor([0.3, 1.0]))]
+    real = [torch.rand(13, n, generator=g) for n in (40, 33, 10)]
+    yield "real means of labels", [labelled.layer_means(full_update(labelled.graph, 2), real)]
+    whole = [(real[0] > 0.5).to(torch.uint8), real[1], torch.eye(10, dtype=torch.uint8)[torch.arange(13) % 10]]
+    summed = [full_update(labelled.graph, i) for i in (0, 2)]
+    yield "real free energy of labels", [labelled.free_energy(summed, whole, betas=torch.tensor([0.3, 1.0]))]
 
 
 def digest(tensors: list[Tensor]) -> str:

@@ -46,7 +46,13 @@ def semi_restricted() -> Graph:
     return Graph(layers, (Coupling(0, 1), Coupling(0, 2), Coupling(2, 1)))
 
 
-GRAPHS = {
+def potts() -> Graph:
+    """Two softmax layers that are coupled to each other and, one of them, to a binary layer."""
+    layers = (Layer("visible", 4), Layer("left", 3, Kind.SOFTMAX), Layer("right", 4, Kind.SOFTMAX))
+    return Graph(layers, (Coupling(0, 1), Coupling(1, 2)))
+
+
+BINARY = {
     "rbm": chain_graph((5, 4)),
     "dbm3": chain_graph((4, 3, 3)),
     "dbm4": chain_graph((3, 3, 2, 2)),
@@ -54,6 +60,9 @@ GRAPHS = {
     "semi_restricted": semi_restricted(),
 }
 """Bernoulli graphs of at most 2,048 states."""
+
+GRAPHS = {**BINARY, "labelled": chain_graph((4, 4), n_classes=3), "potts": potts()}
+"""These, and graphs with softmax layers."""
 
 
 # --- enumeration ------------------------------------------------------------------------------------------------------
@@ -64,9 +73,19 @@ def all_states(n_units: int) -> Tensor:
     return (torch.arange(2**n_units)[:, None] >> torch.arange(n_units) & 1).to(torch.uint8)
 
 
+def states_of(graph: Graph) -> Tensor:
+    """All states of the layers side by side, uint8 ``[n_states, units]``: any of binary ones, one unit of softmax."""
+    sizes = [layer.units for layer in graph.layers]
+    states = all_states(sum(sizes))
+    for i, layer in enumerate(graph.layers):
+        if layer.kind is Kind.SOFTMAX:
+            states = states[states.split(sizes, 1)[i].sum(1) == 1]
+    return states
+
+
 @dataclass(frozen=True)
 class Truth:
-    """The distribution of a machine's Bernoulli layers: states ``[n_states, units]``, log Z, probabilities."""
+    """The distribution of a machine's layers: states ``[n_states, units]``, log Z, probabilities."""
 
     graph: Graph
     states: Tensor
@@ -80,8 +99,7 @@ class Truth:
 
     def numbers(self, layers: Sequence[Tensor]) -> Tensor:
         """Which state each chain is in, int64 ``[n_chains]``."""
-        units = torch.cat(list(layers), 1).long()
-        return (units << torch.arange(units.shape[1])).sum(1)
+        return torch.searchsorted(_codes(self.states), _codes(torch.cat(list(layers), 1)))
 
     def draw(self, n: int, generator: torch.Generator, p: Tensor | None = None) -> tuple[Tensor, ...]:
         """Independent exact draws, by default from the whole distribution."""
@@ -95,8 +113,13 @@ class Truth:
         return p / p.sum()
 
 
+def _codes(states: Tensor) -> Tensor:
+    """Units as the bits of a number, int64 ``[n]``."""
+    return (states.long() << torch.arange(states.shape[1])).sum(1)
+
+
 def energies(machine: Machine, states: Tensor, beta: float = 1.0, base: Sequence[Tensor] | None = None) -> Tensor:
-    """beta E + (1 - beta) E_base of Bernoulli states ``[n, units]``, float64; without base: beta E."""
+    """beta E + (1 - beta) E_base of 0/1 states ``[n, units]``, float64; without base: beta E."""
     parameters = machine.parameters
     layers = states.double().split([layer.units for layer in machine.graph.layers], 1)
     energy = torch.zeros(len(states), dtype=torch.float64)
@@ -113,8 +136,8 @@ def energies(machine: Machine, states: Tensor, beta: float = 1.0, base: Sequence
 
 
 def enumerate_machine(machine: Machine, beta: float = 1.0, base: Sequence[Tensor] | None = None) -> Truth:
-    """Exact truth about a Bernoulli machine at inverse temperature beta, on the path from ``base``."""
-    states = all_states(sum(layer.units for layer in machine.graph.layers))
+    """Exact truth about a machine without real units at inverse temperature beta, on the path from ``base``."""
+    states = states_of(machine.graph)
     log_p = -energies(machine, states, beta, base)
     log_z = torch.logsumexp(log_p, 0).item()
     return Truth(machine.graph, states, log_z, (log_p - log_z).exp())

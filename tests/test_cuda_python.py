@@ -35,7 +35,7 @@ from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from bm_fast.training import CD, PCD, Trainer, captured
 from cuda_runner import emulated_module
 from engine_cases import make_machine, run, tree
-from enumeration import DRIFT_BOUND, GRAPHS, enumerate_machine, variation_ratio
+from enumeration import BINARY, DRIFT_BOUND, enumerate_machine, variation_ratio
 
 
 class Gpu:
@@ -419,12 +419,12 @@ def test_weights_are_put_on_their_grid_where_they_are(gpu: Gpu) -> None:
 # --- the right distribution, on a GPU alone: emulated, the bits are the processor's ----------------------------------
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", BINARY)
 def test_chains_at_their_distribution_stay_there_on_a_gpu(name: str) -> None:
     """As in test_no_drift.py, where the bound is explained."""
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU")
-    here = enumeration.machine(GRAPHS[name])
+    here = enumeration.machine(BINARY[name])
     truth = enumerate_machine(here)
     chains = Chains(tuple(layer.cuda() for layer in truth.draw(40_000, torch.Generator().manual_seed(1))), seed=7)
     held = here.parameters

@@ -19,6 +19,7 @@ from enumeration import (
     enumerate_machine,
     gaussian_parameters,
     machine,
+    states_of,
 )
 
 
@@ -124,7 +125,7 @@ def test_free_energy_sums_out_either_colour(name: str, with_base: bool) -> None:
     built, sizes = machine(graph), [layer.units for layer in graph.layers]
     generator = torch.Generator().manual_seed(2)
     base = [torch.randn(n, generator=generator) for n in sizes] if with_base else None
-    states = all_states(sum(sizes))
+    states = states_of(graph)
     layers = [part.contiguous() for part in states.split(sizes, 1)]
     for colour in graph.colours():
         kept = torch.cat([torch.full((n,), i not in colour) for i, n in enumerate(sizes)])

@@ -33,9 +33,11 @@ INT64 = st.sampled_from([-(2**63), -(2**31), -1, 2**31, 2**63 - 1])
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """A chain or a tree of two to four layers; layer 0 may be Gaussian."""
+    """A chain or a tree of two to four layers; layer 0 may be of any kind."""
     sizes = draw(st.lists(SIZES, min_size=2, max_size=4))
     kinds = [draw(st.sampled_from(Kind)), *([Kind.BERNOULLI] * (len(sizes) - 1))]
+    if kinds[0] is Kind.SOFTMAX:
+        sizes[0] = max(sizes[0], 2)
     layers = tuple(Layer(f"layer{i}", n, kind) for i, (n, kind) in enumerate(zip(sizes, kinds, strict=True)))
     tree = draw(st.booleans())
     couplings = tuple(Coupling(0 if tree else i - 1, i) for i in range(1, len(sizes)))
@@ -489,7 +491,7 @@ SPOILED: list[tuple[str, dict[str, Any]]] = [
             (-1, 0, HERE, 0),
             (2**40, 0, HERE, 0),
             (9, 0, 0, 0),
-            (9, 2, HERE, 0),
+            (9, 3, HERE, 0),
             (9, 1, HERE, 0),
         )
     ),

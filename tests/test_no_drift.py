@@ -1,4 +1,4 @@
-"""Chains that start exactly at p stay at p: for every Bernoulli graph, operator and backend; broken kernels do not.
+"""Chains that start exactly at p stay at p: for every graph, operator and backend; broken kernels do not.
 
 Chains start from enumerated probabilities, so slow mixing can neither hide a fault nor raise an alarm. The yardstick is
 ``variation_ratio`` with its bound of 1.3: exact kernels give 0.80, with a standard deviation of at most 0.07 over all

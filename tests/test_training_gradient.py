@@ -18,7 +18,7 @@ from bm_fast.training.estimators import Estimator
 from bm_fast.training.gradient import OFFSET_RATE, Block, Gradient, Offsets, Rows
 from enumeration import all_states, enumerate_gaussian, enumerate_machine
 
-KINDS = list(Kind)
+KINDS = [Kind.BERNOULLI, Kind.GAUSSIAN]
 Parameters = dict[str, Tensor]
 
 

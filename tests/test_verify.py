@@ -19,7 +19,7 @@ from bm_fast.program import full_update, gibbs_program
 from bm_fast.tempering import Gibbs, Tempering
 from bm_fast.training import CD, PCD, Trainer
 from bm_fast.training.trainer import Estimator
-from enumeration import GRAPHS, enumerate_machine, machine
+from enumeration import BINARY, enumerate_machine, machine
 
 
 def rbm() -> RBM:
@@ -55,10 +55,10 @@ DATA = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1], [0, 1, 1, 0]], dt
 # --- what is right ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", BINARY)
 def test_machines_of_every_graph_pass(name: str) -> None:
     """With fixed seeds; over seeds, a false alarm once in a thousand."""
-    found = verify(machine(GRAPHS[name], coupling_sd=0.6), n_chains=5000, n_calls=30)
+    found = verify(machine(BINARY[name], coupling_sd=0.6), n_chains=5000, n_calls=30)
     assert found.passed, str(found)
     text = str(found)
     assert "FAILED" not in text
@@ -73,7 +73,7 @@ def known(machine: Machine, seed: int) -> Estimate:
 
 def test_false_alarms_are_as_rare_as_stated() -> None:
     """100 runs at a rate of 20%: 20 are expected; 7 or fewer and 34 or more happen once in 2,000 such tests each."""
-    built = machine(GRAPHS["rbm"], coupling_sd=0.4)
+    built = machine(BINARY["rbm"], coupling_sd=0.4)
     settings = {"n_chains": 2000, "n_calls": 2, "operator": Gibbs(8), "estimator": known, "false_alarms": 0.2}
     failed = [not verify(built, **settings, seed=1000 * k).passed for k in range(100)]  # type: ignore[arg-type]
     assert 7 < sum(failed) < 34
@@ -203,9 +203,9 @@ def test_a_model_whose_machine_is_another_is_caught() -> None:
 # --- its parts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", BINARY)
 def test_enumeration_agrees_with_that_of_the_tests(name: str) -> None:
-    built = machine(GRAPHS[name])
+    built = machine(BINARY[name])
     mine, other = Enumeration.of(built.parameters), enumerate_machine(built)
     assert mine.log_z == pytest.approx(other.log_z, abs=1e-12)
     torch.testing.assert_close(mine.p, other.p, rtol=0, atol=1e-15)

@@ -63,6 +63,10 @@ struct Kernels {
   bool (*sweep)(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values,
                 int64_t first, int64_t n, Scratch scratch, StopView stop);
 
+  // The unit of a softmax layer that turns on, by one random word, and the probabilities of all [units] unless null.
+  //   x: tempered fields [padded]; held: [units], not 0 for units that stay off; null: none
+  int32_t (*draw_softmax)(float* means, const float* x, int32_t units, const uint8_t* held, uint32_t word);
+
   void (*layer_means)(float* out, MachineView machine, UpdateView update, const ValuesView* values, TemperView how,
                       int64_t first, int64_t n, Scratch scratch);
 

@@ -107,6 +107,7 @@ class LookupPart {
     }
     if (sweep.beta) beta_ = Array<float>(blocks_ * kBlock);
     if (sweep.gap) totals_ = Array<int64_t>((machine.n_couplings() + 1) * blocks_ * kBlock);
+    for (int i = 0; i < program.n_updates; i++) make_room_for_softmax(program.updates[i]);
     if (tables_) return;
     rows_.resize(2 * machine.n_couplings());
     for (int i = 0; i < program.n_updates; i++)
@@ -170,10 +171,22 @@ class LookupPart {
     }
   }
 
+  void make_room_for_softmax(const UpdateView& update) {
+    const LayerView& layer = machine_.layer(update.layer);
+    if (layer.kind != Kind::kSoftmax) return;
+    const size_t n_sums = update.n_inputs * groups_of(layer.units) * kUnits * kTile;
+    if (softmax_sums_.size() < n_sums) softmax_sums_ = Array<int32_t>(n_sums);
+    if (static_cast<int64_t>(chosen_.size()) >= layer.units) return;
+    softmax_fields_ = Array<float>(layer.padded);
+    softmax_held_ = Array<uint8_t>(layer.units);
+    chosen_.resize(layer.units);
+  }
+
   // A group of four units is refreshed for all chains before the next, so that its tables stay in the nearest cache.
   bool run_update(const ProgramView& program, int index, int64_t sweep, StopView stop) {
     const UpdateView& update = program.updates[index];
     const LayerView& layer = machine_.layer(update.layer);
+    if (layer.kind == Kind::kSoftmax) return run_softmax(program, index, sweep, stop);
     Decision what = {};
     what.inputs = update.n_inputs;
     for (int i = 0; i < update.n_inputs; i++) {
@@ -195,7 +208,7 @@ class LookupPart {
       for (int64_t block = 0; block < blocks_;) {
         if (stop.requested()) return false;
         const int blocks = tables_ ? tile_blocks(blocks_ - block) : 1;
-        for (int i = 0; i < update.n_inputs; i++) add_fields(update.inputs[i], i, unit / kUnits, block, blocks);
+        for (int i = 0; i < update.n_inputs; i++) add_fields(sums_[i], update.inputs[i], unit / kUnits, block, blocks);
         what.first_chain = sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock);
         what.beta = sweep_.beta ? beta_.data() + block * kBlock : nullptr;
         uint64_t drawn[kUnits][kMaxBlocks];
@@ -209,9 +222,78 @@ class LookupPart {
     return true;
   }
 
-  void add_fields(const InputView& input, int i, int64_t unit_group, int64_t block, int blocks) {
+  // A softmax layer is small: its sums are kept for all units, and each chain then chooses one of them.
+  bool run_softmax(const ProgramView& program, int index, int64_t sweep, StopView stop) {
+    const UpdateView& update = program.updates[index];
+    const int64_t groups = groups_of(machine_.layer(update.layer).units);
+    for (int64_t block = 0; block < blocks_;) {
+      const int blocks = tables_ ? tile_blocks(blocks_ - block) : 1;
+      for (int64_t group = 0; group < groups; group++) {
+        if (stop.requested()) return false;
+        for (int i = 0; i < update.n_inputs; i++)
+          add_fields(softmax_sums_.data() + (i * groups + group) * kUnits * kTile, update.inputs[i], group, block,
+                     blocks);
+      }
+      choose_units(program, index, sweep, block, blocks);
+      block += blocks;
+    }
+    return true;
+  }
+
+  void choose_units(const ProgramView& program, int index, int64_t sweep, int64_t block, int blocks) {
+    const UpdateView& update = program.updates[index];
+    const int64_t units = machine_.layer(update.layer).units, sums = groups_of(units) * kUnits * kTile;
+    const bool is_last = sweep == sweep_.n_sweeps - 1, wants_gap = sweep_.gap && is_last;
+    float* means = is_last ? sweep_.means[update.layer] : nullptr;
+    std::fill(chosen_.begin(), chosen_.end(), Chosen{});
+    for (int c = 0; c < chains_in(block, blocks); c++) {
+      const int64_t chain = first_ + block * kBlock + c;
+      const int64_t on = choose_unit(update, sweep, block, c, means ? means + chain * units : nullptr);
+      chosen_[on].chains[c / kBlock] |= uint64_t{1} << c % kBlock;
+      if (!wants_gap) continue;
+      for (int i = 0; i < update.n_inputs; i++)
+        if (!is_updated_after(program, index, update.inputs[i].layer))
+          totals(update.inputs[i].coupling)[block * kBlock + c] += softmax_sums_[i * sums + on * kTile + c];
+      totals(machine_.n_couplings())[block * kBlock + c] += sweep_.gap->biases[update.layer][on];
+    }
+    for (int64_t u = 0; u < units; u++)
+      run_.place(states(update.layer, block) + u / layout_.units * kBlock, stride(update.layer), layout_.bit(u),
+                 chosen_[u].chains, nullptr, blocks);
+  }
+
+  // The unit that is on from now on in chain c of a tile; means: [units] or null.
+  int64_t choose_unit(const UpdateView& update, int64_t sweep, int64_t block, int c, float* means) {
+    const LayerView& layer = machine_.layer(update.layer);
+    const int64_t b = block + c / kBlock, lane = c % kBlock, sums = groups_of(layer.units) * kUnits * kTile;
+    const bool has_held = held_[update.layer].size() > 0;
+    for (int64_t u = 0; has_held && u < layer.units; u++) {
+      softmax_held_[u] = held_[update.layer][b * layer.units + u] >> lane & 1;
+      const int word = states(update.layer, b)[u / layout_.units * kBlock + lane];
+      if (!softmax_held_[u] || !(word >> layout_.bit(u) & 1)) continue;
+      for (int64_t i = 0; means && i < layer.units; i++) means[i] = i == u;
+      return u;
+    }
+    for (int64_t u = 0; u < layer.units; u++) {
+      float x = layer.biases[u];
+      for (int i = 0; i < update.n_inputs; i++)
+        x = units::fma(static_cast<float>(softmax_sums_[i * sums + u * kTile + c]), update.inputs[i].scale, x);
+      if (sweep_.beta) {
+        const float beta = beta_[block * kBlock + c];
+        x = sweep_.base ? units::fma(beta, x, (1.f - beta) * sweep_.base[update.layer][u]) : beta * x;
+      }
+      softmax_fields_[u] = x;
+    }
+    uint32_t words[4] = {0, sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock + c),
+                         sweep_.first_sweep + static_cast<uint32_t>(sweep),
+                         units::layer_and_purpose(static_cast<uint32_t>(update.layer), units::kGibbs)};
+    units::philox(words[0], words[1], words[2], words[3], sweep_.seed);
+    return kernels().draw_softmax(means, softmax_fields_.data(), layer.units, has_held ? softmax_held_.data() : nullptr,
+                                  words[0]);
+  }
+
+  void add_fields(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks) {
     if (tables_) {
-      add_from_tables(input, i, unit_group, block, blocks);
+      add_from_tables(sums, input, unit_group, block, blocks);
       return;
     }
     const int n_in = input.weights.inputs;
@@ -219,11 +301,11 @@ class LookupPart {
     for (int u = 0; u < kUnits; u++)
       rows[u] = rows_[direction(input)] +
                 std::min<int64_t>(unit_group * kUnits + u, input.weights.outputs - 1) * padded(n_in);
-    run_.accumulate_few(sums_[i], states(input.layer, block), rows, n_in, chains_in(block));
+    run_.accumulate_few(sums, states(input.layer, block), rows, n_in, chains_in(block));
   }
 
   // While a group is at work, its tiles share the fetching of the next group's tables into the second-level cache.
-  void add_from_tables(const InputView& input, int i, int64_t unit_group, int64_t block, int blocks) {
+  void add_from_tables(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks) {
     const Direction& d = tables_->directions[direction(input)];
     const int64_t tiles = (blocks_ + kMaxBlocks - 1) / kMaxBlocks, tile = block / kMaxBlocks;
     constexpr int64_t kWordLines = kWordTable / kEntries;
@@ -232,7 +314,7 @@ class LookupPart {
       const int words = std::min(d.chunk_words, d.words - word);
       const int64_t here = d.offset(unit_group, word);
       const int64_t ahead = d.offset(unit_group + 1, word) + tile * lines * words * kEntries;
-      run_.accumulate(sums_[i], word > 0, states(input.layer, block) + static_cast<int64_t>(word) * kBlock,
+      run_.accumulate(sums, word > 0, states(input.layer, block) + static_cast<int64_t>(word) * kBlock,
                       stride(input.layer), d.high.data() + here, d.low.data() + here, words, blocks,
                       d.high.data() + ahead, d.low.data() + ahead, static_cast<int>(lines));
     }
@@ -294,6 +376,15 @@ class LookupPart {
   std::vector<Array<uint64_t>> held_;   // per layer [blocks][units], empty where nothing is clamped
   Array<float> beta_;                   // [64 blocks]
   Array<int64_t> totals_;               // [couplings, then biases][64 blocks], of the gaps; empty where not wanted
+  // Of the largest softmax layer: [inputs][unit groups][kUnits * kTile], a chain's tempered fields and held units, and
+  // the chains in which each unit is on.
+  Array<int32_t> softmax_sums_;
+  Array<float> softmax_fields_;
+  Array<uint8_t> softmax_held_;
+  struct Chosen {
+    uint64_t chains[kMaxBlocks];
+  };
+  std::vector<Chosen> chosen_;
   alignas(64) int32_t sums_[kMaxInputs][kUnits * kTile];
   alignas(64) float means_[kUnits][kTile];
 };
@@ -301,7 +392,7 @@ class LookupPart {
 bool lookup_suits(const Machine& machine, const ProgramView& program) {
   if (!kernels().lookup) return false;
   for (int layer = 0; layer < machine.n_layers(); layer++)
-    if (machine.layer(layer).kind != Kind::kBernoulli) return false;
+    if (machine.layer(layer).kind == Kind::kGaussian) return false;
   for (int i = 0; i < program.n_updates; i++)
     if (program.updates[i].n_inputs > kMaxInputs) return false;
   return true;

@@ -10,7 +10,7 @@
 
 namespace bm::cpu {
 
-// Whether the kernel can run this program: the instruction set has it, layers are binary, and not too many couplings
+// Whether the kernel can run this program: the instruction set has it, no layer is real, and not too many couplings
 // lead to one of them.
 bool lookup_suits(const Machine& machine, const ProgramView& program);
 

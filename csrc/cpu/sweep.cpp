@@ -74,7 +74,9 @@ bool registers_pay(const Machine& machine, const ProgramView& program, const Val
   const std::vector<bool> is_on = mostly_on(machine, values, n_chains);
   for (int i = 0; i < program.n_updates; i++)
     for (int j = 0; j < program.updates[i].n_inputs; j++)
-      if (!is_on[program.updates[i].inputs[j].layer]) return false;
+      if (const int source = program.updates[i].inputs[j].layer;
+          !is_on[source] && machine.layer(source).kind != Kind::kSoftmax)  // of these one unit alone is on, of few
+        return false;
   return true;
 }
 

@@ -20,7 +20,7 @@ class Chains:
     Chain i draws its random numbers by (seed, first_chain + i, sweep) alone: its path is the same on any device and
     number of threads, whether it runs in one call or in many, and beside whichever other chains.
 
-    layers: per layer uint8 0/1 (Bernoulli) or float32 (Gaussian), ``[n_chains, units]``; updated in place.
+    layers: per layer uint8 0/1 (Bernoulli, softmax) or float32 (Gaussian), ``[n_chains, units]``; updated in place.
     seed: 64-bit key of the random numbers.
     sweep: sweeps done so far.
     first_chain: index of the first chain, for chains that are split over several objects.

@@ -21,6 +21,8 @@ class Kind(IntEnum):
 
     BERNOULLI = 0
     GAUSSIAN = 1
+    SOFTMAX = 2
+    """Units of which exactly one is on: a categorical variable, such as the label of a case."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Layer:
     def __post_init__(self) -> None:
         count(f"units of layer {self.name!r}", self.units)
         object.__setattr__(self, "kind", Kind(self.kind))
+        if self.kind is Kind.SOFTMAX and self.units < 2:
+            raise ValueError(f"units of layer {self.name!r}: expected at least 2 softmax units, got {self.units}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Coupling:
 
 @dataclass(frozen=True)
 class Graph:
-    """Layers and the couplings between them; layer 0 is the visible layer of a single-pathway machine."""
+    """Layers and the couplings between them; layer 0 is the visible layer of a single-pathway machine.
+
+    Layers of any kinds may be coupled, softmax layers to each other too (a Potts coupling), but for two Gaussian ones.
+    """
 
     layers: tuple[Layer, ...]
     couplings: tuple[Coupling, ...]
@@ -109,9 +116,18 @@ class Graph:
         )
 
 
-def chain_graph(units: Sequence[int], visible: Kind = Kind.BERNOULLI) -> Graph:
-    """Layers in a row, each coupled to the next: an RBM (two layers) or a deep Boltzmann machine."""
+LABELS = "labels"
+"""Name of the softmax layer that holds the class of a case."""
+
+
+def chain_graph(units: Sequence[int], visible: Kind = Kind.BERNOULLI, n_classes: int | None = None) -> Graph:
+    """Layers in a row, each coupled to the next: an RBM (two layers) or a deep Boltzmann machine.
+
+    n_classes: units of a softmax layer ``LABELS``, the last of all, that is coupled to the top; None for no such layer.
+    """
     names = ["visible", *(["hidden"] if len(units) == 2 else [f"hidden{i}" for i in range(1, len(units))])]
     kinds = [visible, *([Kind.BERNOULLI] * (len(units) - 1))]
-    layers = tuple(Layer(n, u, k) for n, u, k in zip(names, units, kinds, strict=True))
-    return Graph(layers, tuple(Coupling(i, i + 1) for i in range(len(units) - 1)))
+    layers = [Layer(n, u, k) for n, u, k in zip(names, units, kinds, strict=True)]
+    if n_classes is not None:
+        layers.append(Layer(LABELS, n_classes, Kind.SOFTMAX))
+    return Graph(tuple(layers), tuple(Coupling(i, i + 1) for i in range(len(layers) - 1)))

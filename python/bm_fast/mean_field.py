@@ -4,7 +4,8 @@ Q gives unit k the mean μ_k and maximises log p(v) - KL(Q ‖ p(h | v)), which 
 
     -F_Q(v) = -E_Q[E(v, h)] + Σ_k H(μ_k) <= log Σ_h exp(-E(v, h))
 
-At a maximum every mean is that of its unit given the means of all others, μ_k = σ(field of k). The iterations update
+At a maximum every mean is that of its unit given the means of all others, μ_k = σ(field of k). A softmax layer is one
+variable: its means are the probabilities of its units, the softmax of their fields. The iterations update
 layers that are not coupled to each other together, and all others after them, so that without damping F_Q never rises.
 
 Source: Saul, Jaakkola and Jordan, Mean field theory for sigmoid belief networks (1996); Salakhutdinov and Hinton, Deep
@@ -57,28 +58,41 @@ def upward_program(graph: Graph, clamped: Collection[int]) -> Program:
 
     The fields from inputs that are not yet known are made up for by scaling the known ones by the number of all
     couplings over that of the known: in a chain all layers below the top are doubled (Salakhutdinov and Hinton, 2009).
+    Softmax layers, of which one unit alone is on, make up for nothing: their inputs are neither scaled nor counted, and
+    the pass begins at other layers where such are clamped.
     """
     known = set(clamped)
     program: list[Block] = []
-    while True:
-        front = [
-            layer
-            for layer in range(len(graph.layers))
-            if layer not in known and any(other in known for _, other in graph.neighbours(layer))
-        ]
-        if not front:
-            return tuple(program)
+    while front := _front(graph, known):
         for layer in front:
             neighbours = graph.neighbours(layer)
             reached = [coupling for coupling, other in neighbours if other in known]
-            scale = len(neighbours) / len(reached)
+            counted = {coupling for coupling, other in neighbours if not _is_softmax(graph, other)}
+            scale = len(counted) / max(len(counted.intersection(reached)), 1)
             inputs = tuple(
-                Input(source.coupling, source.transposed, scale)
+                Input(source.coupling, source.transposed, scale if source.coupling in counted else 1.0)
                 for source in full_update(graph, layer).inputs
                 if source.coupling in reached
             )
             program.append((Update(layer, inputs),))
         known.update(front)
+    return tuple(program)
+
+
+def _is_softmax(graph: Graph, layer: int) -> bool:
+    return graph.layers[layer].kind is Kind.SOFTMAX
+
+
+def _front(graph: Graph, known: Collection[int]) -> list[int]:
+    """Layers that are next to a known one; next to known softmax layers only where there are no others."""
+    beside = {
+        layer: [other for _, other in graph.neighbours(layer) if other in known]
+        for layer in range(len(graph.layers))
+        if layer not in known
+    }
+    return [layer for layer, others in beside.items() if not all(_is_softmax(graph, other) for other in others)] or [
+        layer for layer, others in beside.items() if others
+    ]
 
 
 def infer(
@@ -121,12 +135,12 @@ def infer(
 def free_energy(machine: Machine, layers: Sequence[Tensor], clamped: Collection[int] = (0,)) -> Tensor:
     """F_Q = E_Q[E] - Σ H(μ) of each case in float64 ``[n]``, an upper bound of -log Σ_h exp(-E(v, h)) for any means.
 
-    layers: per layer values or means ``[n, units]``; Bernoulli units of layers that are not clamped add their entropy.
+    layers: per layer values or means ``[n, units]``; layers that are not clamped add their entropy.
     """
     parameters, graph = machine.parameters, machine.graph
     free = [i for i in range(len(graph.layers)) if i not in clamped]
-    if any(graph.layers[i].kind is not Kind.BERNOULLI for i in free):
-        raise ValueError("layers: the bound needs Bernoulli units in all layers that are not clamped")
+    if any(graph.layers[i].kind is Kind.GAUSSIAN for i in free):
+        raise ValueError("layers: the bound needs Bernoulli or softmax units in all layers that are not clamped")
     weights = [parameters.weight(i).double() for i in range(len(graph.couplings))]
     parts = []
     for rows in zip(*(torch.split(layer, _CASES) for layer in layers), strict=True):
@@ -139,6 +153,8 @@ def free_energy(machine: Machine, layers: Sequence[Tensor], clamped: Collection[
         for coupling, weight in zip(graph.couplings, weights, strict=True):
             total -= ((values[coupling.lower] @ weight) * values[coupling.upper]).sum(1)
         for i in free:
-            total -= (torch.special.entr(values[i]) + torch.special.entr(1 - values[i])).sum(1)
+            total -= torch.special.entr(values[i]).sum(1)
+            if not _is_softmax(graph, i):
+                total -= torch.special.entr(1 - values[i]).sum(1)
         parts.append(total)
     return torch.cat(parts)

@@ -39,6 +39,8 @@ class BoltzmannModel(nn.Module, ABC):
 
     def __init__(self, graph: Graph, seed: int, weight_scale: float) -> None:
         super().__init__()
+        if graph.layers[VISIBLE].kind is Kind.SOFTMAX:
+            raise ValueError("visible: expected BERNOULLI or GAUSSIAN, got SOFTMAX; softmax units hold labels")
         if not 0 <= weight_scale < math.inf:
             raise ValueError(f"weight_scale: expected a finite number of at least 0, got {weight_scale}")
         whole_number("seed", seed, 0, 2**64 - 1)

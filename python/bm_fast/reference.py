@@ -115,6 +115,35 @@ def accept(log_ratio: Tensor, words: Tensor) -> Tensor:
     return (log_ratio >= 0) | (uniform(words) * exp_minus(log_ratio.float()) < 1)
 
 
+def softmax_terms(x: Tensor, held: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """exp(x_j - max x) of fields ``[n, units]``, 0 for ``held`` units, and their cumulative sums in order; float32."""
+    free = x if held is None else torch.where(held, -torch.inf, x)
+    largest = free.amax(1, keepdim=True)
+    # a field that equals the largest has the term 1 even where both are infinite
+    terms = exp_minus(torch.where(x < largest, largest - x, torch.zeros(())))
+    terms = terms if held is None else torch.where(held, 0, terms)
+    sums = [terms[:, 0]]
+    for term in terms.T[1:]:
+        sums.append(sums[-1] + term)
+    return terms, torch.stack(sums, 1)
+
+
+def softmax(x: Tensor, held: Tensor | None = None) -> Tensor:
+    """Probabilities of the units of a softmax layer with these fields, float32 ``[n, units]``; 0 for ``held`` ones."""
+    terms, sums = softmax_terms(x, held)
+    return terms / sums[:, -1:]
+
+
+def choose(x: Tensor, words: Tensor, held: Tensor | None = None) -> Tensor:
+    """States of a softmax layer with these fields, uint8 ``[n, units]``, by one random word for each row ``[n]``.
+
+    The unit that is on is the first whose cumulative sum reaches u times the sum of all.
+    """
+    _, sums = softmax_terms(x, held)
+    chosen = (sums < uniform(words)[:, None] * sums[:, -1:]).sum(1)
+    return torch.nn.functional.one_hot(chosen, x.shape[1]).to(torch.uint8)
+
+
 def logistic(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x)) from the same polynomial; one rounding per operation."""
     return 1 / (1 + exp_minus(x))
@@ -163,9 +192,10 @@ def _precision(parameters: Parameters, layer: int, beta: Tensor | None, base: ob
 
 def layer_mean(parameters: Parameters, layer: int, x: Tensor, beta: Tensor | None, base: object | None) -> Tensor:
     """Mean of each unit given its tempered field."""
-    if parameters.graph.layers[layer].kind is Kind.GAUSSIAN:
+    kind = parameters.graph.layers[layer].kind
+    if kind is Kind.GAUSSIAN:
         return x / _precision(parameters, layer, beta, base)
-    return logistic(x)
+    return softmax(x) if kind is Kind.SOFTMAX else logistic(x)
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -193,9 +223,10 @@ def sweep(
 ) -> int:
     """Runs a program in place on the states of many chains; returns the sweeps done.
 
-    layers: per layer uint8 0/1 (Bernoulli) or float32 (Gaussian) ``[n_chains, units]``.
+    layers: per layer uint8 0/1 (Bernoulli, softmax) or float32 (Gaussian) ``[n_chains, units]``.
     beta: float32 ``[n_chains]``; base: per layer float32 ``[units]``, the biases at beta = 0.
-    clamp: layer -> uint8 ``[n_chains, units]``, 1 where a unit keeps its value.
+    clamp: layer -> uint8 ``[n_chains, units]``, 1 where a unit keeps its value. A softmax layer keeps its state where
+        the unit that is on is held, and otherwise chooses among the units that are not.
     means: layer -> float32 ``[n_chains, units]`` that receives the means from which the last sweep drew that layer.
     """
     chains = torch.arange(first_chain, first_chain + layers[0].shape[0])
@@ -206,15 +237,22 @@ def sweep(
                 layer_base = None if base is None else base[layer]
                 x = tempered(model_field(parameters, update, layers), beta, layer_base)
                 units = state.shape[1]
-                if parameters.graph.layers[layer].kind is Kind.GAUSSIAN:
+                kind = parameters.graph.layers[layer].kind
+                held = clamp[layer].bool() if layer in clamp else None
+                if kind is Kind.SOFTMAX:
+                    words = random_words(1, chains, s, layer, Purpose.GIBBS, seed)[:, 0]
+                    drawn, mean = choose(x, words, held), softmax(x, held)
+                    if held is not None:
+                        held = (held & (state == 1)).any(1, keepdim=True)
+                elif kind is Kind.GAUSSIAN:
                     precision = _precision(parameters, layer, beta, base)
                     words = random_words(units + units % 2, chains, s, layer, Purpose.GIBBS, seed)  # normals are pairs
                     drawn = x / precision + normals(words)[:, :units] / precision.sqrt()
+                    mean = layer_mean(parameters, layer, x, beta, base)
                 else:
                     drawn = decide(x, random_words(units, chains, s, layer, Purpose.GIBBS, seed))
-                mean = layer_mean(parameters, layer, x, beta, base)
-                if layer in clamp:
-                    held = clamp[layer].bool()
+                    mean = layer_mean(parameters, layer, x, beta, base)
+                if held is not None:
                     drawn, mean = torch.where(held, state, drawn), torch.where(held, state.float(), mean)
                 state.copy_(drawn)
                 if layer in means:
@@ -393,9 +431,12 @@ def free_energy(
         for k, beta in enumerate(betas):
             b = beta.expand(n_chains)
             x = tempered(field, b, None if base is None else base[update.layer]).double()
-            if parameters.graph.layers[update.layer].kind is Kind.GAUSSIAN:
+            kind = parameters.graph.layers[update.layer].kind
+            if kind is Kind.GAUSSIAN:
                 precision = _precision(parameters, update.layer, b, base).double()
                 out[k] -= (x.square() / (2 * precision) + (2 * math.pi / precision).log() / 2).sum(1)
+            elif kind is Kind.SOFTMAX:
+                out[k] -= x.logsumexp(1)
             else:
                 out[k] -= torch.nn.functional.softplus(x, threshold=40).sum(1)
     return out

@@ -54,9 +54,60 @@ static inline void tile_precisions(float* __restrict to, const float* __restrict
   for (int u = 0; u < kPad; u++) to[u] = b * precisions[u];
 }
 
+// What tells the probabilities of a softmax layer from its fields: the largest of them, and the sum of all terms in the
+// order of the units.
+struct Softmax {
+  float largest, total;
+};
+
+// terms[64] of the units of a tile; 0 for those that are held
+static inline void softmax_terms(float* __restrict terms, const float* __restrict x, float largest,
+                                 const uint8_t* __restrict held, int32_t width) {
+  for (int u = 0; u < kPad; u++) terms[u] = units::softmax_term(x[u], largest);
+  if (!held) return;
+  for (int32_t u = 0; u < width; u++) terms[u] = held[u] ? 0.f : terms[u];
+}
+
+static inline int32_t tile_width(int32_t n, int32_t unit) { return n - unit < kPad ? n - unit : kPad; }
+
+// Of n fields, padded to whole tiles; held: [n] or null.
+static inline Softmax softmax_of(const float* __restrict x, int32_t n, const uint8_t* __restrict held) {
+  Softmax softmax = {-__builtin_inff(), 0.f};
+  for (int32_t u = 0; u < n; u++)
+    if (x[u] > softmax.largest && !(held && held[u])) softmax.largest = x[u];
+  for (int32_t unit = 0; unit < n; unit += kPad) {
+    alignas(64) float terms[kPad];
+    const int32_t width = tile_width(n, unit);
+    softmax_terms(terms, x + unit, softmax.largest, held ? held + unit : nullptr, width);
+    for (int32_t u = 0; u < width; u++) softmax.total += terms[u];
+  }
+  return softmax;
+}
+
+// The first unit whose cumulative sum reaches u times the sum of all.
+static inline int32_t choose_unit(const float* __restrict x, int32_t n, const uint8_t* __restrict held,
+                                  const Softmax& softmax, uint32_t word) {
+  const float threshold = units::uniform(word) * softmax.total;
+  float sum = 0.f;
+  for (int32_t unit = 0; unit < n; unit += kPad) {
+    alignas(64) float terms[kPad];
+    const int32_t width = tile_width(n, unit);
+    softmax_terms(terms, x + unit, softmax.largest, held ? held + unit : nullptr, width);
+    for (int32_t u = 0; u < width; u++) {
+      sum += terms[u];
+      if (!(sum < threshold)) return unit + u;
+    }
+  }
+  return n - 1;
+}
+
+// softmax: of all fields of the layer, where it is one.
 static inline void tile_means(float* __restrict to, const float* __restrict x, const LayerView& layer, int32_t unit,
-                              const float* beta, bool has_base) {
-  if (layer.kind == Kind::kGaussian) {
+                              const float* beta, bool has_base, const Softmax& softmax) {
+  if (layer.kind == Kind::kSoftmax) {
+    softmax_terms(to, x, softmax.largest, nullptr, kPad);
+    for (int u = 0; u < kPad; u++) to[u] /= softmax.total;
+  } else if (layer.kind == Kind::kGaussian) {
     alignas(64) float precisions[kPad];
     tile_precisions(precisions, layer.precisions + unit, beta, has_base);
     for (int u = 0; u < kPad; u++) to[u] = x[u] / precisions[u];

@@ -160,6 +160,13 @@ static double sum_softplus(float* __restrict x, int32_t n) {
   return total + add_lanes(lanes);
 }
 
+static double log_sum_exp(const float* x, int32_t n) {
+  double largest = x[0], total = 0;
+  for (int32_t u = 1; u < n; u++) largest = x[u] > largest ? x[u] : largest;
+  for (int32_t u = 0; u < n; u++) total += __builtin_exp(x[u] - largest);
+  return largest + __builtin_log(total);
+}
+
 // Sum of x^2 / (2 precision) + log(2 pi / precision) / 2
 static double sum_gaussian(const float* x, const float* precisions, double beta, int32_t n) {
   double total = 0;
@@ -202,7 +209,8 @@ void free_energy(double* out, MachineView machine, ProgramView summed, const boo
           temper(tempered, betas + k, layer_base, layer.padded);
           out[k * n_chains + chain + c] -=
               layer.kind == Kind::kGaussian ? sum_gaussian(tempered, layer.precisions, base ? 1 : betas[k], layer.units)
-                                            : sum_softplus(tempered, layer.units);
+              : layer.kind == Kind::kSoftmax ? log_sum_exp(tempered, layer.units)
+                                             : sum_softplus(tempered, layer.units);
         }
       }
     }

@@ -7,6 +7,7 @@ namespace bm::cpu::BM_ISA {
 
 bool sweep(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values, int64_t first,
            int64_t n, Scratch scratch, StopView stop);
+int32_t draw_softmax(float* means, const float* x, int32_t units, const uint8_t* held, uint32_t word);
 void layer_means(float* out, MachineView machine, UpdateView update, const ValuesView* values, TemperView how,
                  int64_t first, int64_t n, Scratch scratch);
 void energy(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first, int64_t n,

@@ -10,11 +10,12 @@ namespace bm::cpu::BM_ISA {
 static inline float step_means(float* __restrict means, const float* __restrict fields, const LayerView& layer,
                                float damping) {
   float change = 0.f;
+  const Softmax softmax = layer.kind == Kind::kSoftmax ? softmax_of(fields, layer.units, nullptr) : Softmax{};
   for (int32_t unit = 0; unit < layer.units; unit += kPad) {
     const int32_t width = layer.units - unit < kPad ? layer.units - unit : kPad;
     alignas(64) float fresh[kPad], old[kPad] = {};
     memcpy(old, means + unit, width * sizeof(float));
-    tile_means(fresh, fields + unit, layer, unit, nullptr, false);
+    tile_means(fresh, fields + unit, layer, unit, nullptr, false, softmax);
     float largest[kPad];
     for (int32_t u = 0; u < kPad; u++) {
       fresh[u] = units::fma(damping, old[u] - fresh[u], fresh[u]);

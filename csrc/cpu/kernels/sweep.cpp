@@ -22,6 +22,30 @@ static void keep_held(T* __restrict drawn, const T* __restrict old, const uint8_
   for (int32_t u = 0; u < n; u++) drawn[u] = held[u] ? old[u] : drawn[u];
 }
 
+int32_t draw_softmax(float* means, const float* x, int32_t units, const uint8_t* held, uint32_t word) {
+  const Softmax softmax = softmax_of(x, units, held);
+  for (int32_t unit = 0; means && unit < units; unit += kPad) {
+    alignas(64) float terms[kPad];
+    const int32_t width = tile_width(units, unit);
+    softmax_terms(terms, x + unit, softmax.largest, held ? held + unit : nullptr, width);
+    for (int32_t u = 0; u < width; u++) means[unit + u] = terms[u] / softmax.total;
+  }
+  return choose_unit(x, units, held, softmax, word);
+}
+
+// A layer whose unit that is on is held keeps its state; otherwise one of the units that are not held turns on.
+static void draw_softmax_chain(const float* x, const LayerView& layer, uint8_t* state, const uint8_t* held,
+                               float* means, uint32_t word) {
+  for (int32_t u = 0; held && u < layer.units; u++)
+    if (held[u] && state[u]) {
+      for (int32_t i = 0; means && i < layer.units; i++) means[i] = state[i];
+      return;
+    }
+  const int32_t on = draw_softmax(means, x, layer.units, held, word);
+  memset(state, 0, layer.units);
+  state[on] = 1;
+}
+
 static void draw_chain(float* x, const LayerView& layer, int index, const SweepView& what, int64_t sweep,
                        int64_t chain) {
   const float* beta = what.beta ? what.beta + chain : nullptr;
@@ -29,14 +53,21 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
   const int64_t start = chain * layer.units;
   const uint8_t* clamp = what.clamp[index] ? what.clamp[index] + start : nullptr;
   float* means = sweep + 1 == what.n_sweeps && what.means[index] ? what.means[index] + start : nullptr;
+  const uint32_t counted_chain = what.first_chain + static_cast<uint32_t>(chain);
+  const uint32_t counted_sweep = what.first_sweep + static_cast<uint32_t>(sweep);
+  const uint32_t purpose = units::layer_and_purpose(static_cast<uint32_t>(index), units::kGibbs);
+  if (layer.kind == Kind::kSoftmax) {
+    uint32_t words[4] = {0, counted_chain, counted_sweep, purpose};
+    units::philox(words[0], words[1], words[2], words[3], what.seed);
+    draw_softmax_chain(x, layer, static_cast<uint8_t*>(what.states[index]) + start, clamp, means, words[0]);
+    return;
+  }
   for (int32_t unit = 0; unit < layer.units; unit += kPad) {
-    const int32_t n = layer.units - unit < kPad ? layer.units - unit : kPad;
+    const int32_t n = tile_width(layer.units, unit);
     alignas(64) uint32_t words[kPad];
     alignas(64) float mean[kPad];
-    tile_words(words, unit, what.first_chain + static_cast<uint32_t>(chain),
-               what.first_sweep + static_cast<uint32_t>(sweep),
-               units::layer_and_purpose(static_cast<uint32_t>(index), units::kGibbs), what.seed);
-    if (means) tile_means(mean, x + unit, layer, unit, beta, what.base);
+    tile_words(words, unit, counted_chain, counted_sweep, purpose, what.seed);
+    if (means) tile_means(mean, x + unit, layer, unit, beta, what.base, {});
     if (layer.kind == Kind::kGaussian) {
       alignas(64) float drawn[kPad];
       float* state = static_cast<float*>(what.states[index]) + start + unit;
@@ -86,11 +117,11 @@ void layer_means(float* out, MachineView machine, UpdateView update, const Value
       float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
       const float* beta = how.beta ? how.beta + chain + c : nullptr;
       temper(x, beta, how.base ? how.base[update.layer] : nullptr, layer.padded);
+      const Softmax softmax = layer.kind == Kind::kSoftmax ? softmax_of(x, layer.units, nullptr) : Softmax{};
       for (int32_t unit = 0; unit < layer.units; unit += kPad) {
         alignas(64) float mean[kPad];
-        tile_means(mean, x + unit, layer, unit, beta, how.base);
-        memcpy(out + (chain + c) * layer.units + unit, mean,
-               (layer.units - unit < kPad ? layer.units - unit : kPad) * sizeof(float));
+        tile_means(mean, x + unit, layer, unit, beta, how.base, softmax);
+        memcpy(out + (chain + c) * layer.units + unit, mean, tile_width(layer.units, unit) * sizeof(float));
       }
     }
   }

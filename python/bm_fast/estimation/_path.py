@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bm_fast.chains import Chains
-from bm_fast.graph import Graph
+from bm_fast.graph import Graph, Kind
 from bm_fast.ops import Machine
 from bm_fast.program import full_update, gibbs_program
 
@@ -57,13 +57,16 @@ class AnnealingPath:
     def base_log_z(self) -> float:
         """log Z of the base distribution."""
         total = 0.0
-        for base, precision in zip(self.base, self.machine.parameters.precisions, strict=True):
+        parameters = self.machine.parameters
+        for layer, base, precision in zip(parameters.graph.layers, self.base, parameters.precisions, strict=True):
             field = base.double()
-            if precision is None:
-                total += torch.nn.functional.softplus(field, threshold=40).sum().item()
-            else:
+            if precision is not None:
                 precision = precision.double()
                 total += (field.square() / precision + (2 * math.pi / precision).log()).sum().item() / 2
+            elif layer.kind is Kind.SOFTMAX:
+                total += field.logsumexp(0).item()
+            else:
+                total += torch.nn.functional.softplus(field, threshold=40).sum().item()
         return total
 
     def _base_log_density(self, layers: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from bm_fast.arguments import count
 from bm_fast.estimation._machine import Model, as_machine
 from bm_fast.estimation._path import AnnealingPath
 from bm_fast.estimation.schedule import ADAPTIVE, PUBLISHED, adaptive_betas, fixed_betas
+from bm_fast.graph import Kind
 
 MIN_EFFECTIVE_SAMPLES = 10
 """The least effective sample size that is trusted. It keeps the standard error of log Z below 0.32, so that the
@@ -127,8 +128,8 @@ def base_biases(
     """Biases of independent units that fit the data, one float32 ``[units]`` per layer: the start for ``ais``.
 
     Bernoulli units: the logit of the smoothed rate (mean + 0.05) / 1.05, which is kept as far below 1 as above 0
-    (Salakhutdinov and Murray, 2008, add five counts per hundred cases). Gaussian units: precision · mean. Layers
-    without data: zero.
+    (Salakhutdinov and Murray, 2008, add five counts per hundred cases). Softmax units: the log of rates smoothed
+    towards equal ones. Gaussian units: precision · mean. Layers without data: zero.
 
     data: ``[n, units]`` of layer 0, grey levels in 0..1 allowed; or a mapping from layer to such data.
     """
@@ -142,6 +143,9 @@ def base_biases(
         precision = parameters.precisions[i]
         if precision is not None:
             base[i] = (precision.double() * mean).float()
+            continue
+        if machine.graph.layers[i].kind is Kind.SOFTMAX:
+            base[i] = ((mean + _SMOOTHING / len(mean)) / (1 + _SMOOTHING)).log().float()
             continue
         rate = ((mean + _SMOOTHING) / (1 + _SMOOTHING)).clamp(max=1 / (1 + _SMOOTHING))
         base[i] = rate.logit().float()

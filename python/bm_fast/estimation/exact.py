@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -25,30 +28,26 @@ def exact_log_z(model: Model, *, progress: bool = False) -> float:
     Of the graph's colours one is summed out in closed form, and every state of all other layers is enumerated: the
     smaller layer of an RBM, the even or the odd layers of a deep machine or a tree. Gaussian layers are always summed
     out. The enumerated units are split in a low and a high half, whose fields are added instead of recomputed; memory
-    stays at some ten megabytes.
+    stays at some ten megabytes. Softmax layers that are not summed out are held at each of their units in turn.
 
     progress: shows a bar if it takes longer than a second.
-    ValueError: more than 25 units to enumerate, or Gaussian layers in different colours. For those use ``ais``.
+    ValueError: more than 2^25 states to enumerate, or Gaussian layers in different colours. For those use ``ais``.
     """
     parameters = as_machine(model).parameters
     graph = parameters.graph
     summed = _summed_colour(graph)
     kept = [i for i in range(len(graph.layers)) if i not in summed]
-    n_units = sum(graph.layers[i].units for i in kept)
+    held = [i for i in kept if graph.layers[i].kind is Kind.SOFTMAX]
+    n_units = _enumerated_units(graph, summed)
     if n_units > MAX_ENUMERATED_UNITS:
         raise ValueError(
-            f"model: exact log Z would enumerate the {n_units} units of {[graph.layers[i].name for i in kept]}, "
+            f"model: exact log Z would enumerate the {n_units:g} units of {[graph.layers[i].name for i in kept]}, "
             f"the limit is {MAX_ENUMERATED_UNITS}; estimate it with ais"
         )
-    bias, among = _enumerated_energy(parameters, kept)
-    weights = {layer: _weights_to(parameters, layer, kept) for layer in summed}
-    n_low = min(n_units, _LOW_UNITS)
-    low = _states(0, 1 << n_low, n_low, bias.device)
-    low_terms = low @ bias[:n_low] + _quadratic(low, among[:n_low, :n_low])
-    n_high_states = 1 << (n_units - n_low)
-    blocks = []
+    binary = [i for i in kept if i not in held]
+    sums = []
     with tqdm(
-        total=1 << n_units,
+        total=round(2**n_units),
         desc="exact log Z",
         unit=" states",
         unit_scale=True,
@@ -56,16 +55,52 @@ def exact_log_z(model: Model, *, progress: bool = False) -> float:
         delay=1.0,
         disable=not progress,
     ) as bar:
-        for start in range(0, n_high_states, _HIGH_ROWS):
-            high = _states(start, min(start + _HIGH_ROWS, n_high_states), n_units - n_low, bias.device)
-            high_terms = high @ bias[n_low:] + _quadratic(high, among[n_low:, n_low:])
-            log_p = low_terms[:, None] + high_terms + low @ (among[:n_low, n_low:] @ high.T)
-            for layer, weight in weights.items():
-                from_low = low @ weight[:n_low] + parameters.biases[layer].double()
-                log_p += _summed_out(parameters, layer, from_low, high @ weight[n_low:])
-            blocks.append(log_p.flatten().logsumexp(0).item())
-            bar.update(log_p.numel())
-    return torch.tensor(blocks, dtype=torch.float64).logsumexp(0).item()
+        for units in itertools.product(*(range(graph.layers[i].units) for i in held)):
+            biases, constant = _with_held(parameters, dict(zip(held, units, strict=True)))
+            sums += [constant + block for block in _block_sums(parameters, biases, summed, binary, bar)]
+    return torch.tensor(sums, dtype=torch.float64).logsumexp(0).item()
+
+
+def _block_sums(
+    parameters: Parameters, biases: list[Tensor], summed: tuple[int, ...], kept: list[int], bar: tqdm[NoReturn]
+) -> Iterator[float]:
+    """log Σ exp(-E) over blocks of the states of the Bernoulli layers ``kept``, the layers ``summed`` summed out."""
+    bias, among = _enumerated_energy(parameters, biases, kept)
+    weights = {layer: _weights_to(parameters, layer, kept) for layer in summed}
+    n_units = len(bias)
+    n_low = min(n_units, _LOW_UNITS)
+    low = _states(0, 1 << n_low, n_low, bias.device)
+    low_terms = low @ bias[:n_low] + _quadratic(low, among[:n_low, :n_low])
+    n_high_states = 1 << (n_units - n_low)
+    for start in range(0, n_high_states, _HIGH_ROWS):
+        high = _states(start, min(start + _HIGH_ROWS, n_high_states), n_units - n_low, bias.device)
+        high_terms = high @ bias[n_low:] + _quadratic(high, among[n_low:, n_low:])
+        log_p = low_terms[:, None] + high_terms + low @ (among[:n_low, n_low:] @ high.T)
+        for layer, weight in weights.items():
+            log_p += _summed_out(parameters, layer, low @ weight[:n_low] + biases[layer], high @ weight[n_low:])
+        yield log_p.flatten().logsumexp(0).item()
+        bar.update(log_p.numel())
+
+
+def _enumerated_units(graph: Graph, summed: Collection[int]) -> float:
+    """log2 of the number of states of the layers that are not summed out."""
+    kept = [layer for i, layer in enumerate(graph.layers) if i not in summed]
+    return sum(math.log2(layer.units) if layer.kind is Kind.SOFTMAX else layer.units for layer in kept)
+
+
+def _with_held(parameters: Parameters, units: Mapping[int, int]) -> tuple[list[Tensor], float]:
+    """Biases of all layers, float64, beside softmax layers held at these units, and -E of the held layers alone."""
+    biases = [bias.double() for bias in parameters.biases]
+    constant = sum(float(biases[layer][unit]) for layer, unit in units.items())
+    for i, coupling in enumerate(parameters.graph.couplings):
+        lower, upper, weight = coupling.lower, coupling.upper, parameters.weight(i).double()
+        if lower in units and upper in units:
+            constant += float(weight[units[lower], units[upper]])
+        elif lower in units:
+            biases[upper] = biases[upper] + weight[units[lower]]
+        elif upper in units:
+            biases[lower] = biases[lower] + weight[:, units[upper]]
+    return biases, constant
 
 
 def _summed_colour(graph: Graph) -> tuple[int, ...]:
@@ -74,7 +109,7 @@ def _summed_colour(graph: Graph) -> tuple[int, ...]:
     if not colours:
         names = [graph.layers[i].name for i in sorted(gaussian)]
         raise ValueError(f"model: the Gaussian layers {names} have different colours and cannot all be summed out")
-    return max(colours, key=lambda colour: sum(graph.layers[i].units for i in colour))
+    return min(colours, key=lambda colour: _enumerated_units(graph, colour))
 
 
 def _states(start: int, stop: int, n_units: int, device: torch.device) -> Tensor:
@@ -89,11 +124,11 @@ def _offsets(graph: Graph, kept: list[int]) -> dict[int, int]:
     return {layer: sum(sizes[:k]) for k, layer in enumerate(kept)}
 
 
-def _enumerated_energy(parameters: Parameters, kept: list[int]) -> tuple[Tensor, Tensor]:
+def _enumerated_energy(parameters: Parameters, biases: list[Tensor], kept: list[int]) -> tuple[Tensor, Tensor]:
     """Biases ``[n]`` of the enumerated units and the couplings among them, ``[n, n]`` above the diagonal."""
     offsets = _offsets(parameters.graph, kept)
     empty = torch.zeros(0, dtype=torch.float64, device=parameters.biases[0].device)
-    bias = torch.cat([empty, *(parameters.biases[layer].double() for layer in kept)])
+    bias = torch.cat([empty, *(biases[layer] for layer in kept)])
     among = bias.new_zeros(len(bias), len(bias))
     for i, coupling in enumerate(parameters.graph.couplings):
         if coupling.lower in offsets and coupling.upper in offsets:
@@ -105,11 +140,13 @@ def _enumerated_energy(parameters: Parameters, kept: list[int]) -> tuple[Tensor,
 
 
 def _weights_to(parameters: Parameters, layer: int, kept: list[int]) -> Tensor:
-    """Weights from all enumerated units to one summed layer, float64 ``[n, units]``."""
+    """Weights from the enumerated units of Bernoulli layers to one summed layer, float64 ``[n, units]``."""
     graph = parameters.graph
     offsets, n_units = _offsets(graph, kept), sum(graph.layers[other].units for other in kept)
     weights = parameters.biases[layer].new_zeros(n_units, graph.layers[layer].units, dtype=torch.float64)
     for i, other in graph.neighbours(layer):
+        if other not in offsets:
+            continue
         weight = parameters.weight(i).double()
         rows = slice(offsets[other], offsets[other] + graph.layers[other].units)
         weights[rows] = weight.T if graph.couplings[i].lower == layer else weight
@@ -123,6 +160,11 @@ def _quadratic(states: Tensor, among: Tensor) -> Tensor:
 def _summed_out(parameters: Parameters, layer: int, low: Tensor, high: Tensor) -> Tensor:
     """log of the sum (or integral) over a layer whose fields are ``low_n + high_m``, float64 ``[n, m]``."""
     precision = parameters.precisions[layer]
+    if parameters.graph.layers[layer].kind is Kind.SOFTMAX:
+        total = low[:, 0, None] + high[:, 0]
+        for unit in range(1, low.shape[1]):
+            total = torch.logaddexp(total, low[:, unit, None] + high[:, unit])
+        return total
     if precision is None:
         return softplus_sums(low, high)
     precision = precision.double()

@@ -111,6 +111,12 @@ def finite_log_z(log_z: float | AISEstimate) -> float:
 
 def _exact_pseudo(machine: Machine, v: Tensor) -> Tensor:
     """v: float64 0/1 ``[n, units]``. Flipping unit i adds ±W_i to the hidden fields, for all units at once."""
+    for layer in machine.graph.layers[1:]:
+        if layer.kind is not Kind.BERNOULLI:
+            raise ValueError(
+                f"method: 'exact' needs Bernoulli hidden units, got {layer.kind.name} ones in layer {layer.name!r}; "
+                "'stochastic' serves others"
+            )
     parameters = machine.parameters
     on = v == 1
     change = torch.where(on, -1.0, 1.0) * parameters.biases[0].double()  # F(v) - F(v~), its hidden part still missing

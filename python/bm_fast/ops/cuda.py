@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bm_fast import reference
+from bm_fast.graph import Kind
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
 from bm_fast.ops.native import address, addresses, plain, plain_layers, rung_addresses, value_addresses
@@ -76,6 +77,12 @@ class Machine:
     """
 
     def __init__(self, parameters: Parameters, counter: Tensor | None = None) -> None:
+        for layer in parameters.graph.layers:
+            if layer.kind is Kind.SOFTMAX:
+                raise ValueError(
+                    f"layer {layer.name!r}: softmax units run on the CPU alone; CUDA devices have Bernoulli and "
+                    "Gaussian ones"
+                )
         self._device = parameters.biases[0].device
         self._parameters = parameters  # what is not copied is used where it is
         self._counter = counter

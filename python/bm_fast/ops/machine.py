@@ -17,10 +17,10 @@ from bm_fast.ops.grid import quantise
 from bm_fast.ops.random import bernoulli
 from bm_fast.parameters import Parameters, snapshot
 from bm_fast.program import Program, Update, check_program
-from bm_fast.reference import Purpose
+from bm_fast.reference import Purpose, choose, random_words
 
 _MAX_FLOAT = torch.finfo(torch.float32).max
-_STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32}
+_STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32, Kind.SOFTMAX: torch.uint8}
 
 
 _CASES = 1024  # of mean field in one native call, which takes a tenth of a second for a big machine
@@ -61,7 +61,7 @@ class Machine:
         return cls(snapshot(graph, weights, biases, precisions, quantise))
 
     def chains(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:
-        """Chains at sweep 0: fair coins for Bernoulli layers, zeros for Gaussian ones.
+        """Chains at sweep 0: fair coins for Bernoulli layers, zeros for Gaussian ones, any unit of a softmax layer.
 
         >>> machine.chains(1024, seed=0)  # doctest: +SKIP
         """
@@ -80,6 +80,9 @@ class Machine:
                     layer=i,
                     purpose=Purpose.INITIAL,
                 )
+            elif layer.kind is Kind.SOFTMAX:
+                words = random_words(1, rows, 0, i, Purpose.INITIAL, seed)[:, 0]
+                state.copy_(choose(torch.zeros(state.shape, device=self.device), words))
         return Chains(layers, seed, 0, first_chain)
 
     def sweep(
@@ -98,7 +101,8 @@ class Machine:
 
         beta: inverse temperature of each chain, float32 ``[n_chains]``, default 1.
         base: biases at beta = 0, per layer float32 ``[units]``; default: no base, beta scales the whole energy.
-        clamp: layer -> uint8 ``[n_chains, units]``, 1 where a unit keeps its value.
+        clamp: layer -> uint8 ``[n_chains, units]``, 1 where a unit keeps its value. In a softmax layer held units that
+            are off stay off, and one of the others turns on; one that is on keeps the layer as it is.
         means: layer -> float32 ``[n_chains, units]`` that receives the means from which the last sweep drew that layer.
         progress: called now and then with the number of sweeps done in this call.
 
@@ -268,6 +272,12 @@ class Machine:
         for i, (layer, value) in enumerate(zip(self.graph.layers, values, strict=True)):
             dtypes = (_STATE_DTYPES[layer.kind],) if states else (torch.uint8, torch.float32)
             check(f"{name}[{i}] ({layer.name})", value, dtypes, (n_chains, layer.units), self.device)
+            if states and layer.kind is Kind.SOFTMAX:
+                on = value.sum(1, dtype=torch.int64)
+                if not bool((on == 1).all()):
+                    raise ValueError(
+                        f"{name}[{i}] ({layer.name}): expected exactly one softmax unit on, got {int(on[on != 1][0])}"
+                    )
 
     def _check_base(self, base: Sequence[Tensor] | None) -> None:
         if base is not None:
