@@ -12,7 +12,8 @@ from bm_fast.estimation.likelihood import (
     pseudo_log_likelihood,
     reconstruction_error,
 )
-from bm_fast.estimation.reverse import reverse_ais
+from bm_fast.estimation.moments import MomentAveragedPath, moment_averaged_path
+from bm_fast.estimation.reverse import raise_log_likelihood, reverse_ais
 from bm_fast.estimation.schedule import adaptive_betas
 from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
 from bm_fast.estimation.verification import Verification, verify
@@ -23,6 +24,7 @@ __all__ = [
     "LayerHealth",
     "LogLikelihoodEstimate",
     "MeanLogLikelihood",
+    "MomentAveragedPath",
     "TemperedLogZ",
     "UntrustworthyEstimate",
     "Verification",
@@ -37,7 +39,9 @@ __all__ = [
     "log_likelihood",
     "mean_log_likelihood",
     "mean_variational_bound",
+    "moment_averaged_path",
     "pseudo_log_likelihood",
+    "raise_log_likelihood",
     "reconstruction_error",
     "reverse_ais",
     "split_r_hat",

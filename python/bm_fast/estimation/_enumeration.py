@@ -40,7 +40,7 @@ class Enumeration:
             raise ValueError(f"model: expected at most {MAX_UNITS} units in all layers together, got {n_units}")
         device = parameters.biases[0].device
         states = (torch.arange(2**n_units, device=device)[:, None] >> torch.arange(n_units, device=device) & 1).byte()
-        layers = states.double().split([layer.units for layer in graph.layers], 1)
+        layers = torch.split(states.double(), [layer.units for layer in graph.layers], 1)
         energies = torch.zeros(len(states), dtype=torch.float64, device=device)
         for i, coupling in enumerate(graph.couplings):
             energies -= ((layers[coupling.lower] @ parameters.weight(i).double()) * layers[coupling.upper]).sum(1)
@@ -51,7 +51,7 @@ class Enumeration:
 
     def layers(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """The states with these numbers, per layer uint8 ``[n, units]``."""
-        parts = self.states[numbers].split([layer.units for layer in self.graph.layers], 1)
+        parts = torch.split(self.states[numbers], [layer.units for layer in self.graph.layers], 1)
         return tuple(part.contiguous() for part in parts)
 
     def numbers(self, layers: Sequence[Tensor]) -> Tensor:
@@ -80,6 +80,6 @@ class Enumeration:
         """Means of lower·upperᵀ of each coupling, then of each layer, under p ``[2^n]``; float64."""
         states = self.states.double()
         sizes = [layer.units for layer in self.graph.layers]
-        pairs = (states.T @ (p[:, None] * states)).split(sizes, 0)
-        couplings = [pairs[c.lower].split(sizes, 1)[c.upper] for c in self.graph.couplings]
-        return [*couplings, *(p @ states).split(sizes)]
+        pairs = torch.split(states.T @ (p[:, None] * states), sizes)
+        couplings = [torch.split(pairs[c.lower], sizes, 1)[c.upper] for c in self.graph.couplings]
+        return [*couplings, *torch.split(p @ states, sizes)]

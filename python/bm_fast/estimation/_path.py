@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,40 @@ from torch import Tensor
 from bm_fast.chains import Chains
 from bm_fast.graph import Graph, Kind
 from bm_fast.ops import Machine
-from bm_fast.program import full_update, gibbs_program
+from bm_fast.program import Program, Update, full_update, gibbs_program
+
+
+class Path(Protocol):
+    """Densities p_beta from independent units at beta = 0 to a machine at beta = 1, and sweeps that keep them."""
+
+    machine: Machine
+
+    def start(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:
+        """Independent exact draws from p_0."""
+
+    def move(self, chains: Chains, beta: float) -> None:
+        """One sweep that leaves p_beta invariant."""
+
+    def log_density(self, layers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
+        """Unnormalised log p_beta of each state, float64 ``[n_betas, n_chains]``."""
+
+    def base_log_z(self) -> float:
+        """log Z of p_0."""
+
+
+def path_of(machine: Machine, base: Sequence[Tensor] | None, path: Path | None) -> Path:
+    """The given path, checked, or the geometric one from a base; ValueError where they do not fit together."""
+    if path is None:
+        return AnnealingPath(machine, base)
+    if base is not None:
+        raise ValueError("base: expected None beside a path, which has its own")
+    own, other = path.machine.parameters, machine.parameters
+    same = own.graph == other.graph and all(
+        torch.equal(a, b) for a, b in zip((*own.weights, *own.biases), (*other.weights, *other.biases), strict=True)
+    )
+    if not same:
+        raise ValueError("path: expected one that ends at the model, got one that ends at another machine")
+    return path
 
 
 class AnnealingPath:
@@ -29,10 +63,7 @@ class AnnealingPath:
         for i, values in enumerate(self.base):
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"base[{i}]: expected finite values, got NaN or infinity")
-        summed = _summed_colour(graph)
-        self.updates = [full_update(graph, layer) for layer in summed]
-        kept = [layer for layer in range(len(graph.layers)) if layer not in summed]
-        self.program = gibbs_program(graph, last=kept[0] if kept else None)
+        self.updates, self.program = summed_and_sweep(graph)
 
     def start(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:
         """Independent exact draws from the base distribution."""
@@ -76,6 +107,13 @@ class AnnealingPath:
             if precision is not None:
                 total -= state.double().square() @ precision.double() / 2
         return total
+
+
+def summed_and_sweep(graph: Graph) -> tuple[list[Update], Program]:
+    """Updates of the colour that is summed out of densities, and a sweep that refreshes that colour first."""
+    summed = _summed_colour(graph)
+    kept = [layer for layer in range(len(graph.layers)) if layer not in summed]
+    return [full_update(graph, layer) for layer in summed], gibbs_program(graph, last=kept[0] if kept else None)
 
 
 def _summed_colour(graph: Graph) -> tuple[int, ...]:

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from bm_fast import arrays
 from bm_fast.arguments import count
 from bm_fast.estimation._machine import Model, as_machine
-from bm_fast.estimation._path import AnnealingPath
-from bm_fast.estimation.schedule import ADAPTIVE, PUBLISHED, adaptive_betas, fixed_betas
+from bm_fast.estimation._path import Path, path_of
+from bm_fast.estimation.schedule import PUBLISHED, Schedule, schedule_betas
 from bm_fast.graph import Kind
 
 MIN_EFFECTIVE_SAMPLES = 10
@@ -82,8 +82,9 @@ def ais(
     model: Model,
     n_runs: int = 100,
     *,
-    betas: str | int | Sequence[float] | Tensor | NDArray[np.generic] = PUBLISHED,
+    betas: Schedule = PUBLISHED,
     base: Sequence[Tensor] | None = None,
+    path: Path | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> AISEstimate:
@@ -95,6 +96,8 @@ def ais(
     betas: "salakhutdinov-murray" (14,503 of them), "adaptive", a number of equidistant ones, or values that rise from
         0 to 1.
     base: per layer float32 ``[units]``, the biases at beta = 0; ``base_biases`` makes them from data. Default zero.
+    path: other distributions on the way, such as those of ``moment_averaged_path``. Default: geometric, energies are
+        interpolated.
     progress: shows a bar if it takes longer than a second.
 
     Warns with ``UntrustworthyEstimate`` when the weights have collapsed. Well-behaved weights do not prove that every
@@ -102,11 +105,8 @@ def ais(
     """
     count("n_runs", n_runs)
     machine = as_machine(model)
-    if isinstance(betas, str) and betas == ADAPTIVE:
-        schedule = adaptive_betas(machine, base=base, seed=seed, progress=progress)
-    else:
-        schedule = fixed_betas(betas)
-    path = AnnealingPath(machine, base)
+    path = path_of(machine, base, path)
+    schedule = schedule_betas(betas, path, seed, progress)
     chains = path.start(n_runs, seed)
     log_weights = torch.full((n_runs,), path.base_log_z(), dtype=torch.float64, device=machine.device)
     steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist(), strict=True))

@@ -17,7 +17,7 @@ from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base
 from bm_fast.estimation.deep import variational_bound
 from bm_fast.estimation.likelihood import log_likelihood
 from bm_fast.estimation.reverse import reverse_ais
-from bm_fast.estimation.schedule import ADAPTIVE, adaptive_betas
+from bm_fast.estimation.schedule import ADAPTIVE, Schedule, adaptive_betas
 from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
 from bm_fast.machines import Model, as_machine
 from bm_fast.tempering import PoorMixing, TemperingReport, adapted_betas, run, start
@@ -75,7 +75,7 @@ def estimate_log_likelihood(
     n_runs: int = 64,
     rounds: int = 2000,
     sweeps: int = 1,
-    betas: str | int | Sequence[float] | Tensor = ADAPTIVE,
+    betas: Schedule = ADAPTIVE,
     seed: int = 0,
     progress: bool = False,
 ) -> LogLikelihoodEstimate:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bm_fast.estimation._machine import Model, as_machine
-from bm_fast.estimation._path import AnnealingPath
+from bm_fast.estimation._path import Path, path_of
 
 PUBLISHED = "salakhutdinov-murray"
 """14,503 betas: steps of 1e-3 to 0.5, 1e-4 to 0.9, 1e-5 to 1 (Salakhutdinov and Murray, ICML 2008, and their code)."""
@@ -24,7 +24,18 @@ _PILOT_CHAINS = 2**30  # index of the first pilot chain: random numbers that no 
 _MAX_ADAPTIVE = 200_000
 
 
-def fixed_betas(betas: str | int | Sequence[float] | Tensor | NDArray[np.generic]) -> Tensor:
+Schedule = str | int | Sequence[float] | Tensor | NDArray[np.generic]
+"""``PUBLISHED``, ``ADAPTIVE``, a number of equidistant betas, or betas that rise from 0 to 1."""
+
+
+def schedule_betas(betas: Schedule, path: Path, seed: int, progress: bool) -> Tensor:
+    """The betas of an estimate along a path, float32 ``[n]``."""
+    if isinstance(betas, str) and betas == ADAPTIVE:
+        return adaptive_betas(path.machine, path=path, seed=seed, progress=progress)
+    return fixed_betas(betas)
+
+
+def fixed_betas(betas: Schedule) -> Tensor:
     """A schedule as float32 ``[n]`` from 0 to 1: ``PUBLISHED``, n equal steps from a number, or the given betas.
 
     A beta may be repeated: it then gets another sweep. ValueError where betas fall, or do not run from 0 to 1.
@@ -52,6 +63,7 @@ def adaptive_betas(
     drop: float = 1e-4,
     n_runs: int = 100,
     base: Sequence[Tensor] | None = None,
+    path: Path | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
@@ -63,12 +75,13 @@ def adaptive_betas(
     The pilots' random numbers are not those of an estimate with the same seed, so the estimate stays unbiased.
 
     drop: about the variance that one step adds to the log weights.
+    base, path: as for ``ais``.
     """
     if not 0 < drop < 1:
         raise ValueError(f"drop: expected a fraction between 0 and 1, got {drop}")
     if n_runs < 10:
         raise ValueError(f"n_runs: expected at least 10 pilot runs to measure their spread, got {n_runs}")
-    path = AnnealingPath(as_machine(model), base)
+    path = path_of(as_machine(model), base, path)
     chains = path.start(n_runs, seed, first_chain=_PILOT_CHAINS)
     betas, step = [0.0], 1e-3
     with tqdm(total=1.0, desc="adapting betas", leave=False, delay=1.0, disable=not progress) as bar:
@@ -85,7 +98,7 @@ def adaptive_betas(
     return torch.tensor(betas, dtype=torch.float32)
 
 
-def _next_step(path: AnnealingPath, layers: Sequence[Tensor], beta: float, step: float, drop: float) -> float:
+def _next_step(path: Path, layers: Sequence[Tensor], beta: float, step: float, drop: float) -> float:
     """The step that lowers the conditional effective sample size by ``drop``; at most four times ``step``."""
     steps = [min(step * factor, 1 - beta) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
     log_p = path.log_density(layers, [beta, *(beta + s for s in steps)])
