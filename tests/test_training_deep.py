@@ -266,7 +266,7 @@ def test_robbins_monro_halves_the_rate() -> None:
         ),
         (
             lambda: Trainer(m := dbm(), SGD(m.parameters(), lr=1), CD()),
-            "estimator: expected .* for an RBM and MeanFieldPCD for a DBM, got CD for DBM",
+            "estimator: expected .* for an RBM, MeanFieldPCD for a DBM and UpDown for a DBN, got CD for DBM",
         ),
         (
             lambda: Trainer(m := RBM(3, 2), SGD(m.parameters(), lr=1), MeanFieldPCD()),

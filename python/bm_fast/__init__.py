@@ -2,6 +2,7 @@
 
 from bm_fast.chains import Chains
 from bm_fast.dbm import DBM
+from bm_fast.dbn import DBN
 from bm_fast.graph import Coupling, Graph, Kind, Layer, chain_graph
 from bm_fast.mean_field import MeanFieldNotConverged, Posterior
 from bm_fast.ops import Machine
@@ -9,6 +10,7 @@ from bm_fast.rbm import RBM
 
 __all__ = [
     "DBM",
+    "DBN",
     "RBM",
     "Chains",
     "Coupling",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,13 +19,13 @@ from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.graph import Graph, Kind
 from bm_fast.ops import Machine
-from bm_fast.program import gibbs_program
+from bm_fast.program import Program, gibbs_program
 
 VISIBLE = 0
 
 
-class BoltzmannModel(nn.Module, ABC):
-    """Float32 parameters of a machine whose layer 0 is visible; ``RBM`` and ``DBM`` say which layers follow.
+class LayeredModel(nn.Module, ABC):
+    """Float32 parameters over a row of layers, of which layer 0 is visible: what every model has, directed or not.
 
     The parameters are ordinary float32; whatever is computed or sampled uses their values on the integer grid of
     ``Machine`` (docs/numbers.md). Methods take torch tensors or numpy arrays and give back the same kind.
@@ -49,10 +49,12 @@ class BoltzmannModel(nn.Module, ABC):
     def _first_log_precision(self) -> nn.Parameter | None:
         return nn.Parameter(torch.zeros(self.n_visible)) if self.visible is Kind.GAUSSIAN else None
 
-    @property
-    @abstractmethod
-    def coupling_weights(self) -> Sequence[nn.Parameter]:
-        """The weights of each coupling of the graph, float32 ``[units of lower, units of upper]``."""
+    def _precisions(self, graph: Graph) -> list[Tensor | None]:
+        """Those of each layer of ``graph``, which begins with the visible layer."""
+        precisions: list[Tensor | None] = [None] * len(graph.layers)
+        if self.log_precision is not None:
+            precisions[VISIBLE] = self.log_precision.detach().exp()
+        return precisions
 
     @property
     @abstractmethod
@@ -76,16 +78,65 @@ class BoltzmannModel(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.layer_biases[VISIBLE].device
 
+    # --- initialisation and files -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialise_biases(self, data: Tensor | NDArray[np.generic]) -> None:
+        """Sets the visible parameters so that, without weights, units have their mean (and variance) in the data.
+
+        Bernoulli: b = log(p / (1 - p)) with p = (Σ v + 1) / (n + 2), which stays finite for units that never change.
+        Gaussian: λ = 1 / variance and b = λ mean; variances below 1/1000 of the average one are raised to that.
+
+        Source: Hinton, A practical guide to training RBMs (2010), section 8.1; p by Laplace's rule of succession.
+        """
+        values = arrays.rows("data", data, self.graph.layers[VISIBLE], self.device)
+        bias = self.layer_biases[VISIBLE]
+        if self.log_precision is None:
+            on = (values.sum(0, dtype=torch.float64) + 1) / (len(values) + 2)
+            bias.copy_(torch.logit(on))
+            return
+        mean = values.mean(0, dtype=torch.float64)
+        variance = (values.square().mean(0, dtype=torch.float64) - mean.square()).clamp(min=0)
+        if float(variance.sum()) == 0:
+            raise ValueError("data: expected values that vary, got the same row again and again")
+        precision = 1 / variance.clamp(min=1e-3 * float(variance.mean()))
+        self.log_precision.copy_(precision.log())
+        bias.copy_(precision * mean)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to a safetensors file, atomically; errors as in ``checkpoints.save``."""
+        checkpoints.save(path, {self.name: self.settings()})
+
+    def settings(self) -> dict[str, object]:
+        """What a checkpoint holds of a model: its shape and its parameters."""
+        return {**self.shape(), "visible": self.visible.name, "parameters": dict(self.state_dict())}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
+        """The model in a file written by ``save`` or by a trainer's; errors as in ``checkpoints.load``."""
+        held = dict(checkpoints.entry(checkpoints.load(path), cls.name, path))
+        parameters, visible = held.pop("parameters"), Kind[held.pop("visible")]
+        model = cls(**held, visible=visible)  # type: ignore[call-arg]  # every model takes its own shape
+        model.load_state_dict(parameters)
+        return model.to(device)
+
+
+class BoltzmannModel(LayeredModel):
+    """A model whose layers are joined by undirected couplings, as those of ``RBM`` and ``DBM`` are."""
+
+    @property
+    @abstractmethod
+    def coupling_weights(self) -> Sequence[nn.Parameter]:
+        """The weights of each coupling of the graph, float32 ``[units of lower, units of upper]``."""
+
     def machine(self) -> Machine:
         """The machine that runs the present parameters; ValueError if they are not finite or leave the grid.
 
         Building it costs a pass over the weights: build one for many calls while the parameters stay.
         """
-        precisions: list[Tensor | None] = [None] * len(self.graph.layers)
-        if self.log_precision is not None:
-            precisions[VISIBLE] = self.log_precision.detach().exp()
         weights = [weight.detach() for weight in self.coupling_weights]
-        return Machine.build(self.graph, weights, [bias.detach() for bias in self.layer_biases], precisions)
+        biases = [bias.detach() for bias in self.layer_biases]
+        return Machine.build(self.graph, weights, biases, self._precisions(self.graph))
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -129,13 +180,7 @@ class BoltzmannModel(nn.Module, ABC):
         masks = {} if clamp is None else {VISIBLE: self._mask("clamp", clamp, chains.n_chains)}
         if isinstance(beta, (int, float)):
             beta = torch.full((chains.n_chains,), float(beta), device=self.device)
-        program = gibbs_program(self.graph)
-        if progress is not True:
-            report = progress if callable(progress) else None
-            machine.sweep(program, chains, sweeps, beta=beta, clamp=masks, progress=report)
-            return chains
-        with tqdm(total=sweeps, unit="sweep") as bar:
-            machine.sweep(program, chains, sweeps, beta=beta, clamp=masks, progress=lambda n: bar.update(n - bar.n))
+        run_stages(machine, [(gibbs_program(self.graph), sweeps)], chains, progress, beta=beta, clamp=masks)
         return chains
 
     def _mask(self, name: str, given: Tensor | NDArray[np.generic], n_chains: int) -> Tensor:
@@ -153,44 +198,30 @@ class BoltzmannModel(nn.Module, ABC):
             raise ValueError(f"{name}: expected a tensor on {self.device}, got one on {mask.device}")
         return mask.to(torch.uint8).expand(full).contiguous()
 
-    # --- initialisation and files -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def initialise_biases(self, data: Tensor | NDArray[np.generic]) -> None:
-        """Sets the visible parameters so that, without weights, units have their mean (and variance) in the data.
+def run_stages(
+    machine: Machine,
+    stages: Sequence[tuple[Program, int]],
+    chains: Chains,
+    progress: bool | Callable[[int], object],
+    *,
+    beta: Tensor | None = None,
+    clamp: Mapping[int, Tensor] | None = None,
+) -> None:
+    """Runs programs, each for its number of sweeps, one after the other in place; progress counts through all of them.
 
-        Bernoulli: b = log(p / (1 - p)) with p = (Σ v + 1) / (n + 2), which stays finite for units that never change.
-        Gaussian: λ = 1 / variance and b = λ mean; variances below 1/1000 of the average one are raised to that.
+    Arguments as for ``Machine.sweep``; progress: True for a progress bar.
+    """
+    if progress is True:
+        with tqdm(total=sum(sweeps for _, sweeps in stages), unit="sweep") as bar:
+            run_stages(machine, stages, chains, lambda n: bar.update(n - bar.n), beta=beta, clamp=clamp)
+        return
+    before = 0
 
-        Source: Hinton, A practical guide to training RBMs (2010), section 8.1; p by Laplace's rule of succession.
-        """
-        values = arrays.rows("data", data, self.graph.layers[VISIBLE], self.device)
-        bias = self.layer_biases[VISIBLE]
-        if self.log_precision is None:
-            on = (values.sum(0, dtype=torch.float64) + 1) / (len(values) + 2)
-            bias.copy_(torch.logit(on))
-            return
-        mean = values.mean(0, dtype=torch.float64)
-        variance = (values.square().mean(0, dtype=torch.float64) - mean.square()).clamp(min=0)
-        if float(variance.sum()) == 0:
-            raise ValueError("data: expected values that vary, got the same row again and again")
-        precision = 1 / variance.clamp(min=1e-3 * float(variance.mean()))
-        self.log_precision.copy_(precision.log())
-        bias.copy_(precision * mean)
+    def report(done: int) -> None:
+        if callable(progress):
+            progress(before + done)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to a safetensors file, atomically; errors as in ``checkpoints.save``."""
-        checkpoints.save(path, {self.name: self.settings()})
-
-    def settings(self) -> dict[str, object]:
-        """What a checkpoint holds of a model: its shape and its parameters."""
-        return {**self.shape(), "visible": self.visible.name, "parameters": dict(self.state_dict())}
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """The model in a file written by ``save`` or by a trainer's; errors as in ``checkpoints.load``."""
-        held = dict(checkpoints.entry(checkpoints.load(path), cls.name, path))
-        parameters, visible = held.pop("parameters"), Kind[held.pop("visible")]
-        model = cls(**held, visible=visible)  # type: ignore[call-arg]  # every model takes its own shape
-        model.load_state_dict(parameters)
-        return model.to(device)
+    for program, sweeps in stages:
+        machine.sweep(program, chains, sweeps, beta=beta, clamp=clamp, progress=report if progress else None)
+        before += sweeps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,3 +105,15 @@ class RBM(BoltzmannModel):
         unread = values.new_zeros((len(values), self.n_hidden), dtype=torch.uint8)
         summed_out = (full_update(self.graph, HIDDEN),)
         return arrays.given_kind(self.machine().free_energy(summed_out, (values, unread))[0], v)
+
+
+def check_stack(rbms: Sequence[RBM]) -> None:
+    """ValueError naming the RBM, bottom first, whose visible units do not fit the hidden units of the one below."""
+    if not rbms:
+        raise ValueError("rbms: expected at least one RBM, got none")
+    for level, (below, above) in enumerate(itertools.pairwise(rbms), 1):
+        if above.n_visible != below.n_hidden or above.visible is not Kind.BERNOULLI:
+            raise ValueError(
+                f"rbms[{level}]: expected {below.n_hidden} Bernoulli visible units, as many as rbms[{level - 1}] has "
+                f"hidden ones, got {above.n_visible} {above.visible.name.capitalize()} ones"
+            )

@@ -1,6 +1,7 @@
 """How good a machine is: log Z, likelihoods, pseudo-likelihood and reconstruction."""
 
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
+from bm_fast.estimation.belief import dbn_bound, exact_dbn_log_likelihood, mean_dbn_bound
 from bm_fast.estimation.bracket import LogLikelihoodEstimate, estimate_log_likelihood
 from bm_fast.estimation.deep import exact_log_likelihood, mean_variational_bound, variational_bound
 from bm_fast.estimation.exact import MAX_ENUMERATED_UNITS, exact_log_z
@@ -32,11 +33,14 @@ __all__ = [
     "ais",
     "base_biases",
     "chain_health",
+    "dbn_bound",
     "effective_sample_size",
     "estimate_log_likelihood",
+    "exact_dbn_log_likelihood",
     "exact_log_likelihood",
     "exact_log_z",
     "log_likelihood",
+    "mean_dbn_bound",
     "mean_log_likelihood",
     "mean_variational_bound",
     "moment_averaged_path",

@@ -69,11 +69,11 @@ def _block_sums(
     weights = {layer: _weights_to(parameters, layer, kept) for layer in summed}
     n_units = len(bias)
     n_low = min(n_units, _LOW_UNITS)
-    low = _states(0, 1 << n_low, n_low, bias.device)
+    low = binary_states(0, 1 << n_low, n_low, bias.device)
     low_terms = low @ bias[:n_low] + _quadratic(low, among[:n_low, :n_low])
     n_high_states = 1 << (n_units - n_low)
     for start in range(0, n_high_states, _HIGH_ROWS):
-        high = _states(start, min(start + _HIGH_ROWS, n_high_states), n_units - n_low, bias.device)
+        high = binary_states(start, min(start + _HIGH_ROWS, n_high_states), n_units - n_low, bias.device)
         high_terms = high @ bias[n_low:] + _quadratic(high, among[n_low:, n_low:])
         log_p = low_terms[:, None] + high_terms + low @ (among[:n_low, n_low:] @ high.T)
         for layer, weight in weights.items():
@@ -112,7 +112,7 @@ def _summed_colour(graph: Graph) -> tuple[int, ...]:
     return min(colours, key=lambda colour: _enumerated_units(graph, colour))
 
 
-def _states(start: int, stop: int, n_units: int, device: torch.device) -> Tensor:
+def binary_states(start: int, stop: int, n_units: int, device: torch.device) -> Tensor:
     """Binary states number ``start`` to ``stop``, float64 ``[stop - start, n_units]``; unit u is bit u."""
     numbers = torch.arange(start, stop, device=device)[:, None]
     return (numbers >> torch.arange(n_units, device=device) & 1).double()

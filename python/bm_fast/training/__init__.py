@@ -12,10 +12,11 @@ from bm_fast.training.callbacks import (
 from bm_fast.training.deep import MeanFieldPCD, robbins_monro
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.loop import TrainingError
-from bm_fast.training.pretraining import lift, pretrain, stack_estimator, stitch
+from bm_fast.training.pretraining import lift, pretrain, pretrain_dbn, stack_estimator, stitch
 from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
 from bm_fast.training.tempered import PersistentChains
 from bm_fast.training.trainer import Trainer
+from bm_fast.training.updown import UpDown
 
 __all__ = [
     "CD",
@@ -33,8 +34,10 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "TrainingError",
+    "UpDown",
     "lift",
     "pretrain",
+    "pretrain_dbn",
     "robbins_monro",
     "stack_estimator",
     "stitch",

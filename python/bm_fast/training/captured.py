@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from bm_fast import ops
-from bm_fast.model import VISIBLE, BoltzmannModel
+from bm_fast.model import VISIBLE, BoltzmannModel, LayeredModel
+from bm_fast.ops import Machine
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.learner import Learner
 
@@ -38,7 +39,7 @@ class _Recording:
 class CapturedUpdates:
     """Runs the updates of one learner on a GPU, with the optimiser's step in the graph where ``can_capture``."""
 
-    def __init__(self, model: BoltzmannModel, optimizer: Optimizer, learner: Learner) -> None:
+    def __init__(self, model: BoltzmannModel, optimizer: Optimizer, learner: Learner[Machine]) -> None:
         self._model, self._optimizer, self._learner = model, optimizer, learner
         self._recordings: dict[int, _Recording] = {}
         self._depends_on: object = None  # what the recordings depend on, as the last launched update left it
@@ -140,7 +141,7 @@ def can_capture(optimizer: Optimizer) -> bool:
     return all(group.get("capturable", False) for group in groups)
 
 
-def why_not(model: BoltzmannModel, estimator: object) -> str | None:
+def why_not(model: LayeredModel, estimator: object) -> str | None:
     """Why updates cannot be recorded as CUDA graphs; None where they can."""
     if not ops.can_live(model.device):
         return f"the model is on {model.device}"

@@ -103,6 +103,9 @@ class DBMLearner:
         self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1:]]
         self._cases, self._unconverged = 0, 0.0
 
+    def snapshot(self) -> Machine:
+        return self._dbm.machine()
+
     def batch(self, n_data: int) -> Tensor:
         return self._data[VISIBLE][:n_data]
 

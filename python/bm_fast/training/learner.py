@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.gradient import Gradient, Offsets, Rows
 from bm_fast.training.tempered import PersistentChains
 
+Snapshot = TypeVar("Snapshot")
+"""The parameters of an update on the integer grid: a machine, or several."""
 
-class Learner(Protocol):
+
+class Learner(Protocol[Snapshot]):
     """The gradient of one model by one estimator, with its chains and averages.
 
     chains: those of the model phase.
@@ -26,13 +29,16 @@ class Learner(Protocol):
 
     chains: Chains
 
+    def snapshot(self) -> Snapshot:
+        """The present parameters; ValueError if they are not finite or leave the grid."""
+
     def batch(self, n_data: int) -> Tensor:
         """Where the states of the next ``n_data`` data rows go, ``[n_data, n_visible]`` in the dtype of the units."""
 
     def start_at(self, data: Tensor) -> None:
         """Tells the data set ``[n, n_visible]`` before the first update."""
 
-    def fill_gradient(self, machine: Machine, n_data: int) -> None:
+    def fill_gradient(self, machine: Snapshot, n_data: int) -> None:
         """Writes the gradient of the negative log-likelihood into ``.grad``; ``batch(n_data)`` holds the data."""
 
     def free_energy(self, v: Tensor) -> Tensor:
@@ -67,6 +73,9 @@ class RBMLearner:
         start = rbm.machine().chains(n_chains, seed)
         self._rows.model_visible.copy_(start.layers[VISIBLE])
         self.chains = Chains((self._rows.model_visible, start.layers[HIDDEN]), seed)
+
+    def snapshot(self) -> Machine:
+        return self._rbm.machine()
 
     def batch(self, n_data: int) -> Tensor:
         return self._rows.block(n_data, self._estimator.n_model(n_data)).data

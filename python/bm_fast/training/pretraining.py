@@ -1,7 +1,8 @@
-"""Where a deep machine begins: a stack of modified RBMs, each trained on the hidden units of the one below.
+"""Where a deep model begins: a stack of RBMs, each trained on the hidden units of the one below.
 
-A hidden layer of a deep machine gets input from below and from above; the RBMs of the stack get it from one side only.
-So they are trained with inputs doubled wherever the deep machine will have a second neighbour:
+Plain RBMs make a deep belief net, modified ones a deep Boltzmann machine. A hidden layer of a deep machine gets input
+from below and from above; the RBMs of the stack get it from one side only. So they are trained with inputs doubled
+wherever the deep machine will have a second neighbour:
 
     bottom RBM      P(h | v) = σ(2 Wᵀv + c)        E(v | h) from W h + b
     RBMs between    P(h | v) = σ(2 Wᵀv + c)        P(v | h) = σ(2 W h + b)
@@ -29,11 +30,12 @@ from torch.optim import SGD, Optimizer
 
 from bm_fast import arrays
 from bm_fast.dbm import DBM
+from bm_fast.dbn import DBN
 from bm_fast.graph import Kind, chain_graph
 from bm_fast.program import Input, Update
-from bm_fast.rbm import HIDDEN, RBM, VISIBLE
+from bm_fast.rbm import HIDDEN, RBM, VISIBLE, check_stack
 from bm_fast.training.callbacks import Callback
-from bm_fast.training.estimators import CD
+from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.loop import check_epochs
 from bm_fast.training.trainer import Trainer
 
@@ -45,10 +47,11 @@ def stack_estimator(level: int, n_rbms: int, sweeps: int = 1) -> CD:
     return CD(sweeps, up=1.0 if level == n_rbms - 1 else 2.0, down=1.0 if level == 0 else 2.0)
 
 
-def lift(rbm: RBM, estimator: CD, v: Tensor | NDArray[np.generic]) -> Tensor:
+def lift(rbm: RBM, estimator: CD | PCD, v: Tensor | NDArray[np.generic]) -> Tensor:
     """Means of the hidden units given v with the inputs of ``estimator``: data of the next RBM, which draws them."""
     values = arrays.rows("v", v, rbm.graph.layers[VISIBLE], rbm.device)
-    update = Update(HIDDEN, (Input(0, transposed=False, scale=estimator.up),))
+    scale = estimator.up if isinstance(estimator, CD) else 1.0
+    update = Update(HIDDEN, (Input(0, transposed=False, scale=scale),))
     unread = values.new_zeros((len(values), rbm.n_hidden), dtype=torch.uint8)
     return rbm.machine().layer_means(update, (values, unread))
 
@@ -59,14 +62,7 @@ def stitch(rbms: Sequence[RBM]) -> DBM:
 
     ValueError names the RBM whose visible units do not fit the hidden units below it.
     """
-    if not rbms:
-        raise ValueError("rbms: expected at least one RBM, got none")
-    for level, (below, above) in enumerate(itertools.pairwise(rbms), 1):
-        if above.n_visible != below.n_hidden or above.visible is not Kind.BERNOULLI:
-            raise ValueError(
-                f"rbms[{level}]: expected {below.n_hidden} Bernoulli visible units, as many as rbms[{level - 1}] has "
-                f"hidden ones, got {above.n_visible} {above.visible.name.capitalize()} ones"
-            )
+    check_stack(rbms)
     bottom, top = rbms[0], rbms[-1]
     dbm = DBM((bottom.n_visible, *(rbm.n_hidden for rbm in rbms)), bottom.visible).to(bottom.device)
     for weight, rbm in zip(dbm.weights, rbms, strict=True):
@@ -109,6 +105,80 @@ def pretrain(
     ``stitch``.
     """
     n_rbms = len(units) - 1
+    estimators = [stack_estimator(level, n_rbms, sweeps) for level in range(n_rbms)]
+    return stitch(
+        _train_stack(
+            units,
+            train,
+            epochs,
+            estimators,
+            visible=visible,
+            centred=False,
+            batch_size=batch_size,
+            seed=seed,
+            weight_scale=weight_scale,
+            optimizer=optimizer,
+            callbacks=callbacks,
+        )
+    )
+
+
+def pretrain_dbn(
+    units: Sequence[int],
+    train: Tensor | NDArray[np.generic],
+    epochs: Sequence[int],
+    *,
+    visible: Kind = Kind.BERNOULLI,
+    estimator: CD | PCD = CD(1),  # noqa: B008 - frozen
+    centred: bool = True,
+    batch_size: int = 100,
+    seed: int = 0,
+    weight_scale: float = 0.01,
+    optimizer: Callable[[RBM], Optimizer] = _momentum,
+    callbacks: Callable[[int], Sequence[Callback]] = lambda level: (),
+) -> DBN:
+    """Trains a stack of RBMs greedily and makes a deep belief net of it (``DBN.from_rbms``).
+
+    Plain RBMs, each on the hidden units of the one below: a layer of a belief net has its parents on one side only, so
+    nothing is doubled. estimator, centred: as for ``Trainer``, of each RBM. All others as for ``pretrain``; there too,
+    to resume in the middle, use the parts: ``lift`` and ``DBN.from_rbms``.
+
+    Source: Hinton, Osindero and Teh, A fast learning algorithm for deep belief nets (2006).
+    """
+    DBN(units, visible)  # all of it is checked before any of it is trained
+    return DBN.from_rbms(
+        _train_stack(
+            units,
+            train,
+            epochs,
+            [estimator] * (len(units) - 1),
+            visible=visible,
+            centred=centred,
+            batch_size=batch_size,
+            seed=seed,
+            weight_scale=weight_scale,
+            optimizer=optimizer,
+            callbacks=callbacks,
+        )
+    )
+
+
+def _train_stack(
+    units: Sequence[int],
+    train: Tensor | NDArray[np.generic],
+    epochs: Sequence[int],
+    estimators: Sequence[CD | PCD],
+    *,
+    visible: Kind,
+    centred: bool,
+    batch_size: int,
+    seed: int,
+    weight_scale: float,
+    optimizer: Callable[[RBM], Optimizer],
+    callbacks: Callable[[int], Sequence[Callback]],
+) -> list[RBM]:
+    """RBMs, bottom first, each trained by its estimator on the hidden means of the one below."""
+    n_rbms = len(units) - 1
     if n_rbms < 1 or len(epochs) != n_rbms:
         raise ValueError(
             f"epochs: expected one number for each RBM of a stack over {len(units)} layers, got {list(epochs)}"
@@ -118,21 +188,21 @@ def pretrain(
     chain_graph(units, visible)  # all of it is checked before any of it is trained
     rbms: list[RBM] = []
     data: Tensor | NDArray[np.generic] = train
-    for level in range(n_rbms):
+    for level, (below, above) in enumerate(itertools.pairwise(units)):
+        if level > 0:
+            data = lift(rbms[-1], estimators[level - 1], data)
         kind = visible if level == 0 else Kind.BERNOULLI
-        rbm = RBM(units[level], units[level + 1], kind, seed=seed + level, weight_scale=weight_scale)
+        rbm = RBM(below, above, kind, seed=seed + level, weight_scale=weight_scale)
         rbm.initialise_biases(data)
-        estimator = stack_estimator(level, n_rbms, sweeps)
         trainer = Trainer(
             rbm,
             optimizer(rbm),
-            estimator,
+            estimators[level],
             batch_size=batch_size,
             seed=seed + level,
-            centred=False,
+            centred=centred,
             callbacks=callbacks(level),
         )
         trainer.fit(data, epochs[level])
         rbms.append(rbm)
-        data = lift(rbm, estimator, data)
-    return stitch(rbms)
+    return rbms

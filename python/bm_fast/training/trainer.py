@@ -18,9 +18,9 @@ from bm_fast import arrays, ops
 from bm_fast.arguments import count, whole_number
 from bm_fast.chains import Chains
 from bm_fast.dbm import DBM
+from bm_fast.dbn import DBN
 from bm_fast.graph import Kind
-from bm_fast.model import VISIBLE, BoltzmannModel
-from bm_fast.ops import Machine
+from bm_fast.model import VISIBLE, BoltzmannModel, LayeredModel
 from bm_fast.rbm import RBM
 from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
 from bm_fast.training.callbacks import Callback
@@ -30,6 +30,7 @@ from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.learner import Learner, RBMLearner
 from bm_fast.training.loop import Loop, TrainingError, check_epochs
 from bm_fast.training.tempered import PersistentChains
+from bm_fast.training.updown import DBNLearner, UpDown
 
 Binarise = Literal["dynamic", "none"]
 
@@ -39,28 +40,29 @@ GAP_ROWS = 1000
 LOOK_EVERY = 1000
 """Updates on a GPU after which the trainer looks whether the parameters are good, beside after each epoch."""
 
-Estimator = CD | PCD | MeanFieldPCD | PersistentChains
+Estimator = CD | PCD | MeanFieldPCD | PersistentChains | UpDown
 
 _ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "CD": CD,
     "PCD": PCD,
     "MeanFieldPCD": MeanFieldPCD,
     "PersistentChains": PersistentChains.from_settings,
+    "UpDown": UpDown,
 }
 
 
 class Trainer(Loop):
-    """Maximises the log-likelihood of an RBM, or the bound of a DBM, by stochastic gradients; see docs/training.md.
+    """Maximises the log-likelihood of an RBM, or a bound of a deep model's, by stochastic gradients (docs/training.md).
 
     Each update takes one snapshot of the parameters on the integer grid, fills ``.grad`` with the gradient of the
     negative log-likelihood per data row, and calls ``optimizer.step()``.
 
     optimizer: any torch optimiser over parameters of ``model``; momentum and weight decay are its business.
     estimator: ``CD(sweeps)``, ``PCD(n_chains, sweeps)`` or ``PersistentChains(n_chains, operator)`` for an RBM,
-        ``MeanFieldPCD(n_chains, sweeps)`` for a DBM.
+        ``MeanFieldPCD(n_chains, sweeps)`` for a DBM, ``UpDown(top)`` for a DBN.
     batch_size: rows per update; the last batch of an epoch has what is left over.
     seed: decides the order of the rows, the binarisation and every chain.
-    centred: use the centred gradient.
+    centred: use the centred gradient; of a DBN for the top RBM.
     scheduler: a torch scheduler of this optimiser, stepped after each epoch.
     binarise: "dynamic" draws 0/1 from float32 data in each epoch anew; "none" demands 0/1. Default: "dynamic" for
         Bernoulli and "none" for Gaussian visible units.
@@ -71,11 +73,11 @@ class Trainer(Loop):
     why_not_captured: why updates are launched one by one; None where a GPU replays them as CUDA graphs.
     """
 
-    model: BoltzmannModel
+    model: LayeredModel
 
     def __init__(
         self,
-        model: BoltzmannModel,
+        model: LayeredModel,
         optimizer: Optimizer,
         estimator: Estimator,
         batch_size: int = 100,
@@ -95,10 +97,11 @@ class Trainer(Loop):
         default: Binarise = "dynamic" if model.visible is Kind.BERNOULLI else "none"
         self.estimator, self.batch_size, self.seed, self.centred = estimator, batch_size, seed, centred
         self.binarise: Binarise = binarise or default
-        self._learner = _learner(model, estimator, batch_size, seed, centred)
+        self._learner: Learner[Any] = _learner(model, estimator, batch_size, seed, centred)
         self.why_not_captured = why_not(model, estimator)
-        captures = self.why_not_captured is None
-        self._captured = CapturedUpdates(model, optimizer, self._learner) if captures else None
+        self._captured: CapturedUpdates | None = None
+        if isinstance(model, BoltzmannModel) and self.why_not_captured is None:
+            self._captured = CapturedUpdates(model, optimizer, self._learner)
         self._generator = torch.Generator().manual_seed(seed)
         self.last_batch: Tensor | None = None
 
@@ -148,7 +151,7 @@ class Trainer(Loop):
         data = self._learner.batch(n_data)
         self._draw(values, numbers, self.epoch, data)
         if self._captured is None:
-            self._learner.fill_gradient(self._machine(), n_data)
+            self._learner.fill_gradient(self._snapshot(), n_data)
             self.optimizer.step()
         else:
             if self.update % LOOK_EVERY == LOOK_EVERY - 1:
@@ -174,9 +177,9 @@ class Trainer(Loop):
         else:
             ops.bernoulli(values, numbers, out, seed=self.seed, sweep=epoch, are_known=True)
 
-    def _machine(self) -> Machine:
+    def _snapshot(self) -> Any:
         try:
-            return self.model.machine()
+            return self._learner.snapshot()
         except ValueError as error:
             self.check_finite()
             raise TrainingError(f"after update {self.update}: {error}; a lower learning rate may help") from error
@@ -185,7 +188,7 @@ class Trainer(Loop):
         """Also looks whether weights have left the grid, where updates do not wait for the answer."""
         super().check_finite()
         if self._captured is not None and self._captured.take_refusal():
-            self._machine()  # says which, unless they have come back
+            self._snapshot()  # says which, unless they have come back
             raise TrainingError(
                 f"after update {self.update}: weights were beyond the integer grid; a lower learning rate may help"
             )
@@ -197,7 +200,7 @@ class Trainer(Loop):
 
     def _mean_free_energy(self, values: Tensor) -> float:
         values = values[:: -(-len(values) // GAP_ROWS)].contiguous()  # spread: the rows may be sorted by class
-        states = torch.empty_like(values, dtype=self.chains.layers[VISIBLE].dtype)
+        states = torch.empty_like(values, dtype=self._learner.batch(1).dtype)
         self._draw(values, torch.arange(len(values), device=values.device), 0, states)
         return float(self._learner.free_energy(states).mean())
 
@@ -205,7 +208,7 @@ class Trainer(Loop):
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "estimator": {"name": type(self.estimator).__name__, **_estimator_settings(self.estimator)},
+            "estimator": _described(self.estimator),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "centred": self.centred,
@@ -224,7 +227,7 @@ class Trainer(Loop):
     def resume(
         cls,
         path: str | os.PathLike[str],
-        model: BoltzmannModel,
+        model: LayeredModel,
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
         callbacks: Sequence[Callback] = (),
@@ -240,23 +243,38 @@ class Trainer(Loop):
         """
         saved, held = cls._read(path, model, optimizer, scheduler, callbacks)
         settings = dict(held["settings"])
-        estimator = dict(settings.pop("estimator"))
-        made = _ESTIMATORS[estimator.pop("name")](**estimator)
-        trainer = cls(model, optimizer, made, scheduler=scheduler, callbacks=callbacks, **settings)
+        estimator = _made(settings.pop("estimator"))
+        trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)
         trainer._restore(saved, held)
         return trainer
 
 
-def _estimator_settings(estimator: Estimator) -> dict[str, Any]:
-    return estimator.settings() if isinstance(estimator, PersistentChains) else asdict(estimator)
+def _described(estimator: Estimator) -> dict[str, Any]:
+    """What a checkpoint holds of an estimator."""
+    if isinstance(estimator, UpDown):
+        settings = {"top": _described(estimator.top)}
+    else:
+        settings = estimator.settings() if isinstance(estimator, PersistentChains) else asdict(estimator)
+    return {"name": type(estimator).__name__, **settings}
 
 
-def _learner(model: BoltzmannModel, estimator: Estimator, batch_size: int, seed: int, centred: bool) -> Learner:
+def _made(described: Mapping[str, Any]) -> Estimator:
+    """The estimator that ``_described`` described."""
+    settings = dict(described)
+    make = _ESTIMATORS[settings.pop("name")]
+    if make is UpDown:
+        settings["top"] = _made(settings["top"])
+    return make(**settings)
+
+
+def _learner(model: LayeredModel, estimator: Estimator, batch_size: int, seed: int, centred: bool) -> Learner[Any]:
     if isinstance(model, RBM) and isinstance(estimator, (CD, PCD, PersistentChains)):
         return RBMLearner(model, estimator, batch_size, seed, centred)
     if isinstance(model, DBM) and isinstance(estimator, MeanFieldPCD):
         return DBMLearner(model, estimator, batch_size, seed, centred)
+    if isinstance(model, DBN) and isinstance(estimator, UpDown):
+        return DBNLearner(model, estimator, batch_size, seed, centred)
     raise ValueError(
-        "estimator: expected CD, PCD or PersistentChains for an RBM and MeanFieldPCD for a DBM, "
+        "estimator: expected CD, PCD or PersistentChains for an RBM, MeanFieldPCD for a DBM and UpDown for a DBN, "
         f"got {type(estimator).__name__} for {type(model).__name__}"
     )
