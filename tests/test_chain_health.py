@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from bm_fast import Machine, chain_graph
-from bm_fast.estimation import chain_health, effective_sample_size, split_r_hat
+from bm_fast.estimation import chain_health, effective_sample_size, split_r_hat, to_arviz
+from bm_fast.program import gibbs_program
 from engine_cases import make_machine
 
 
@@ -25,6 +29,16 @@ def test_effective_sample_size_of_known_series(rho: float) -> None:
     expected = 2000 * 8 * (1 - rho) / (1 + rho)
     assert float(effective_sample_size(autoregressive(rho))) == pytest.approx(expected, rel=0.25)
     assert float(split_r_hat(autoregressive(rho))) == pytest.approx(1, abs=0.02)
+
+
+def test_effective_sample_size_by_hand() -> None:
+    """One chain whose halves are [0.1 -0.1 0.1 -0.1] and one more: correlations at lags 0 to 3 written out."""
+    wobble = torch.tensor([0.1, -0.1] * 4, dtype=torch.float64)
+    series = (wobble + torch.tensor([0.0] * 4 + [1.0] * 4)).view(8, 1, 1)
+    within, covariance = 0.04 / 3, [0.04 / 3, -0.03 / 3, 0.02 / 3, -0.01 / 3]
+    total = 0.75 * within + 0.5
+    rho = [1 - (within - each) / total for each in covariance]
+    assert float(effective_sample_size(series)) == pytest.approx(8 / (2 * sum(rho) - 1))
 
 
 def test_chains_apart_are_seen() -> None:
@@ -57,6 +71,7 @@ def test_health_of_chains_that_mix() -> None:
         assert layer.worst_r_hat < 1.1
         assert float(layer.effective_sample_size.min()) > 500
         assert layer.frozen == 0
+        assert 1 <= layer.autocorrelation < 5
         assert "NOT" not in str(layer)
 
 
@@ -70,3 +85,45 @@ def test_health_of_chains_stuck_in_two_modes() -> None:
     assert visible.worst_r_hat > 1.5
     assert "NOT CONVERGED" in str(visible)
     assert float(visible.effective_sample_size.nan_to_num(nan=1e9).min()) < 50
+
+
+# --- ArviZ ------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_handed_to_arviz() -> None:
+    pytest.importorskip("arviz_base", reason="the package arviz-base is not installed")
+    built = make_machine(chain_graph((6, 4)))
+    chains, other = built.chains(3, seed=1), built.chains(3, seed=1)
+    posterior = to_arviz(built, chains, n_samples=5, sweeps=2)["posterior"]
+    assert dict(posterior.sizes) == {"chain": 3, "draw": 5}
+    assert set(posterior.data_vars) == {"energy", "activity_visible", "activity_hidden"}
+    for k in range(5):
+        built.sweep(gibbs_program(built.graph), other, 2)
+        assert posterior["energy"].values[:, k].tolist() == built.energy(other.layers).tolist()
+        for name, state in zip(("visible", "hidden"), other.layers, strict=True):
+            assert posterior[f"activity_{name}"].values[:, k].tolist() == state.double().mean(1).tolist()
+    assert chains.sweep == 10
+
+
+def test_split_r_hat_agrees_with_that_of_arviz() -> None:
+    stats = pytest.importorskip("arviz_stats", reason="the package arviz-stats is not installed")
+    built = make_machine(chain_graph((6, 4)))
+    tree = to_arviz(built, built.chains(4, seed=1), n_samples=40)
+    values = torch.from_numpy(tree["posterior"]["energy"].values.copy()).T[:, :, None]
+    assert float(split_r_hat(values)) == pytest.approx(float(stats.rhat(tree, method="split")["energy"]), rel=1e-9)
+
+
+def test_without_arviz_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "arviz_base":
+            raise ImportError(name)
+        return original(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    built = make_machine(chain_graph((6, 4)))
+    chains = built.chains(3, seed=1)
+    with pytest.raises(ImportError, match=r"arviz-base is missing; install it with pip install 'bm_fast\[arviz\]'"):
+        to_arviz(built, chains)
+    assert chains.sweep == 0

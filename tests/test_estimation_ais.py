@@ -54,15 +54,17 @@ def test_error_bars_are_calibrated(name: str) -> None:
     """(estimate - exact) / error over 200 independent estimates of 100 runs each is nearly standard normal.
 
     The mean of 200 such values has a standard error of 0.07 and their standard deviation one of 0.05; the bounds are
-    five of them and leave room for the delta method's own bias: less than one false alarm in 10^4 runs of all.
+    five of them and leave room for the delta method's own bias: less than one false alarm in 10^4 runs of all. At most
+    one in a hundred lies beyond three errors; for other seeds that would fail once in 30 times for each machine.
     """
     built = MACHINES[name]()
-    weights = ais(built, 20_000, betas=12, seed=3).log_weights
-    estimates = [AISEstimate.from_log_weights(part, 12) for part in weights.split(100)]
+    weights = ais(built, 20_000, betas=30, seed=3).log_weights
+    estimates = [AISEstimate.from_log_weights(part, 30) for part in weights.split(100)]
     exact = exact_log_z(built)
     z = torch.tensor([(each.log_z - exact) / each.standard_error for each in estimates])
     assert abs(z.mean().item()) < 0.4
     assert 0.75 < z.std().item() < 1.3
+    assert int((z.abs() > 3).sum()) <= 2
     inside = sum(each.interval[0] < exact < each.interval[1] for each in estimates)
     assert inside >= 0.97 * len(estimates)
 

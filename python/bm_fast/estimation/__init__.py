@@ -5,7 +5,7 @@ from bm_fast.estimation.belief import dbn_bound, exact_dbn_log_likelihood, mean_
 from bm_fast.estimation.bracket import LogLikelihoodEstimate, estimate_log_likelihood
 from bm_fast.estimation.deep import exact_log_likelihood, mean_variational_bound, variational_bound
 from bm_fast.estimation.exact import MAX_ENUMERATED_UNITS, exact_log_z
-from bm_fast.estimation.health import LayerHealth, chain_health, effective_sample_size, split_r_hat
+from bm_fast.estimation.health import LayerHealth, chain_health, effective_sample_size, split_r_hat, to_arviz
 from bm_fast.estimation.likelihood import (
     MeanLogLikelihood,
     log_likelihood,
@@ -50,6 +50,7 @@ __all__ = [
     "reverse_ais",
     "split_r_hat",
     "tempered_log_z",
+    "to_arviz",
     "variational_bound",
     "verify",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +13,12 @@ from torch import Tensor
 from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.machines import Model, as_machine
+from bm_fast.ops import Machine
 from bm_fast.program import gibbs_program
+from bm_fast.tempering import integrated_autocorrelation
+
+if TYPE_CHECKING:
+    from xarray import DataTree
 
 LARGEST_R_HAT = 1.1
 """Split R-hat above which chains still differ from each other, or from themselves earlier."""
@@ -24,12 +31,14 @@ class LayerHealth:
     r_hat: split R-hat of each unit, float64 ``[units]``; NaN for units that never changed.
     effective_sample_size: of each unit's mean over all chains and samples, ``[units]``; NaN likewise.
     frozen: units that had one value in all chains and samples.
+    autocorrelation: integrated autocorrelation time of the layer's mean activity, in samples; inf if it never changed.
     """
 
     name: str
     r_hat: Tensor
     effective_sample_size: Tensor
     frozen: int
+    autocorrelation: float
 
     @property
     def worst_r_hat(self) -> float:
@@ -43,7 +52,8 @@ class LayerHealth:
             return f"{self.name}: all {self.frozen} units are frozen"
         text = (
             f"{self.name}: R-hat {self.worst_r_hat:.3f} at worst, effective sample size {float(moving.min()):.0f} at "
-            f"least, {self.frozen} of {len(self.r_hat)} units frozen"
+            f"least, {self.frozen} of {len(self.r_hat)} units frozen, autocorrelation of the activity "
+            f"{self.autocorrelation:.1f} samples"
         )
         return text if self.worst_r_hat <= LARGEST_R_HAT else f"{text}; NOT CONVERGED"
 
@@ -54,21 +64,53 @@ def chain_health(model: Model, chains: Chains, n_samples: int = 100, sweeps: int
     The states are held for that: n_samples · chains · units bytes (four times as many for Gaussian layers). Chains that
     began far from each other show best what they have not yet forgotten; all of them in one mode look healthy.
     """
-    machine = as_machine(model)
-    n_samples = whole_number("n_samples", n_samples, 4, 2**20)
-    sweeps = whole_number("sweeps", sweeps, 1, 2**32 // n_samples)
-    program = gibbs_program(machine.graph)
+    machine, n_samples = as_machine(model), whole_number("n_samples", n_samples, 4, 2**20)
     samples = [torch.empty(n_samples, *layer.shape, dtype=layer.dtype, device=layer.device) for layer in chains.layers]
-    for k in range(n_samples):
-        machine.sweep(program, chains, sweeps)
+    for k in _draws(machine, chains, n_samples, sweeps):
         for held, state in zip(samples, chains.layers, strict=True):
             held[k] = state
     health = []
     for layer, held in zip(machine.graph.layers, samples, strict=True):
         r_hat = torch.cat([split_r_hat(part) for part in torch.split(held, 64, 2)])
         size = torch.cat([effective_sample_size(part) for part in torch.split(held, 64, 2)])
-        health.append(LayerHealth(layer.name, r_hat, size, int(r_hat.isnan().sum())))
+        activity = held.mean(2, dtype=torch.float64)
+        health.append(
+            LayerHealth(layer.name, r_hat, size, int(r_hat.isnan().sum()), integrated_autocorrelation(activity))
+        )
     return health
+
+
+def to_arviz(model: Model, chains: Chains, n_samples: int = 100, sweeps: int = 1) -> DataTree:
+    """Runs chains on, and hands energies and activities to ArviZ: an xarray ``DataTree`` with a group "posterior".
+
+    Its variables, each ``[chain, draw]``: "energy", and for each layer "activity_NAME", the mean over its units. All of
+    ArviZ's diagnostics and pictures take it, ``arviz_stats.summary`` and ``arviz_plots.plot_trace`` for instance. Only
+    these figures are held, not the states. Needs ``bm_fast[arviz]``.
+    """
+    try:
+        from arviz_base import from_dict
+    except ImportError as error:
+        raise ImportError(
+            "to_arviz: the package arviz-base is missing; install it with pip install 'bm_fast[arviz]'"
+        ) from error
+    machine, n_samples = as_machine(model), whole_number("n_samples", n_samples, 1, 2**20)
+    names = ["energy", *(f"activity_{layer.name}" for layer in machine.graph.layers)]
+    series = torch.empty(len(names), chains.n_chains, n_samples, dtype=torch.float64)
+    for k in _draws(machine, chains, n_samples, sweeps):
+        series[0, :, k] = machine.energy(chains.layers)
+        for held, state in zip(series[1:], chains.layers, strict=True):
+            held[:, k] = state.mean(1, dtype=torch.float64)
+    tree: DataTree = from_dict({"posterior": {name: held.numpy() for name, held in zip(names, series, strict=True)}})
+    return tree
+
+
+def _draws(machine: Machine, chains: Chains, n_samples: int, sweeps: int) -> Iterator[int]:
+    """The number of each sample, once the chains are there."""
+    sweeps = whole_number("sweeps", sweeps, 1, 2**32 // n_samples)
+    program = gibbs_program(machine.graph)
+    for k in range(n_samples):
+        machine.sweep(program, chains, sweeps)
+        yield k
 
 
 def split_r_hat(values: Tensor) -> Tensor:
@@ -106,7 +148,6 @@ def effective_sample_size(values: Tensor) -> Tensor:
     power = torch.fft.rfft(centred, n=length, dim=0).abs().square().mean(1)
     covariance = torch.fft.irfft(power, n=length, dim=0)[:n] / (n - 1)
     rho = 1 - (within - covariance) / total
-    rho[0] = 1
     pairs = rho[: n - n % 2].view(n // 2, 2, -1).sum(1)
     positive = (pairs > 0).long().cumprod(0)
     tau = (2 * (pairs * positive).sum(0) - 1).clamp(min=1)

@@ -11,6 +11,7 @@ from bm_fast.training.callbacks import (
 )
 from bm_fast.training.deep import MeanFieldPCD, robbins_monro
 from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.health import TrainingReport
 from bm_fast.training.loop import TrainingError
 from bm_fast.training.pretraining import lift, pretrain, pretrain_dbn, stack_estimator, stitch
 from bm_fast.training.stopping import EarlyStopping, StopOnOverfitting
@@ -34,6 +35,7 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "TrainingError",
+    "TrainingReport",
     "UpDown",
     "lift",
     "pretrain",
