@@ -129,8 +129,8 @@ class Machine {
   }
 
   void mean_field(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<PlainValues>& plain_values,
-                  int64_t n_cases, int64_t iterations, float tolerance, float damping, Address changes,
-                  Address performed, int threads) const {
+                  int64_t n_cases, const std::vector<std::tuple<int, double>>& start, int64_t iterations,
+                  float tolerance, float damping, Address changes, Address performed, int threads) const {
     bm::Program program;
     for (const auto& block : plain) program.push_back(block_of(block));
     const std::vector<bm::Values> values = values_of(plain_values);
@@ -141,6 +141,9 @@ class Machine {
         if (!values[update.layer].real)
           throw std::invalid_argument("values[" + std::to_string(update.layer) +
                                       "]: expected real values of a layer that is updated");
+    std::vector<bm::Outset> outsets;
+    for (const auto& [layer, scale] : start) outsets.push_back({layer, scale});
+    structure_->check_start(outsets, program);
     bm::check_range("n_cases", n_cases, 1, bm::kMaxChains);
     bm::check_range("iterations", iterations, 1, std::numeric_limits<int32_t>::max());
     bm::check_address("changes", at<const void>(changes));
@@ -148,7 +151,8 @@ class Machine {
     bm::check_threads(threads);
     const py::gil_scoped_release release;
     bm::mean_field(*machine_, program, values,
-                   {n_cases, iterations, tolerance, damping, at<float>(changes), at<int32_t>(performed)}, threads);
+                   {n_cases, iterations, tolerance, damping, at<float>(changes), at<int32_t>(performed), outsets},
+                   threads);
   }
 
   void energy(const std::vector<PlainValues>& values, int64_t n_chains, Address out, int threads) const {
@@ -236,8 +240,8 @@ PYBIND11_MODULE(_C, m) {
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
       .def("mean_field", &Machine::mean_field, py::arg("program"), py::arg("values"), py::arg("n_cases"),
-           py::arg("iterations"), py::arg("tolerance"), py::arg("damping"), py::arg("changes"), py::arg("performed"),
-           py::arg("threads"))
+           py::arg("start"), py::arg("iterations"), py::arg("tolerance"), py::arg("damping"), py::arg("changes"),
+           py::arg("performed"), py::arg("threads"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("threads"))
       .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("has_base"), py::arg("values"),
            py::arg("n_chains"), py::arg("out"), py::arg("threads"))

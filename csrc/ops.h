@@ -84,13 +84,21 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
                  int64_t n_chains, const float* beta /* [n_chains] or null */, const std::vector<const float*>& base,
                  int threads);
 
+// A layer that is set before the first iteration: to its means given the layers that stay and those that were set
+// before it, with the fields from them scaled, which makes up for those that do not count yet.
+struct Outset {
+  int layer;
+  double scale;
+};
+
 struct MeanField {
   int64_t n_cases;
-  int64_t iterations;  // at most
-  float tolerance;     // a case stops once no mean changes by more; 0: never
-  float damping;       // share of the old mean that an update keeps
-  float* changes;      // [n_cases], largest change of a mean in the case's last iteration
-  int32_t* performed;  // [n_cases], iterations
+  int64_t iterations;         // at most
+  float tolerance;            // a case stops once no mean changes by more; 0: never
+  float damping;              // share of the old mean that an update keeps
+  float* changes;             // [n_cases], largest change of a mean in the case's last iteration
+  int32_t* performed;         // [n_cases], iterations
+  std::vector<Outset> start;  // all layers of the program, whose values may then hold anything; empty: values are given
 };
 
 // Runs a program on means instead of states: each update replaces the values of its layer, which are real, by the means

@@ -85,6 +85,22 @@ void Structure::check_program(const Program& program) const {
   }
 }
 
+void Structure::check_start(const std::vector<Outset>& start, const Program& program) const {
+  std::vector<bool> missing(kinds_.size());
+  if (!start.empty())
+    for (const Block& block : program)
+      for (const Update& update : block) missing[update.layer] = true;
+  for (const auto& [layer, scale] : start) {
+    check_range("start: layer", layer, 0, n_layers() - 1);
+    require(missing[layer], "start", "each layer of the program once, got layer " + std::to_string(layer));
+    require(std::abs(scale) <= std::numeric_limits<float>::max(), "start: layer " + std::to_string(layer),
+            "a scale that is a finite float, got " + std::to_string(scale));
+    missing[layer] = false;
+  }
+  for (size_t i = 0; i < missing.size(); i++)
+    require(!missing[i], "start", "each layer of the program once, got none of layer " + std::to_string(i));
+}
+
 void Structure::check_values(const std::vector<Values>& values) const {
   check_range("values: number of arrays", static_cast<int64_t>(values.size()), n_layers(), n_layers());
   for (size_t i = 0; i < values.size(); i++) {

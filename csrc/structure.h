@@ -33,6 +33,9 @@ class Structure {
   // Scales times 2^-f are finite floats.
   void check_program(const Program& program) const;
 
+  // Nothing, or all layers of the program once each, with finite scales.
+  void check_start(const std::vector<Outset>& start, const Program& program) const;
+
   // One array for each layer.
   void check_values(const std::vector<Values>& values) const;
 

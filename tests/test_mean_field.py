@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bm_fast import Machine, chain_graph, mean_field, reference
 from bm_fast.graph import Graph, Kind
-from bm_fast.program import gibbs_program
+from bm_fast.program import Input, Program, Update, gibbs_program
 from enumeration import GRAPHS, machine
 
 SHARE_OF_CHANGE = 0.25
@@ -39,11 +39,17 @@ def big_machine(
 def run_reference(
     built: Machine, values: list[Tensor], iterations: int, **options: float
 ) -> tuple[list[Tensor], Tensor]:
+    return run_reference_program(built, gibbs_program(built.graph, clamped=[0]), values, iterations, **options)
+
+
+def run_reference_program(
+    built: Machine, program: Program, values: list[Tensor], iterations: int, **options: float
+) -> tuple[list[Tensor], Tensor]:
     copies = [value.clone() for value in values]
     changes, performed = torch.empty(len(values[0])), torch.empty(len(values[0]), dtype=torch.int32)
     reference.mean_field(
         built.parameters,
-        gibbs_program(built.graph, clamped=[0]),
+        program,
         copies,
         iterations=iterations,
         tolerance=options.get("tolerance", 0.0),
@@ -171,6 +177,47 @@ def test_upward_pass_makes_up_for_the_layers_above() -> None:
     program = mean_field.upward_program(GRAPHS["dbm4"], [0])
     scales = [[source.scale for source in update.inputs] for (update,) in program]
     assert scales == [[2.0], [2.0], [1.0]]
+
+
+@pytest.mark.parametrize("units", [(150, 70, 131, 66), (33, 20)])
+@pytest.mark.parametrize("iterations", [1, 4])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_a_start_is_the_pass_before_the_iterations(units: tuple[int, ...], iterations: int, damping: float) -> None:
+    built = big_machine(units)
+    program, start = gibbs_program(built.graph, clamped=[0]), mean_field.upward_program(built.graph, [0])
+    values = values_for(built.graph, 67)
+    passed, _ = run_reference_program(built, start, values, 1)
+    expected, last = run_reference_program(built, program, passed, iterations, damping=damping)
+    changes, performed = built.mean_field(program, values, iterations, start=start, damping=damping)
+    assert bool((performed == iterations).all())
+    assert bool((largest_difference(values, expected) <= SHARE_OF_CHANGE * last + AT_REST).all())
+    assert bool(((changes - last).abs() <= 2 * (SHARE_OF_CHANGE * last + AT_REST)).all())
+
+
+def test_a_start_needs_no_values_and_serves_every_graph(backend: str) -> None:
+    for graph in GRAPHS.values():
+        built = machine(graph, coupling_sd=0.4)
+        program, start = gibbs_program(graph, clamped=[0]), mean_field.upward_program(graph, [0])
+        values = values_for(graph, 9)
+        other = [values[0], *(torch.rand_like(value) for value in values[1:])]
+        built.mean_field(program, values, 60, start=start)
+        built.mean_field(program, other, 60, start=start)
+        assert all(torch.equal(a, b) for a, b in zip(values, other, strict=True))
+
+
+def test_a_start_that_is_no_pass_outwards_is_refused() -> None:
+    built = machine(GRAPHS["dbm3"])
+    program, start = gibbs_program(built.graph, clamped=[0]), mean_field.upward_program(built.graph, [0])
+    values = values_for(built.graph, 2)
+    uneven = ((Update(1, (Input(0, False, 2.0), Input(1, True, 1.0))),), start[1])
+    for bad, message in (
+        (start[:1], r"start: expected all layers of the program, got none of the layers \[2\]"),
+        (start[::-1], "start: layer 2: expected the inputs that the program has"),
+        (uneven, "start: layer 1: expected the inputs that the program has"),
+        ((*start, (Update(0, (Input(0, True),)),)), "start: layer 0: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            built.mean_field(program, values, 2, start=bad)
 
 
 @pytest.mark.parametrize(

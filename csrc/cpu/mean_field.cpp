@@ -105,6 +105,11 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
       is_read[update.layer] = true;  // damping and changes read the old means
       for (int j = 0; j < update.n_inputs; j++) is_read[update.inputs[j].layer] = true;
     }
+  std::vector<cpu::mean_field::Outset> start;
+  for (const Outset& outset : what.start) {
+    is_read[outset.layer] = false;
+    start.push_back({cpu::mean_field::update_of(moving.view(), outset.layer), static_cast<float>(outset.scale)});
+  }
   cpu::check_values(machine, inputs.data(), is_read, what.n_cases, threads);
   staying.lay_out(cpu::dense_layers(machine, inputs.data(), what.n_cases, threads), threads);
   moving.lay_out(std::vector<bool>(machine.n_layers()), threads);
@@ -113,8 +118,9 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
     for (int i = 0; i < moving.view().n_updates; i++)
       for (int j = 0; j < moving.view().updates[i].n_inputs; j++)
         limbs.push_back(cpu::limbs_of(machine, moving.view().updates[i].inputs[j], kernels));
-  const cpu::mean_field::Iterations iterations{what.iterations, what.tolerance, what.damping, what.changes,
-                                               what.performed};
+  const cpu::mean_field::Iterations iterations{
+      start.data(),  static_cast<int>(start.size()), what.iterations, what.tolerance, what.damping, what.changes,
+      what.performed};
   const cpu::ThreadScratch scratch(machine, threads);
   std::vector<cpu::Work> work;
   for (int t = 0; t < threads; t++) work.emplace_back(machine, moving.view(), kernels.split != nullptr);

@@ -40,13 +40,28 @@ struct LayerWork {
   Feed feeds[kLimbs];
 };
 
+// A layer that is set before the first iteration, as in ops.h.
+struct Outset {
+  int update;
+  float scale;
+};
+
 struct Iterations {
+  const Outset* start;  // [n_start], in this order
+  int n_start;
   int64_t most;
   float tolerance;     // a case stops once no mean changes by more; 0: never
   float damping;       // share of the old mean that is kept
   float* changes;      // [n_cases], largest change of a mean in the case's last iteration
   int32_t* performed;  // [n_cases]
 };
+
+// Which update of a program is that of a layer.
+static inline int update_of(const ProgramView& program, int layer) {
+  int i = 0;
+  while (program.updates[i].layer != layer) i++;
+  return i;
+}
 
 struct Kernels {
   // fields[n, padded] = biases and all inputs of the update, for n <= kCases cases from `first` on.

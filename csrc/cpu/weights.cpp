@@ -41,24 +41,30 @@ WeightsView CouplingWeights::shape(bool transposed) const {
   return {inputs, outputs, padded(outputs), nullptr};
 }
 
+void CouplingWeights::transpose(int16_t* rows, int64_t first, int64_t n) const {
+  const int64_t stride = padded(lower_), from_stride = padded(upper_);
+  for (int64_t j = 0; j < upper_; j += 8) {
+    for (int64_t i = first; i < first + n; i += 8) {
+      const int16_t* from = rows_.data() + i * from_stride + j;
+      int16_t* to = rows + j * stride + i;
+      if (i + 8 <= lower_ && j + 8 <= upper_) {
+        transpose_tile(to, stride, from, from_stride);
+        continue;
+      }
+      for (int64_t y = 0; y < std::min<int64_t>(8, upper_ - j); y++)
+        for (int64_t x = 0; x < 8; x++) to[y * stride + x] = i + x < lower_ ? from[x * from_stride + y] : int16_t{0};
+    }
+  }
+}
+
 const int16_t* CouplingWeights::rows(bool transposed, int threads) const {
   if (!transposed) return rows_.data();
   std::call_once(once_, [&] {
-    const int64_t stride = padded(lower_), from_stride = padded(upper_);
+    const int64_t stride = padded(lower_);
+    constexpr int64_t kLine = 32;  // weights of a cache line: each line of the transposed rows is written at once
     Array<int16_t> rows(static_cast<size_t>(upper_) * stride);
 #pragma omp parallel for num_threads(useful_threads(4. * lower_ * upper_, threads)) schedule(static)
-    for (int64_t j = 0; j < upper_; j += 8) {
-      for (int64_t i = 0; i < stride; i += 8) {
-        const int16_t* from = rows_.data() + i * from_stride + j;
-        int16_t* to = rows.data() + j * stride + i;
-        if (i + 8 <= lower_ && j + 8 <= upper_) {
-          transpose_tile(to, stride, from, from_stride);
-          continue;
-        }
-        for (int64_t y = 0; y < std::min<int64_t>(8, upper_ - j); y++)
-          for (int64_t x = 0; x < 8; x++) to[y * stride + x] = i + x < lower_ ? from[x * from_stride + y] : int16_t{0};
-      }
-    }
+    for (int64_t i = 0; i < stride; i += kLine) transpose(rows.data(), i, kLine);
     transposed_ = std::move(rows);
   });
   return transposed_.data();

@@ -39,6 +39,8 @@ class CouplingWeights {
   const int16_t* rows(bool transposed, int threads) const;
 
  private:
+  void transpose(int16_t* rows, int64_t first, int64_t n) const;  // columns of the transposed rows
+
   int32_t lower_, upper_;
   Array<int16_t> rows_;
   mutable std::once_flag once_;

@@ -69,6 +69,7 @@ class Machine:
         program: Sequence[Sequence[_Update]],
         values: Sequence[_Values],
         n_cases: int,
+        start: Sequence[tuple[int, float]],
         iterations: int,
         tolerance: float,
         damping: float,

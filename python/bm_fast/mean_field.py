@@ -75,7 +75,7 @@ def upward_program(graph: Graph, clamped: Collection[int]) -> Program:
                 if source.coupling in reached
             )
             program.append((Update(layer, inputs),))
-        known.update(front)
+            known.add(layer)
     return tuple(program)
 
 
@@ -117,9 +117,10 @@ def infer(
         given[i] if i in given else torch.zeros(n, layer.units, device=machine.device)
         for i, layer in enumerate(graph.layers)
     ]
-    machine.mean_field(upward_program(graph, given), layers, 1)
-    program = gibbs_program(graph, clamped=given)
-    changes, performed = machine.mean_field(program, layers, iterations, tolerance=tolerance, damping=damping)
+    program, start = gibbs_program(graph, clamped=given), upward_program(graph, given)
+    changes, performed = machine.mean_field(
+        program, layers, iterations, start=start, tolerance=tolerance, damping=damping
+    )
     converged = changes <= tolerance if tolerance > 0 else torch.zeros_like(changes, dtype=torch.bool)
     posterior = Posterior(tuple(layers), changes, performed, converged)
     if tolerance > 0 and posterior.unconverged > 0:

@@ -1,8 +1,10 @@
 // Sums of rows of W_q for binary inputs of which many are on: by tables of subset sums.
 //
 // Lanes are output units. For each four inputs, the sums of all 16 subsets of their rows are laid down once for many
-// chains; a chain then adds one entry for four inputs, where adding rows takes two on average at fair coins. Entries
-// are split like the accumulators of fields.h into sums modulo 2^16 and sums of high bytes, exact for up to 255 inputs.
+// chains; a chain then adds one entry for four inputs, where adding rows takes two on average at fair coins. What
+// bounds that is the first-level cache, so that an entry has 24 bits: the sum modulo 2^16, and a byte e that leaves a
+// rest sum - 1024 e of 0 to 1044. Over some groups both are added up in 16 bits, rests stay below 2^16, and the former
+// gives them modulo 2^16.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -11,17 +13,27 @@
 namespace bm::cpu::BM_ISA {
 
 constexpr int kSubsetInputs = 4, kSubsets = 1 << kSubsetInputs;
-constexpr int kTableGroups = 10;                // of four inputs, whose tables share the first-level cache
-constexpr int kExactGroups = 6 * kTableGroups;  // of which sums are exact
-static_assert(kExactGroups * kSubsetInputs <= 255);
+constexpr int kTableGroups = 8;                 // of four inputs, whose tables share the first-level cache
+constexpr int kExactGroups = 7 * kTableGroups;  // of which sums are exact
+constexpr int kIndices = 4;                     // of a chain that are loaded at once
+static_assert(kTableGroups % kIndices == 0);
+constexpr int kFineShift = 3, kCoarseShift = 7;  // of weights, whose sums then fit 16 bits; of these sums, for 8 bits
+constexpr int kHighUnit = 1 << (kFineShift + kCoarseShift);
+constexpr int kMostRest = kSubsetInputs * ((1 << kFineShift) - 1) + (((1 << kCoarseShift) - 1) << kFineShift);
+static_assert(kExactGroups * kMostRest < 1 << 16);
+
+struct SubsetTable {
+  Words low[kSubsets];       // modulo 2^16
+  HalfBytes high[kSubsets];  // in units of kHighUnit, rounded down
+};
 
 struct SubsetSum {
-  Words low;    // modulo 2^16
-  Shorts high;  // of the high bytes
+  Words low;
+  Shorts high;
 };
 
 // Subset sums of up to four rows.
-static inline void build_subsets(SubsetSum* __restrict table, const int16_t* __restrict rows, int64_t stride,
+static inline void build_subsets(SubsetTable& __restrict table, const int16_t* __restrict rows, int64_t stride,
                                  int32_t n_rows) {
   Shorts row[kSubsetInputs], high[kSubsets];
   Words low[kSubsets];
@@ -31,14 +43,14 @@ static inline void build_subsets(SubsetSum* __restrict table, const int16_t* __r
 #pragma GCC unroll 16
   for (int s = 1; s < kSubsets; s++) low[s] = low[s & (s - 1)] + reinterpret_cast<Words>(row[__builtin_ctz(s)]);
 #pragma GCC unroll 16
-  for (int s = 0; s < kSubsets; s++) table[s].low = low[s];
+  for (int s = 0; s < kSubsets; s++) table.low[s] = low[s];
 #pragma GCC unroll 4
-  for (int i = 0; i < kSubsetInputs; i++) row[i] >>= 8;
+  for (int i = 0; i < kSubsetInputs; i++) row[i] >>= kFineShift;
   high[0] = Shorts{};
 #pragma GCC unroll 16
   for (int s = 1; s < kSubsets; s++) high[s] = high[s & (s - 1)] + row[__builtin_ctz(s)];
 #pragma GCC unroll 16
-  for (int s = 0; s < kSubsets; s++) table[s].high = high[s];
+  for (int s = 0; s < kSubsets; s++) table.high[s] = __builtin_convertvector(high[s] >> kCoarseShift, HalfBytes);
 }
 
 static inline int32_t subset_groups(int32_t inputs) {
@@ -46,32 +58,35 @@ static inline int32_t subset_groups(int32_t inputs) {
   return (inputs + kInputs - 1) / kInputs * kTableGroups;
 }
 
-// indices[n_groups]: for each four inputs the place of their subset in a table, in bytes; groups are padded by empty
-// subsets.
+// indices[n_groups]: for each four inputs the place of their subset in `high` of a table, in bytes; groups are padded
+// by empty subsets.
 static inline void index_subsets(uint16_t* __restrict indices, int32_t n_groups, const uint8_t* __restrict states,
                                  int32_t units) {
   const int32_t whole = units / kSubsetInputs;
   for (int32_t g = 0; g < whole; g++) {
     uint32_t four;  // bytes of 0 or 1
     memcpy(&four, states + g * kSubsetInputs, sizeof four);
-    indices[g] = static_cast<uint16_t>(((four | four >> 7 | four >> 14 | four >> 21) & 15) * sizeof(SubsetSum));
+    indices[g] = static_cast<uint16_t>(((four | four >> 7 | four >> 14 | four >> 21) & 15) * sizeof(HalfBytes));
   }
   for (int32_t g = whole; g < n_groups; g++) indices[g] = 0;
   for (int32_t u = whole * kSubsetInputs; u < units; u++)
-    indices[whole] += static_cast<uint16_t>((states[u] << u % kSubsetInputs) * sizeof(SubsetSum));
+    indices[whole] += static_cast<uint16_t>((states[u] << u % kSubsetInputs) * sizeof(HalfBytes));
 }
 
 // sums[n] += the entries that each of n chains takes from the tables
-static inline void add_subsets(SubsetSum* __restrict sums, const SubsetSum* __restrict tables,
+static inline void add_subsets(SubsetSum* __restrict sums, const SubsetTable* __restrict tables,
                                const uint16_t* __restrict indices, int64_t n_groups, int32_t n) {
   for (int32_t c = 0; c < n; c++, indices += n_groups) {
     SubsetSum sum = sums[c];
 #pragma GCC unroll 16
     for (int g = 0; g < kTableGroups; g++) {
-      const auto* entry =
-          reinterpret_cast<const SubsetSum*>(reinterpret_cast<const char*>(tables + g * kSubsets) + indices[g]);
-      sum.low += entry->low;
-      sum.high += entry->high;
+      uint64_t four;
+      memcpy(&four, indices + g / kIndices * kIndices, sizeof four);
+      const uint64_t place = four >> 16 * (g % kIndices) & 0xffff;
+      const char *low = reinterpret_cast<const char*>(tables[g].low),
+                 *high = reinterpret_cast<const char*>(tables[g].high);
+      sum.low += load<Words>(low + place * (sizeof(Words) / sizeof(HalfBytes)));
+      sum.high += __builtin_convertvector(load<HalfBytes>(high + place), Shorts);
     }
     sums[c] = sum;
   }
@@ -86,7 +101,8 @@ static inline bool add_dense_input(float* fields, const InputView& input, const 
   for (int32_t c = 0; c < n; c++)
     index_subsets(indices + static_cast<int64_t>(c) * n_groups, n_groups,
                   states + c * static_cast<int64_t>(weights.inputs), weights.inputs);
-  SubsetSum tables[kTableGroups * kSubsets], sums[kDenseChains];
+  SubsetTable tables[kTableGroups];
+  SubsetSum sums[kDenseChains];
   alignas(64) int32_t totals[kDenseChains][kShortLanes];
   for (int32_t unit = 0; unit < weights.outputs; unit += kShortLanes) {
     if (stop.requested()) return false;
@@ -95,18 +111,18 @@ static inline bool add_dense_input(float* fields, const InputView& input, const 
       for (int32_t g = first; g < n_groups && g < first + kExactGroups; g += kTableGroups) {
         for (int32_t i = 0; i < kTableGroups; i++) {
           const int32_t row = (g + i) * kSubsetInputs, left = weights.inputs - row;
-          build_subsets(tables + i * kSubsets, weights.rows + row * static_cast<int64_t>(weights.stride) + unit,
-                        weights.stride, left < kSubsetInputs ? left : kSubsetInputs);
+          build_subsets(tables[i], weights.rows + row * static_cast<int64_t>(weights.stride) + unit, weights.stride,
+                        left < kSubsetInputs ? left : kSubsetInputs);
         }
         add_subsets(sums, tables, indices + g, n_groups, n);
       }
-      for (int32_t c = 0; c < n; c++) {  // sum = 256 high + (sum of low bytes), and the latter is below 2^16
+      for (int32_t c = 0; c < n; c++) {  // sum = kHighUnit high + rests, and these are below 2^16
         alignas(64) uint16_t low[kShortLanes];
         alignas(64) int16_t high[kShortLanes];
         store(low, sums[c].low);
         store(high, sums[c].high);
         for (int u = 0; u < kShortLanes; u++) {
-          const int32_t upper = static_cast<int32_t>(high[u]) * 256;
+          const int32_t upper = static_cast<int32_t>(high[u]) * kHighUnit;
           const int32_t sum = upper + static_cast<uint16_t>(low[u] - static_cast<uint16_t>(upper));
           totals[c][u] = first ? totals[c][u] + sum : sum;
         }

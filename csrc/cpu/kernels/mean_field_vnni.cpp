@@ -27,48 +27,72 @@ constexpr float kNothing = 0x1p-60f;           // smaller changes are left for l
 
 // --- weights ---------------------------------------------------------------------------------------------------------
 
-static inline __m512i load_weights(const int16_t* weights) {
-  return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)));
+constexpr int kWords = 32;  // weights of a register
+
+static inline __m512i load_weights(const WeightsView& weights, int32_t row, int32_t unit) {
+  if (row >= weights.inputs) return _mm512_setzero_si512();
+  return _mm512_load_si512(weights.rows + row * static_cast<int64_t>(weights.stride) + unit);
 }
 
-// steps[kLanes]: the least step with which the high limbs of these outputs fit 8 bits; 256 at most, since then
-// 32,639 / 256 rounds to 127.
-static inline __m512 high_steps(const WeightsView& weights, int32_t unit) {
+// The least step with which the high limbs of each output fit 8 bits. Steps beyond 240 become 256, with which 32,639
+// still gives 127 and all low limbs fit as well.
+static inline __m512i high_steps(const WeightsView& weights, int32_t unit) {
   __m512i largest = _mm512_setzero_si512();
-  const int16_t* row = weights.rows + unit;
-  for (int32_t i = 0; i < weights.inputs; i++, row += weights.stride)
-    largest = _mm512_max_epi32(largest, _mm512_abs_epi32(load_weights(row)));
-  const __m512i step = _mm512_cvttps_epi32(
-      _mm512_div_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(largest, _mm512_set1_epi32(126))), _mm512_set1_ps(127.f)));
-  return _mm512_cvtepi32_ps(_mm512_max_epi32(_mm512_min_epi32(step, _mm512_set1_epi32(256)), _mm512_set1_epi32(1)));
+  for (int32_t row = 0; row < weights.inputs; row++)
+    largest = _mm512_max_epu16(largest, _mm512_abs_epi16(load_weights(weights, row, unit)));
+  alignas(64) uint16_t sizes[kWords], steps[kWords];
+  _mm512_store_si512(sizes, largest);
+  for (int i = 0; i < kWords; i++) {
+    const int step = (sizes[i] + 126) / 127;
+    steps[i] = static_cast<uint16_t>(step > 240 ? 256 : step > 1 ? step : 1);
+  }
+  return _mm512_load_si512(steps);
+}
+
+// Bytes of limbs of four inputs each, as limb + 128, from words whose low bytes they are.
+static inline void store_quads(uint8_t* to, const __m512i (&limbs)[kQuad]) {
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80)), low = _mm512_set1_epi16(0xff);
+  const __m512i pairs[2] = {_mm512_or_si512(_mm512_and_si512(limbs[0], low), _mm512_slli_epi16(limbs[1], 8)),
+                            _mm512_or_si512(_mm512_and_si512(limbs[2], low), _mm512_slli_epi16(limbs[3], 8))};
+  const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
+                second = _mm512_add_epi64(first, _mm512_set1_epi64(4));
+  const __m512i a = _mm512_unpacklo_epi16(pairs[0], pairs[1]), b = _mm512_unpackhi_epi16(pairs[0], pairs[1]);
+  _mm512_store_si512(to, _mm512_xor_si512(_mm512_permutex2var_epi64(a, first, b), offset));
+  _mm512_store_si512(to + 64, _mm512_xor_si512(_mm512_permutex2var_epi64(a, second, b), offset));
 }
 
 static void split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights) {
-  const __m512i offset = _mm512_set1_epi32(128);
+  constexpr int kParts = kPanelUnits / kWords;
+  const __m512i one = _mm512_set1_epi16(1);
   for (int32_t unit = 0; unit < weights.stride; unit += kPanelUnits) {
-    __m512 step[kVectors];
-    for (int v = 0; v < kVectors; v++) {
-      step[v] = high_steps(weights, unit + v * kLanes);
-      _mm512_store_ps(steps + unit + v * kLanes, step[v]);
+    __m512i step[kParts], reciprocals[kParts];
+    for (int p = 0; p < kParts; p++) {
+      alignas(64) uint16_t as_words[kWords], inverse[kWords];
+      step[p] = high_steps(weights, unit + p * kWords);
+      _mm512_store_si512(as_words, step[p]);
+      for (int i = 0; i < kWords; i++) {
+        steps[unit + p * kWords + i] = as_words[i];
+        inverse[i] = static_cast<uint16_t>(as_words[i] == 1 ? 32767 : (65536 / as_words[i] + 1) / 2);
+      }
+      reciprocals[p] = _mm512_load_si512(inverse);
     }
     for (int32_t row = 0; row < weights.inputs; row += kQuad) {
-      for (int v = 0; v < kVectors; v++) {
-        __m512i highs = _mm512_set1_epi32(static_cast<int>(0x80808080u)), lows = highs;
-        for (int r = kQuad - 1; r >= 0; r--) {
-          __m512i w = _mm512_setzero_si512();
-          if (row + r < weights.inputs)
-            w = load_weights(weights.rows + (row + r) * static_cast<int64_t>(weights.stride) + unit + v * kLanes);
-          // a quarter more: halves round up, so that the low limb of a step of 256 is -128 to 127
-          const __m512 x = _mm512_add_ps(_mm512_cvtepi32_ps(w), _mm512_set1_ps(0.25f));
-          const __m512i h = _mm512_cvtps_epi32(_mm512_div_ps(x, step[v]));
-          const __m512i l = _mm512_sub_epi32(w, _mm512_mullo_epi32(h, _mm512_cvtps_epi32(step[v])));
-          highs = _mm512_or_si512(_mm512_slli_epi32(highs, 8), _mm512_add_epi32(h, offset));
-          lows = _mm512_or_si512(_mm512_slli_epi32(lows, 8), _mm512_add_epi32(l, offset));
+      for (int p = 0; p < kParts; p++) {
+        __m512i highs[kQuad], lows[kQuad];
+#pragma GCC unroll 4
+        for (int r = 0; r < kQuad; r++) {
+          const __m512i w = load_weights(weights, row + r, unit + p * kWords);
+          const __m512i h = _mm512_mulhrs_epi16(w, reciprocals[p]);  // off by one at most
+          const __m512i l = _mm512_sub_epi16(w, _mm512_mullo_epi16(h, step[p]));
+          const __mmask32 above = _mm512_cmpgt_epi16_mask(l, _mm512_set1_epi16(127));
+          const __mmask32 below = _mm512_cmplt_epi16_mask(l, _mm512_set1_epi16(-128));
+          highs[r] = _mm512_mask_add_epi16(_mm512_mask_sub_epi16(h, below, h, one), above, h, one);
+          lows[r] = _mm512_mask_sub_epi16(_mm512_mask_add_epi16(l, below, l, step[p]), above, l, step[p]);
         }
-        _mm512_store_si512(high, highs);
-        _mm512_store_si512(low, lows);
-        high += 64;
-        low += 64;
+        store_quads(high, highs);
+        store_quads(low, lows);
+        high += 2 * 64;
+        low += 2 * 64;
       }
     }
   }
@@ -161,46 +185,46 @@ struct Difference {
   }
 };
 
-// What the means of one case have changed by: in this step, and since they were last given to the high limb.
-struct Step {
-  float change;
-  Difference from_given;
-};
-
-static inline Step compare(const float* means, const float* given, int32_t units, float change) {
-  Step step{change, {}};
+static inline Difference compare(const float* a, const float* b, int32_t units) {
+  Difference difference;
   for (int32_t u = 0; u < units; u += kLanes) {
     const __mmask16 lanes = lanes_left(units - u);
-    step.from_given.note(
-        _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, means + u), _mm512_maskz_loadu_ps(lanes, given + u)));
+    difference.note(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, a + u), _mm512_maskz_loadu_ps(lanes, b + u)));
   }
-  return step;
+  return difference;
 }
 
-// step_means and compare in one pass, for Bernoulli units
-static inline Step step_bernoulli(float* means, const float* fields, const float* given, int32_t units, float damping) {
-  Step step{0.f, {}};
-  const __m512 one = _mm512_set1_ps(1.f);
+// 1 / (1 + exp(-x)), from an approximation to 14 bits and a step of Newton's method
+static inline __m512 logistic(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.f), d = _mm512_add_ps(one, exp_minus(x)), y = _mm512_rcp14_ps(d);
+  return _mm512_fmadd_ps(y, _mm512_fnmadd_ps(d, y, one), y);
+}
+
+// step_means and compare to `given` in one pass, for Bernoulli units; without damping, and the change where wanted
+template <bool kWantsChange>
+static inline float step_bernoulli(float* means, const float* fields, const float* given, int32_t units,
+                                   Difference& from_given) {
   __m512 change = _mm512_setzero_ps();
   for (int32_t u = 0; u < units; u += kLanes) {
     const __mmask16 lanes = lanes_left(units - u);
-    const __m512 old = _mm512_maskz_loadu_ps(lanes, means + u);
-    const __m512 fresh = _mm512_div_ps(one, _mm512_add_ps(one, exp_minus(_mm512_loadu_ps(fields + u))));
-    const __m512 mean = _mm512_fmadd_ps(_mm512_set1_ps(damping), _mm512_sub_ps(old, fresh), fresh);
+    const __m512 mean = logistic(_mm512_loadu_ps(fields + u));
+    if (kWantsChange) {
+      const __m512 moved = _mm512_maskz_sub_ps(lanes, mean, _mm512_maskz_loadu_ps(lanes, means + u));
+      change = _mm512_max_ps(change, _mm512_abs_ps(moved));
+    }
     _mm512_mask_storeu_ps(means + u, lanes, mean);
-    change = _mm512_mask_max_ps(change, lanes, change, _mm512_abs_ps(_mm512_sub_ps(mean, old)));
-    step.from_given.note(_mm512_maskz_sub_ps(lanes, mean, _mm512_maskz_loadu_ps(lanes, given + u)));
+    from_given.note(_mm512_maskz_sub_ps(lanes, mean, _mm512_maskz_loadu_ps(lanes, given + u)));
   }
-  step.change = _mm512_reduce_max_ps(change);
-  return step;
+  return _mm512_reduce_max_ps(change);
 }
 
-// Gives as much of target - given as 8 bits hold; returns by how much `behind` is now behind `given`.
-static inline Difference feed_case(const Feed& feed, int32_t c, const float* target, float largest, int32_t units,
-                                   const float* behind) {
-  Difference lag;
+// Gives as much of target - given as 8 bits hold; returns by how much `behind` is now behind `given`, as the sum of
+// squares.
+static inline float feed_case(const Feed& feed, int32_t c, const float* target, float largest, int32_t units,
+                              const float* behind) {
+  __m512 lag = _mm512_setzero_ps();
   feed.scales[c] = 0.f;
-  if (!(largest > kNothing)) return lag;
+  if (!(largest > kNothing)) return 0.f;
   float* given = feed.given + c * static_cast<int64_t>(padded(units));
   int8_t* digits = feed.digits + c * static_cast<int64_t>(padded(units));
   const float step = largest / 127.f;
@@ -215,11 +239,14 @@ static inline Difference feed_case(const Feed& feed, int32_t c, const float* tar
     total = _mm512_add_epi32(total, q);
     _mm512_mask_storeu_ps(given + u, lanes, after);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + u), _mm512_cvtsepi32_epi8(q));
-    if (behind) lag.note(_mm512_sub_ps(after, _mm512_maskz_loadu_ps(lanes, behind + u)));
+    if (behind) {
+      const __m512 d = _mm512_sub_ps(after, _mm512_maskz_loadu_ps(lanes, behind + u));
+      lag = _mm512_fmadd_ps(d, d, lag);
+    }
   }
   feed.scales[c] = step;
   feed.totals[c] = _mm512_reduce_add_epi32(total);
-  return lag;
+  return _mm512_reduce_add_ps(lag);
 }
 
 // Prepares what the neighbours are to see of the means of one case.
@@ -227,73 +254,96 @@ static void feed_neighbours(const mean_field::LayerWork& work, int32_t c, const 
                             const Difference& change) {
   const Feed &high = work.feeds[kHigh], &low = work.feeds[kLow];
   const int64_t start = c * static_cast<int64_t>(padded(units));
-  const Difference lag = feed_case(high, c, means, _mm512_reduce_max_ps(change.largest), units, low.given + start);
-  const bool due = _mm512_reduce_add_ps(lag.squares) > kLag * kLag * _mm512_reduce_add_ps(change.squares);
-  feed_case(low, c, high.given + start, due ? _mm512_reduce_max_ps(lag.largest) : 0.f, units, nullptr);
+  const float lag = feed_case(high, c, means, _mm512_reduce_max_ps(change.largest), units, low.given + start);
+  low.scales[c] = 0.f;
+  if (!(lag > kLag * kLag * _mm512_reduce_add_ps(change.squares))) return;
+  const float largest = _mm512_reduce_max_ps(compare(high.given + start, low.given + start, units).largest);
+  feed_case(low, c, high.given + start, largest, units, nullptr);
 }
 
 // --- iterations ------------------------------------------------------------------------------------------------------
 
-static int update_of(ProgramView program, int layer) {
-  int i = 0;
-  while (program.updates[i].layer != layer) i++;
-  return i;
+// Gives the changes of one layer to those of its neighbours that a range of updates refreshes.
+static void push(ProgramView moving, int source, const mean_field::LayerWork* work, const mean_field::LimbsView* limbs,
+                 const ActiveCases& cases, int begin, int end) {
+  const Feed* feeds = work[source].feeds;
+  for (int i = begin; i < end; i++) {
+    const UpdateView& update = moving.updates[i];
+    for (int j = 0; j < update.n_inputs; j++) {
+      const InputView& input = update.inputs[j];
+      if (input.layer != moving.updates[source].layer) continue;
+      const mean_field::LimbsView& of_input = limbs[update.inputs + j - moving.updates[0].inputs];
+      add_feed(work[i].fields, input.weights, of_input.high, of_input.steps, feeds[kHigh], input.scale, cases);
+      add_feed(work[i].fields, input.weights, of_input.low, nullptr, feeds[kLow], input.scale, cases);
+    }
+  }
 }
 
-static void add_inputs(ProgramView moving, int i, const mean_field::LayerWork* work, const mean_field::LimbsView* limbs,
-                       const ActiveCases& cases, bool earlier_only) {
-  const UpdateView& update = moving.updates[i];
-  for (int j = 0; j < update.n_inputs; j++) {
-    const InputView& input = update.inputs[j];
-    const int source = update_of(moving, input.layer);
-    if (earlier_only && source > i) continue;
-    const mean_field::LimbsView& of_input = limbs[update.inputs + j - moving.updates[0].inputs];
-    const Feed* feeds = work[source].feeds;
-    add_feed(work[i].fields, input.weights, of_input.high, of_input.steps, feeds[kHigh], input.scale, cases);
-    add_feed(work[i].fields, input.weights, of_input.low, nullptr, feeds[kLow], input.scale, cases);
-  }
+// Whether the layer of an update is read before that refreshes it.
+static bool is_read_first(ProgramView moving, int i) {
+  for (int before = 0; before < i; before++)
+    for (int j = 0; j < moving.updates[before].n_inputs; j++)
+      if (moving.updates[before].inputs[j].layer == moving.updates[i].layer) return true;
+  return false;
 }
 
 static void iterate(MachineView machine, ProgramView moving, float* const* means, const mean_field::LayerWork* work,
                     const mean_field::LimbsView* limbs, const mean_field::Iterations& what, int64_t first, int32_t n,
-                    Scratch) {
+                    Scratch scratch) {
   ActiveCases cases(n);
+  const auto refresh = [&](int i, float scale, float damping, bool wants_change) {
+    const LayerView& layer = machine.layers[moving.updates[i].layer];
+    for (int32_t k = 0; k < cases.n; k++) {
+      const int32_t c = cases.rows[k];
+      float* to = means[moving.updates[i].layer] + (first + c) * layer.units;
+      const int64_t start = c * static_cast<int64_t>(layer.padded);
+      const float *fields = work[i].fields + start, *given = work[i].feeds[kHigh].given + start;
+      if (scale != 1.f) {
+        memcpy(scratch.fields, fields, layer.padded * sizeof(float));
+        scale_fields(scratch.fields, layer, scale);
+        fields = scratch.fields;
+      }
+      Difference from_given;
+      if (damping != 0.f || layer.kind != Kind::kBernoulli) {
+        cases.note(c, step_means(to, fields, layer, damping));
+        from_given = compare(to, given, layer.units);
+      } else if (wants_change) {
+        cases.note(c, step_bernoulli<true>(to, fields, given, layer.units, from_given));
+      } else {
+        step_bernoulli<false>(to, fields, given, layer.units, from_given);
+      }
+      feed_neighbours(work[i], c, to, layer.units, from_given);
+    }
+  };
   for (int i = 0; i < moving.n_updates; i++) {
     const int layer = moving.updates[i].layer;
     const int32_t units = machine.layers[layer].units;
-    bool seen = false;  // by an update that comes before the layer's own
-    for (int before = 0; before < i; before++)
-      for (int j = 0; j < moving.updates[before].n_inputs; j++) seen |= moving.updates[before].inputs[j].layer == layer;
     for (const Feed& feed : work[i].feeds) {
       const int64_t size = static_cast<int64_t>(n) * padded(units);
       memset(feed.given, 0, size * sizeof(float));
       memset(feed.digits, 0, size);
       memset(feed.scales, 0, n * sizeof(float));
     }
-    for (int32_t c = 0; seen && c < n; c++) {
-      const float* start = means[layer] + (first + c) * units;
+    if (what.n_start || !is_read_first(moving, i)) continue;
+    for (int32_t c = 0; c < n; c++) {
+      const float* to = means[layer] + (first + c) * units;
       const float* given = work[i].feeds[kHigh].given + c * static_cast<int64_t>(padded(units));
-      feed_neighbours(work[i], c, start, units, compare(start, given, units, 0.f).from_given);
+      feed_neighbours(work[i], c, to, units, compare(to, given, units));
     }
+    push(moving, i, work, limbs, cases, 0, moving.n_updates);
   }
-  // Each state of a layer is given to its neighbours between two of its updates, and this is the first.
-  for (int i = 0; i < moving.n_updates; i++) add_inputs(moving, i, work, limbs, cases, true);
+  cases.begin_iteration();
+  for (int s = 0; s < what.n_start; s++) {
+    refresh(what.start[s].update, what.start[s].scale, 0.f, false);
+    push(moving, what.start[s].update, work, limbs, cases, 0, moving.n_updates);
+  }
   for (int64_t iteration = 0; iteration < what.most && cases.n > 0; iteration++) {
     cases.begin_iteration();
+    const bool wants_change = what.tolerance > 0.f || iteration + 1 == what.most;
+    for (int i = 0; iteration > 0 && i < moving.n_updates; i++) push(moving, i, work, limbs, cases, 0, i);
     for (int i = 0; i < moving.n_updates; i++) {
-      const LayerView& layer = machine.layers[moving.updates[i].layer];
-      add_inputs(moving, i, work, limbs, cases, false);
-      for (int32_t k = 0; k < cases.n; k++) {
-        const int32_t c = cases.rows[k];
-        float* to = means[moving.updates[i].layer] + (first + c) * layer.units;
-        const int64_t start = c * static_cast<int64_t>(layer.padded);
-        const float *fields = work[i].fields + start, *given = work[i].feeds[kHigh].given + start;
-        const Step step = layer.kind == Kind::kBernoulli
-                              ? step_bernoulli(to, fields, given, layer.units, what.damping)
-                              : compare(to, given, layer.units, step_means(to, fields, layer, what.damping));
-        cases.note(c, step.change);
-        feed_neighbours(work[i], c, to, layer.units, step.from_given);
-      }
+      refresh(i, 1.f, what.damping, wants_change);
+      push(moving, i, work, limbs, cases, i + 1, moving.n_updates);
     }
     cases.end_iteration(what, first, iteration);
   }

@@ -18,7 +18,7 @@ static inline float step_means(float* __restrict means, const float* __restrict 
     tile_means(fresh, fields + unit, layer, unit, nullptr, false, softmax);
     float largest[kPad];
     for (int32_t u = 0; u < kPad; u++) {
-      fresh[u] = units::fma(damping, old[u] - fresh[u], fresh[u]);
+      if (damping != 0.f) fresh[u] = units::fma(damping, old[u] - fresh[u], fresh[u]);  // `old` may hold anything
       const float size = __builtin_fabsf(fresh[u] - old[u]);
       largest[u] = u < width ? size : 0.f;
     }
@@ -26,6 +26,12 @@ static inline float step_means(float* __restrict means, const float* __restrict 
     memcpy(means + unit, fresh, width * sizeof(float));
   }
   return change;
+}
+
+// Makes up for inputs that do not count yet.
+static inline void scale_fields(float* __restrict fields, const LayerView& layer, float scale) {
+  for (int32_t u = 0; u < layer.padded; u++)
+    fields[u] = units::fma(scale, fields[u] - layer.biases[u], layer.biases[u]);
 }
 
 // The cases of a block that have not come to rest. A case's path does not depend on those beside it.

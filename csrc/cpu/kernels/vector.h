@@ -23,6 +23,7 @@ constexpr int kShortLanes = kVectorBytes / 2, kFloatLanes = kVectorBytes / 4;
 typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t Words __attribute__((vector_size(kVectorBytes)));
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef int8_t HalfBytes __attribute__((vector_size(kVectorBytes / 2)));
 typedef int16_t HalfShorts __attribute__((vector_size(kVectorBytes / 2)));
 typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
 

@@ -51,6 +51,7 @@ class Runner(Protocol):
         program: Program,
         values: Sequence[Tensor],
         *,
+        start: Program,
         iterations: int,
         tolerance: float,
         damping: float,

@@ -127,6 +127,7 @@ class Machine:
         program: Program,
         values: Sequence[Tensor],
         *,
+        start: Program,
         iterations: int,
         tolerance: float,
         damping: float,
@@ -137,6 +138,7 @@ class Machine:
             plain(program),
             value_addresses(values),
             len(changes),
+            _outsets(program, start),
             iterations,
             tolerance,
             damping,
@@ -178,6 +180,12 @@ class Machine:
             torch.get_num_threads(),
         )
         return out
+
+
+def _outsets(program: Program, start: Program) -> list[tuple[int, float]]:
+    """Layers of a first pass in order, and by how much it scales their inputs."""
+    scales = {(u.layer, i.coupling): i.scale for block in program for u in block for i in u.inputs}
+    return [(u.layer, u.inputs[0].scale / scales[u.layer, u.inputs[0].coupling]) for block in start for u in block]
 
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:

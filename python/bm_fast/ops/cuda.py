@@ -167,12 +167,24 @@ class Machine:
         program: Program,
         values: Sequence[Tensor],
         *,
+        start: Program,
         iterations: int,
         tolerance: float,
         damping: float,
         changes: Tensor,
         performed: Tensor,
     ) -> None:
+        if start:
+            self.mean_field(
+                start,
+                values,
+                start=(),
+                iterations=1,
+                tolerance=0.0,
+                damping=0.0,
+                changes=changes,
+                performed=performed,
+            )
         performed.zero_()
         scratch = torch.zeros(2, len(changes), dtype=torch.int32, device=self._device)
         with place(self._device) as here:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -176,6 +177,7 @@ class Machine:
         values: Sequence[Tensor],
         iterations: int,
         *,
+        start: Program = (),
         tolerance: float = 0.0,
         damping: float = 0.0,
     ) -> Convergence:
@@ -183,6 +185,8 @@ class Machine:
 
         values: per layer uint8 0/1 or float32 ``[n_cases, units]``; float32 where the program updates the layer. A
             layer that is updated before any update reads it may hold anything finite.
+        start: a pass that runs once before, without damping, such as ``mean_field.upward_program``: sets every layer of
+            the program from those of its inputs there that stay or come earlier in ``start``, all scaled alike.
         iterations: at most so many; a case stops once no mean changes by more than ``tolerance`` in an iteration. With
             tolerance 0 every case makes all of them. A case's result does not depend on the cases beside it.
         damping: share of the old mean that an update keeps, 0 to below 1.
@@ -190,6 +194,8 @@ class Machine:
         Ctrl-C stops between blocks of 1,024 cases.
         """
         self._check_program(program)
+        self._check_program(start)
+        self._check_start(program, start)
         self._check_states("values", values, states=False)
         iterations = whole_number("iterations", iterations, 1, 2**31 - 1)
         if not 0 <= tolerance < 1:
@@ -207,6 +213,7 @@ class Machine:
             self._impl.mean_field(
                 program,
                 part,
+                start=start,
                 iterations=iterations,
                 tolerance=tolerance,
                 damping=damping,
@@ -260,6 +267,25 @@ class Machine:
                         f"program: layer {update.layer}, coupling {source.coupling}: expected a scale that times "
                         f"2^-{bits} is a finite float32, got {source.scale}"
                     )
+
+    def _check_start(self, program: Program, start: Program) -> None:
+        updates = {update.layer: update for block in program for update in block}
+        ready = set(range(len(self.graph.layers))) - set(updates)
+        for update in (update for block in start for update in block):
+            of_program = updates.get(update.layer, update).inputs
+            couplings = [self.graph.couplings[i.coupling] for i in of_program]
+            sources = [c.upper if i.transposed else c.lower for i, c in zip(of_program, couplings, strict=True)]
+            known = [i for i, source in zip(of_program, sources, strict=True) if source in ready]
+            scale = update.inputs[0].scale / known[0].scale if update.inputs and known and known[0].scale else 1.0
+            if not known or update.inputs != tuple(replace(i, scale=i.scale * scale) for i in known):
+                raise ValueError(
+                    f"start: layer {update.layer}: expected the inputs that the program has from layers which stay or "
+                    f"come earlier in start, all scaled alike, got {update.inputs}"
+                )
+            ready.add(update.layer)
+        if start and len(ready) < len(self.graph.layers):
+            missing = sorted(set(range(len(self.graph.layers))) - ready)
+            raise ValueError(f"start: expected all layers of the program, got none of the layers {missing}")
 
     def _check_states(self, name: str, values: Sequence[Tensor], *, states: bool) -> None:
         if len(values) != len(self.graph.layers):

@@ -71,22 +71,24 @@ class Machine:
         program: Program,
         values: Sequence[Tensor],
         *,
+        start: Program,
         iterations: int,
         tolerance: float,
         damping: float,
         changes: Tensor,
         performed: Tensor,
     ) -> None:
-        reference.mean_field(
-            self._parameters,
-            program,
-            values,
-            iterations=iterations,
-            tolerance=tolerance,
-            damping=damping,
-            changes=changes,
-            performed=performed,
-        )
+        for part, most, rest, share in ((start, 1, 0.0, 0.0), (program, iterations, tolerance, damping)):
+            reference.mean_field(
+                self._parameters,
+                part,
+                values,
+                iterations=most,
+                tolerance=rest,
+                damping=share,
+                changes=changes,
+                performed=performed,
+            )
 
     def energy(self, layers: Sequence[Tensor]) -> Tensor:
         return reference.energy(self._parameters, layers)

@@ -29,8 +29,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import mean_field, ops
 from bm_fast.arguments import count
-from bm_fast.chains import empty_layers
+from bm_fast.chains import Chains, empty_layers
 from bm_fast.dbm import DBM
+from bm_fast.graph import Graph
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
 from bm_fast.program import full_update, gibbs_program
@@ -74,6 +75,30 @@ class MeanFieldPCD:
             raise ValueError(f"sparsity_cost: expected a finite number of at least 0, got {self.sparsity_cost}")
 
 
+class _Rows:
+    """Memory for the values of an update: rows of data end where those of the chains begin, so that one call sums both.
+
+    layers: visible states, and float32 means or states of the hidden layers, of ``batch_size`` rows and all chains.
+    """
+
+    def __init__(self, graph: Graph, batch_size: int, n_chains: int, device: torch.device) -> None:
+        n = batch_size + n_chains
+        self.layers = (
+            empty_layers(graph, n, device)[VISIBLE],
+            *(torch.zeros(n, layer.units, device=device) for layer in graph.layers[1:]),
+        )
+        self.data_end = batch_size
+        self.model = tuple(values[batch_size:] for values in self.layers)
+
+    def data(self, n_data: int) -> list[Tensor]:
+        """The last ``n_data`` rows of the data."""
+        return [values[self.data_end - n_data : self.data_end] for values in self.layers]
+
+    def both(self, n_data: int) -> list[Tensor]:
+        """These rows and the chains."""
+        return [values[self.data_end - n_data :] for values in self.layers]
+
+
 class DBMLearner:
     """Gradients of a DBM; its memory is used again and again."""
 
@@ -85,19 +110,21 @@ class DBMLearner:
                 f"sparsity: expected a target for each of {n_hidden} hidden layers, got {len(estimator.sparsity)}"
             )
         self._dbm, self._estimator, self._centred = dbm, estimator, centred
-        self.chains = dbm.machine().chains(estimator.n_chains, seed)
+        self._rows = _Rows(graph, batch_size, estimator.n_chains, device)
+        start = dbm.machine().chains(estimator.n_chains, seed)
+        self._rows.model[VISIBLE].copy_(start.layers[VISIBLE])
+        self.chains = Chains((self._rows.model[VISIBLE], *start.layers[1:]), seed)
         self._sweep = gibbs_program(graph, last=1)
         last = {update.layer for update in self._sweep[-1]}  # the layers whose means are given the others' last states
-        self._model_means = {i: torch.zeros(estimator.n_chains, graph.layers[i].units, device=device) for i in last}
-        self._data: list[Tensor] = [
-            empty_layers(graph, batch_size, device)[VISIBLE],
-            *(torch.zeros(batch_size, layer.units, device=device) for layer in graph.layers[1:]),
-        ]
+        self._model_means = {i: self._rows.model[i] for i in last}
+        self._from_states = [i for i in range(1, len(graph.layers)) if i not in last]
         self._upward = mean_field.upward_program(graph, [VISIBLE])
         self._infer = gibbs_program(graph, clamped=[VISIBLE])
         self._parameters = list(dbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
-        self._scratch = [torch.zeros_like(weight, requires_grad=False) for weight in dbm.coupling_weights]
+        self._phases = [torch.zeros(2, layer.units, device=device) for layer in graph.layers]
+        self._ends = [torch.zeros(layer.units, device=device) for layer in graph.layers]
+        self._shares: dict[int, Tensor] = {}
         self.offsets = [torch.zeros(layer.units, device=device) for layer in graph.layers]
         self._known = [False] * len(graph.layers)
         self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1:]]
@@ -107,7 +134,7 @@ class DBMLearner:
         return self._dbm.machine()
 
     def batch(self, n_data: int) -> Tensor:
-        return self._data[VISIBLE][:n_data]
+        return self._rows.data(n_data)[VISIBLE]
 
     def start_at(self, data: Tensor) -> None:
         if not self._known[VISIBLE]:
@@ -117,49 +144,62 @@ class DBMLearner:
     @torch.no_grad()
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         estimator = self._estimator
-        data = [layer[:n_data] for layer in self._data]
-        machine.mean_field(self._upward, data, 1)
+        data = self._rows.data(n_data)
         changes = machine.mean_field(
-            self._infer, data, estimator.iterations, tolerance=estimator.tolerance, damping=estimator.damping
+            self._infer,
+            data,
+            estimator.iterations,
+            start=self._upward,
+            tolerance=estimator.tolerance,
+            damping=estimator.damping,
         ).changes
         self._cases += n_data
         self._unconverged += float((changes > estimator.tolerance).sum())
         machine.sweep(self._sweep, self.chains, estimator.sweeps, means=self._model_means)
-        model = [self._model_means.get(i, state) for i, state in enumerate(self.chains.layers)]
-        self._combine(data, model)
+        for i in self._from_states:
+            self._rows.model[i].copy_(self.chains.layers[i])
+        self._combine(n_data)
         if self._dbm.log_precision is not None:
             precision = machine.parameters.precisions[VISIBLE]
             assert precision is not None
-            squares = (values[VISIBLE].square().mean(0) for values in (data, model))
-            torch.mul(next(squares) - next(squares), precision / 2, out=self._of[id(self._dbm.log_precision)])
+            squares = [values[VISIBLE].square().mean(0) for values in (data, self._rows.model)]
+            torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(self._dbm.log_precision)])
         for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
             parameter.grad = self._of[id(parameter)]
 
-    def _combine(self, data: list[Tensor], model: list[Tensor]) -> None:
-        dbm, offsets = self._dbm, self.offsets
-        data_means = [values.mean(0, dtype=torch.float32) for values in data]
-        signed = [
-            torch.sub(values.mean(0, dtype=torch.float32), mean, out=self._of[id(bias)])
-            for values, mean, bias in zip(model, data_means, dbm.layer_biases, strict=True)
-        ]
+    def _shares_of(self, n_data: int) -> Tensor:
+        """Float32 ``[n_data + n_chains, 2]``: of each row in the mean of the data, and in that of the chains."""
+        if n_data not in self._shares:
+            n_chains = self._estimator.n_chains
+            shares = torch.zeros(n_data + n_chains, 2, device=self._dbm.device)
+            shares[:n_data, 0], shares[n_data:, 1] = 1 / n_data, 1 / n_chains
+            self._shares[n_data] = shares
+        return self._shares[n_data]
+
+    def _combine(self, n_data: int) -> None:
+        dbm, offsets, phases = self._dbm, self.offsets, self._phases
+        rows, shares = self._rows.both(n_data), self._shares_of(n_data)
+        signs = shares[:, 1] - shares[:, 0]
+        for values, means in zip(rows, phases, strict=True):
+            ops.statistics(shares, values, means)
+        signed = [self._of[id(bias)] for bias in dbm.layer_biases]
+        differences = [model - data for data, model in phases]
+        for bias, difference in zip(signed, differences, strict=True):
+            bias.copy_(difference)
         if self._centred:
-            for i, (offset, mean) in enumerate(zip(offsets, data_means, strict=True)):
-                offset.lerp_(mean, OFFSET_RATE if self._known[i] else 1)
+            for i, (offset, (data, _)) in enumerate(zip(offsets, phases, strict=True)):
+                offset.lerp_(data, OFFSET_RATE if self._known[i] else 1)
                 self._known[i] = True
-        before = [values.clone() for values in signed]  # g_b of one layer is changed by each of its couplings
         for i, coupling in enumerate(dbm.graph.couplings):
-            lower, upper = coupling.lower, coupling.upper
-            gradient = self._of[id(dbm.coupling_weights[i])]
-            ops.statistics(data[lower], data[upper], gradient)
-            ops.statistics(model[lower], model[upper], self._scratch[i])
-            gradient.mul_(-1 / len(data[0])).add_(self._scratch[i], alpha=1 / len(model[0]))
-            if self._centred:
-                gradient.addr_(offsets[lower], before[upper], alpha=-1)
-                gradient.addr_(before[lower], offsets[upper], alpha=-1)
-                signed[lower].addmv_(gradient, offsets[upper], alpha=-1)
-                signed[upper].addmv_(gradient.t(), offsets[lower], alpha=-1)
+            ends = (coupling.lower, coupling.upper)
+            a, b = ends
+            centring = (offsets[a], offsets[b]) if self._centred else None
+            out = (self._of[id(dbm.coupling_weights[i])], self._ends[a], self._ends[b])
+            ops.gradient(rows[a], rows[b], signs, (phases[a], phases[b]), centring, out)
+            for end in ends:  # the bias, to which centring adds a term for each coupling
+                signed[end].add_(self._ends[end] - differences[end])
         if self._estimator.sparsity:
-            self._steer_activity(data_means, signed)
+            self._steer_activity([means[0] for means in phases], signed)
 
     def _steer_activity(self, data_means: list[Tensor], biases: list[Tensor]) -> None:
         """Adds the gradient of the sparsity penalty to those of the biases and weights."""
