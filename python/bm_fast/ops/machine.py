@@ -272,7 +272,7 @@ class Machine:
         updates = {update.layer: update for block in program for update in block}
         ready = set(range(len(self.graph.layers))) - set(updates)
         for update in (update for block in start for update in block):
-            of_program = updates.get(update.layer, update).inputs
+            of_program = updates[update.layer].inputs if update.layer in updates else ()
             couplings = [self.graph.couplings[i.coupling] for i in of_program]
             sources = [c.upper if i.transposed else c.lower for i, c in zip(of_program, couplings, strict=True)]
             known = [i for i, source in zip(of_program, sources, strict=True) if source in ready]
