@@ -23,7 +23,7 @@ shift
 case "$recipe" in
     short | short-2) settings=(--epochs 10) ;;
     two-hours) settings=(--epochs 110 --mixed-precision) ;;
-    two-hours-2) settings=(--epochs 60 --mixed-precision) ;;
+    two-hours-2) settings=(--epochs 90 --mixed-precision) ;;
     full | full-2) settings=(--schedule burda --epochs 3280) ;;
     *) echo "unknown recipe $recipe: short, two-hours, full, or one of these with -2" >&2 && exit 2 ;;
 esac

@@ -44,6 +44,20 @@ def test_columns_fill_the_last_row_where_they_can(n, columns, tmp_path):
     assert picture.shape[1] == 40 + (9 * columns + 1) * 8
 
 
+def test_labelled_rows_stand_in_their_order_below_each_other(tmp_path):
+    rows = {"one": np.zeros((3, 4)), "two": torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 3)}
+    figure = plots.labelled_rows(rows, (2, 2))
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+    assert axes.get_ylabel() == ""
+    shown = np.asarray(axes.images[0].get_array())
+    assert np.argwhere(shown == 1).tolist() == [[5, 2 + 3 * i] for i in range(3)]
+    with pytest.raises(ValueError, match=r"rows: expected as many images in each, got \[3, 2\]"):
+        plots.labelled_rows({"one": rows["one"], "two": rows["two"][:2]}, (2, 2))
+    with pytest.raises(ValueError, match="two: expected at least one image of 2 x 2"):
+        plots.labelled_rows({"one": rows["one"], "two": np.zeros((3, 5))}, (2, 2))
+
+
 def test_filters_have_a_scale_that_is_symmetric_about_zero(tmp_path):
     weight = torch.zeros(4, 3)
     weight[:, 0] = 1.0

@@ -68,6 +68,17 @@ def samples_over_sweeps(states: Array, sweeps: Sequence[int], shape: tuple[int, 
     return _mosaic(flat, shape, values.shape[1], title, colours="Greys", limits=(0.0, 1.0), row_labels=labels)
 
 
+def labelled_rows(rows: Mapping[str, Array], shape: tuple[int, int], *, title: str = "") -> Figure:
+    """One row of images under each name: name -> ``[n, units]`` with values from 0 to 1, the same n in each."""
+    values = [_matrix(name, images, shape) for name, images in rows.items()]
+    if len({len(images) for images in values}) != 1:
+        raise ValueError(f"rows: expected as many images in each, got {[len(images) for images in values]}")
+    flat = np.concatenate(values)
+    return _mosaic(
+        flat, shape, len(values[0]), title, colours="Greys", limits=(0.0, 1.0), row_labels=list(rows), labels_are=""
+    )
+
+
 def learning_curve(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str = "epoch", title: str = ""
 ) -> Figure:
@@ -212,6 +223,7 @@ def _mosaic(
     colours: str,
     limits: tuple[float, float],
     row_labels: Sequence[str] = (),
+    labels_are: str = "sweeps",
     scale: bool = False,
 ) -> Figure:
     """All images as one picture, an empty unit between them, laid out in whole screen pixels."""
@@ -240,8 +252,7 @@ def _mosaic(
     axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(row_labels))], row_labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    if row_labels:
-        axes.set_ylabel("sweeps", color=_GREY)
+    axes.set_ylabel(labels_are if row_labels else "", color=_GREY)
     if title:
         figure.text(left_margin / total_width, 1 - 30 / total_height, title, fontsize=11)
     if scale:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
-from bm_fast.cli import bench, demo, evaluate, info, sample, train, vae
+from bm_fast.cli import bench, compare, demo, evaluate, info, sample, train, vae
 from bm_fast.cli.common import Console, UsageError, emit, plain, version, whole
 
-COMMANDS = (train, sample, evaluate, vae, info, bench, demo)
+COMMANDS = (train, sample, evaluate, vae, compare, info, bench, demo)
 
 EXAMPLES = """\
 examples:

@@ -223,7 +223,7 @@ def _trainer(dataset: Dataset, settings: Result, output: Output, history: Histor
 
 def training_data(settings: Result) -> Dataset:
     """The data of a run by its protocol, the last rows of train and valid held out as valid where it says so."""
-    dataset, hold_out = load_data(settings["data"], settings.get("protocol")), settings["hold_out"]
+    dataset, hold_out = load_data(settings["data"], settings.get("protocol")), settings.get("hold_out", 0)
     if hold_out == 0:
         return dataset
     rows = dataset.train if dataset.valid is None else torch.cat([dataset.train, dataset.valid])

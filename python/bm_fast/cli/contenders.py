@@ -1,0 +1,138 @@
+"""Finished runs of several kinds, as the command compare takes them: a model, its data, and how it was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bm_fast import checkpoints
+from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Console, Result, UsageError, read_configuration
+from bm_fast.cli.vae import training_data
+from bm_fast.data import Dataset
+from bm_fast.dbm import DBM
+from bm_fast.graph import Kind
+from bm_fast.model import BoltzmannModel
+from bm_fast.rbm import RBM
+from bm_fast.training.batches import ArrayBatches
+from bm_fast.vae import VAE
+
+_OTHER_CHECKPOINTS = ("dbm.safetensors",)
+_STACK = "rbm[0-9]*.safetensors"
+"""Checkpoints of the machines that a deep one began with, in its folder."""
+
+_FROM_LOADER = "a DataLoader"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained model, the data it was trained on, and what its checkpoints tell of the training."""
+
+    name: str
+    path: Path
+    model: BoltzmannModel | VAE
+    dataset: Dataset
+    trainer: Result
+    seconds: float
+
+    @property
+    def kind(self) -> str:
+        """RBM, DBM, VAE (trained on the variational bound) or IWAE (on one of several samples)."""
+        if isinstance(self.model, VAE):
+            estimator = self.trainer["settings"]["estimator"]
+            return "VAE" if estimator["name"] in ("ELBO", "STL") or estimator["k"] == 1 else "IWAE"
+        return self.model.name.upper()
+
+    @property
+    def layers(self) -> str:
+        if isinstance(self.model, VAE):
+            between = zip(self.model.hidden, self.model.latents, strict=True)
+            return " / ".join([str(self.model.n_visible), *("-".join(map(str, (*h, n))) for h, n in between)])
+        return "-".join(str(layer.units) for layer in self.model.graph.layers)
+
+    @property
+    def training(self) -> Result:
+        epochs, _, updates = self.trainer["counts"]
+        return {
+            "protocol": self.dataset.protocol,
+            "estimator": self.trainer["settings"]["estimator"],
+            "rows": len(self.dataset.train),
+            "epochs": epochs,
+            "updates": updates,
+            "seconds": self.seconds,
+        }
+
+
+def load(source: str, data: str | None, console: Console) -> Contender:
+    """A run from its folder or checkpoint. UsageError where it cannot be compared, and why."""
+    path = _checkpoint(Path(source))
+    state = checkpoints.load(path)
+    kinds: dict[str, type[RBM | DBM | VAE]] = {kind.name: kind for kind in (RBM, DBM, VAE)}
+    kind = next((kinds[name] for name in kinds if name in state), None)
+    if kind is None:
+        raise UsageError(f"{path}: expected a checkpoint of an {', '.join(kinds)}, it holds {sorted(state)}")
+    if "trainer" not in state:
+        raise UsageError(f"{path}: holds a model without its training; expected the checkpoint of a trainer")
+    model, trainer = kind.load(path), state["trainer"]
+    if model.visible not in (Kind.BERNOULLI, "bernoulli"):
+        raise UsageError(f"{path}: expected binary visible units, whose likelihoods compare, got {model.visible}")
+    settings = read_configuration(path.parent).get("settings", {})
+    if data is None and "data" not in settings:
+        raise UsageError(f"{path}: no {CONFIGURATION} lies beside it; name the data of its training as --data")
+    dataset = training_data(settings if "data" in settings else {"data": data})
+    _check_rows(path, dataset, trainer["data"], is_vae=kind is VAE)
+    stack = sorted(path.parent.glob(_STACK)) if kind is DBM else []
+    seconds = [_seconds(trainer), *(_seconds(checkpoints.load(part).get("trainer", {})) for part in stack)]
+    if stack:
+        console.say(f"{path}: its training includes {', '.join(part.name for part in stack)}")
+    name = path.parent.name if path.name in (CHECKPOINT, *_OTHER_CHECKPOINTS) else path.stem
+    return Contender(name, path, model, dataset, trainer, sum(seconds))
+
+
+def _checkpoint(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    paths = [source / name for name in (CHECKPOINT, *_OTHER_CHECKPOINTS)]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"no {' or '.join(path.name for path in paths)} in {source}")
+    return found
+
+
+def _check_rows(path: Path, dataset: Dataset, trained_on: str, *, is_vae: bool) -> None:
+    """UsageError unless the training rows are those that the trainer saw; batches of a DataLoader cannot be told."""
+    rows = dataset.train.float() if is_vae else dataset.train
+    expected = ArrayBatches(rows, 1, torch.Generator()).description
+    if trained_on not in (expected, _FROM_LOADER):
+        raise UsageError(
+            f"{path}: was trained on {trained_on}, but the training rows of {dataset.name} by the protocol "
+            f"{dataset.protocol!r} are {expected}: the data are other ones, or have changed since"
+        )
+
+
+def _seconds(trainer: Result) -> float:
+    """Of the learning curve that the trainer kept; nan where it kept none."""
+    curves = [state["rows"] for state in trainer.get("callbacks", []) if state.get("rows")]
+    return float(curves[0][-1]["seconds"]) if curves else math.nan
+
+
+def check_alike(contenders: Sequence[Contender]) -> None:
+    """UsageError unless all are of one data set and protocol, and have names of their own."""
+    first = contenders[0]
+    for other in contenders[1:]:
+        for what, ours, theirs in (
+            ("data", first.dataset.name, other.dataset.name),
+            ("protocols", first.dataset.protocol, other.dataset.protocol),
+        ):
+            if ours != theirs:
+                raise UsageError(
+                    f"RUN: expected runs of one data set and protocol, got {what} {ours!r} of {first.path} and "
+                    f"{theirs!r} of {other.path}; likelihoods do not compare across them"
+                )
+    names = [contender.name for contender in contenders]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise UsageError(f"RUN: expected runs with names of their own, got {', '.join(double)} more than once")
