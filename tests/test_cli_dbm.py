@@ -186,6 +186,20 @@ def test_evaluate_by_ais_agrees_with_exact(deep, tmp_path, capsys):
     assert "log_likelihood" not in result
 
 
+def test_evaluate_by_a_bracket_agrees_with_exact(deep, tmp_path, capsys):
+    _, exact, _ = call(capsys, "evaluate", deep, "--output", tmp_path / "exact")
+    arguments = ("evaluate", deep, "--method", "bracket", "--runs", 40, "--rounds", 100)
+    code, result, errors = call(capsys, *arguments, "--output", tmp_path / "bracket")
+    assert code == 0
+    assert result["trustworthy"], result["reason"]
+    # the seed is fixed; over seeds, fewer than one in 10^6 lies beyond 5 standard errors
+    assert abs(result["variational_bound"] - exact["variational_bound"]) < 5 * result["log_z_standard_error"] < 0.5
+    low, high = result["bracket"]
+    assert low - 0.1 < exact["variational_bound"] < high + 0.1
+    assert "log_likelihood" not in result
+    assert "lower bound" in errors
+
+
 def test_evaluate_names_the_layers_that_are_too_large(tmp_path, capsys):
     DBM((64, 30, 9)).save(tmp_path / "model.safetensors")
     arguments = ["evaluate", tmp_path / "model.safetensors", "--data", "digits", "--method", "exact"]

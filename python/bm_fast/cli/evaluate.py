@@ -243,6 +243,7 @@ def _bracket(
     coins = [torch.zeros(layer.units) for layer in model.graph.layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
+        warnings.simplefilter("ignore", MeanFieldNotConverged)  # and so is the share
         estimate = estimate_log_likelihood(
             model,
             images,
