@@ -24,4 +24,7 @@ results="recipes/results/mnist-$recipe"
 mkdir -p recipes/results
 bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 --output "$run" --json "$@" >"$results.train.json"
 bm-fast evaluate "$run" --output "$run/evaluation" --json >"$results.evaluate.json"
+if [ "$recipe" != hidden20 ]; then
+    bm-fast evaluate "$run" --method bracket --runs 64 --output "$run/bracket" --json >"$results.bracket.json"
+fi
 bm-fast sample "$run" --output "$run/samples"

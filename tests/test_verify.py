@@ -184,6 +184,28 @@ def test_biased_gradients_are_caught() -> None:
     assert failures(verify(rbm(), gradient=halved, v=DATA, estimator=known)) == ["halved: gradient of -log p(v)"]
 
 
+@pytest.mark.parametrize(
+    ("operation", "caught"),
+    [
+        ("energy", ["energies of all states"]),
+        ("layer_means", ["means of layer 'visible' given the others", "means of layer 'hidden' given the others"]),
+        ("free_energy", ["log density without visible", "log p(v) of every v"]),
+    ],
+)
+def test_wrong_figures_of_a_machine_are_caught(
+    operation: str, caught: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each off by one part in a thousand; the estimator of log Z is one that uses none of them."""
+    original = getattr(Machine, operation)
+
+    def off(self: Machine, *arguments: object, **named: object) -> Tensor:
+        return original(self, *arguments, **named) * 1.001
+
+    monkeypatch.setattr(Machine, operation, off)
+    found = verify(machine(BINARY["rbm"]), estimator=known, n_chains=2000)
+    assert failures(found) == [f"Machine: {what}" for what in caught]
+
+
 def test_a_model_whose_machine_is_another_is_caught() -> None:
     class Stale(RBM):
         """Keeps the machine of its first parameters."""
