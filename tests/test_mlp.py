@@ -35,6 +35,22 @@ def test_fine_tuning_learns_and_leaves_the_machine_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_l_bfgs_fine_tunes() -> None:
+    """It takes parameters that are contiguous in memory."""
+    model, v = dbm((5, 12, 6)), all_states(5)
+    labels, x, network = (v.sum(1) > 2).long(), model.mlp_inputs(v), model.to_mlp(2)
+    optimizer = torch.optim.LBFGS(network.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(x), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert (network(x).argmax(1) == labels).float().mean() > 0.95
+
+
 def test_dropout_acts_in_training_alone() -> None:
     model, v = dbm((5, 4, 3)), all_states(5)
     network, x = model.to_mlp(2, dropout=0.5), model.mlp_inputs(v)

@@ -43,7 +43,7 @@ class DeepClassifier(nn.Module):
             raise ValueError(f"n_classes: expected a whole number of at least 2, got {n_classes!r}")
         self.units = tuple(len(bias) for bias in biases)
         self.below = nn.ParameterList(weight.detach().clone() for weight in weights)
-        self.above = nn.ParameterList(weight.detach().T.clone() for weight in weights[1:] if posteriors)
+        self.above = nn.ParameterList(weight.detach().T.contiguous().clone() for weight in weights[1:] if posteriors)
         self.biases = nn.ParameterList(bias.detach().clone() for bias in biases[1:])
         self.dropout = nn.Dropout(dropout)
         generator = torch.Generator().manual_seed(seed)
