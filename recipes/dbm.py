@@ -12,40 +12,20 @@ Results go to recipes/results/dbm-NAME.json. The schedule is that of Salakhutdin
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import platform
-import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from common import SEED, fit, stack, write_record
 from torch import Tensor
-from torch.optim import SGD
-from torch.optim.lr_scheduler import LRScheduler
 
-from bm_fast import DBM, RBM, plots
+from bm_fast import DBM, plots
 from bm_fast.data import load
 from bm_fast.data.dataset import Dataset
 from bm_fast.estimation import ais, base_biases, mean_variational_bound
-from bm_fast.model import BoltzmannModel
 from bm_fast.program import full_update
-from bm_fast.training import (
-    CD,
-    Checkpoint,
-    History,
-    MeanFieldPCD,
-    ProgressBar,
-    Trainer,
-    lift,
-    robbins_monro,
-    stack_estimator,
-    stitch,
-)
-
-FOLDER = Path(__file__).parent
-SEED, BATCH = 0, 100
+from bm_fast.training import MeanFieldPCD, stack_estimator, stitch
 
 
 @dataclass(frozen=True)
@@ -68,47 +48,6 @@ RECIPES = {
     "mnist3": Recipe("mnist", (500, 500, 1000), (20, 20, 20, 150), rate=0.05, half_life=10),
     "ocr-letters": Recipe("ocr-letters", (500, 1000), (20, 20, 100), rate=0.05, half_life=10),
 }
-
-
-def fit(
-    model: BoltzmannModel,
-    estimator: CD | MeanFieldPCD,
-    train: Tensor,
-    epochs: int,
-    path: Path,
-    *,
-    rate: float,
-    weight_decay: float,
-    half_life: float | None = None,
-    validation: Tensor | None = None,
-) -> History:
-    """Trains ``model`` in place, from the checkpoint where there is one."""
-    decayed = {"params": list(model.coupling_weights), "weight_decay": weight_decay}
-    optimizer = SGD([decayed, {"params": list(model.layer_biases)}], lr=rate, momentum=0.5)
-    schedule: LRScheduler | None = None if half_life is None else robbins_monro(optimizer, half_life)
-    history = History()
-    callbacks = [history, ProgressBar(), Checkpoint(path)]
-    if path.exists():
-        trainer = Trainer.resume(path, model, optimizer, schedule, callbacks)
-    else:
-        centred = isinstance(estimator, MeanFieldPCD)
-        trainer = Trainer(model, optimizer, estimator, BATCH, SEED, centred, schedule, callbacks=callbacks)
-    trainer.fit(train, epochs, validation=validation)
-    return history
-
-
-def pretrained(recipe: Recipe, train: Tensor, run: Path) -> DBM:
-    """The stitched stack of modified RBMs."""
-    units, rbms, data = (train.shape[1], *recipe.hidden), [], train
-    for level, (below, above) in enumerate(itertools.pairwise(units)):
-        rbm = RBM(below, above, seed=SEED + level)
-        rbm.initialise_biases(data)
-        estimator = stack_estimator(level, len(recipe.hidden))
-        path = run / f"rbm{level + 1}.safetensors"
-        fit(rbm, estimator, data, recipe.epochs[level], path, rate=recipe.rbm_rate, weight_decay=1e-3)
-        data = lift(rbm, estimator, data)
-        rbms.append(rbm)
-    return stitch(rbms)
 
 
 def draw(dbm: DBM, dataset: Dataset, test: Tensor, run: Path) -> None:
@@ -145,7 +84,10 @@ def main() -> None:
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     test = binary.split("test")
     began = time.monotonic()
-    dbm = pretrained(recipe, dataset.train, run)
+    n_rbms = len(recipe.hidden)
+    estimators = [stack_estimator(level, n_rbms) for level in range(n_rbms)]
+    rates = {"rate": recipe.rbm_rate, "weight_decay": 1e-3}
+    dbm = stitch(stack(recipe.hidden, estimators, dataset.train, recipe.epochs, run, **rates, centred=False))
     history = fit(
         dbm,
         MeanFieldPCD(100, sweeps=5, iterations=10),
@@ -154,6 +96,7 @@ def main() -> None:
         run / "dbm.safetensors",
         rate=recipe.rate,
         weight_decay=recipe.weight_decay,
+        centred=True,
         half_life=recipe.half_life,
         validation=dataset.valid,
     )
@@ -164,23 +107,15 @@ def main() -> None:
     for name, bound in bounds.items():
         print(f"bound on the {name} log-likelihood ({binary.protocol}): {bound}")
     draw(dbm, dataset, test, run)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FOLDER)
-    record = {
-        "command": f"python recipes/dbm.py {options.recipe}",
+    figures = {
         "recipe": asdict(recipe),
-        "seed": SEED,
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "seconds_of_training_in_this_call": round(trained),
-        "seconds_in_all": round(time.monotonic() - began),
-        "processor_seconds_in_all": round(time.process_time()),
         "protocol": binary.protocol,
         "log_z": str(log_z),
         "bound": {name: str(bound) for name, bound in bounds.items()},
         "unconverged": history.rows[-1]["unconverged"] if history.rows else None,
     }
-    results = FOLDER / "results" / f"dbm-{options.recipe}.json"
-    results.write_text(json.dumps(record, indent=2) + "\n")
+    results = write_record(f"dbm-{options.recipe}", f"python recipes/dbm.py {options.recipe}", began, figures)
     print(f"results in {results}, pictures in {run}")
 
 

@@ -1,0 +1,105 @@
+"""What the recipes of deep models share: training that goes on from its checkpoint, stacks of RBMs, records."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
+
+from bm_fast import RBM
+from bm_fast.model import LayeredModel
+from bm_fast.training import (
+    CD,
+    PCD,
+    Checkpoint,
+    History,
+    MeanFieldPCD,
+    ProgressBar,
+    Trainer,
+    UpDown,
+    lift,
+    robbins_monro,
+)
+
+FOLDER = Path(__file__).parent
+SEED, BATCH = 0, 100
+
+
+def fit(
+    model: LayeredModel,
+    estimator: CD | PCD | MeanFieldPCD | UpDown,
+    train: Tensor,
+    epochs: int,
+    path: Path,
+    *,
+    rate: float,
+    weight_decay: float,
+    centred: bool,
+    half_life: float | None = None,
+    validation: Tensor | None = None,
+) -> History:
+    """Trains ``model`` in place, from the checkpoint where there is one; weights alone decay."""
+    weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    optimizer = SGD([{"params": weights, "weight_decay": weight_decay}, {"params": biases}], lr=rate, momentum=0.5)
+    schedule: LRScheduler | None = None if half_life is None else robbins_monro(optimizer, half_life)
+    history = History()
+    callbacks = [history, ProgressBar(), Checkpoint(path)]
+    if path.exists():
+        trainer = Trainer.resume(path, model, optimizer, schedule, callbacks)
+    else:
+        trainer = Trainer(model, optimizer, estimator, BATCH, SEED, centred, schedule, callbacks=callbacks)
+    trainer.fit(train, epochs, validation=validation)
+    return history
+
+
+def stack(
+    hidden: Sequence[int],
+    estimators: Sequence[CD | PCD],
+    train: Tensor,
+    epochs: Sequence[int],
+    run: Path,
+    *,
+    rate: float,
+    weight_decay: float,
+    centred: bool,
+) -> list[RBM]:
+    """RBMs, bottom first, each trained on the hidden means of the one below."""
+    rbms: list[RBM] = []
+    data = train
+    for level, (below, above) in enumerate(itertools.pairwise((train.shape[1], *hidden))):
+        if level > 0:
+            data = lift(rbms[-1], estimators[level - 1], data)
+        rbm = RBM(below, above, seed=SEED + level)
+        rbm.initialise_biases(data)
+        path = run / f"rbm{level + 1}.safetensors"
+        fit(rbm, estimators[level], data, epochs[level], path, rate=rate, weight_decay=weight_decay, centred=centred)
+        rbms.append(rbm)
+    return rbms
+
+
+def write_record(name: str, command: str, began: float, figures: dict[str, Any]) -> Path:
+    """Writes ``figures`` and how they came about to ``results/NAME.json``; began: by ``time.monotonic``."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FOLDER)
+    record = {
+        "command": command,
+        "seed": SEED,
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "seconds_in_all": round(time.monotonic() - began),
+        "processor_seconds_in_all": round(time.process_time()),
+        **figures,
+    }
+    path = FOLDER / "results" / f"{name}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
