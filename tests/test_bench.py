@@ -38,6 +38,19 @@ def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
     assert saved["environment"]["processor"] in table
 
 
+def test_annealing_is_that_of_its_rival(tmp_path: Path) -> None:
+    """Both estimate log Z of one small machine, 2,000 runs each, whose errors are below 0.01."""
+    small = "--units 6 4 --runs 2000 --every 200 --threads 1 --calls 1 --seconds 0.001"
+    command = [sys.executable, str(RUN.with_name("annealing.py")), *small.split(), "--name", str(tmp_path / "small")]
+    subprocess.run(command, check=True, capture_output=True)
+    saved = json.loads((tmp_path / "small.json").read_text())
+    ours, rival = saved["results"]
+    assert (ours["contender"], rival["contender"]) == ("bm_fast", "torch")
+    assert ours["log_z"] == pytest.approx(rival["log_z"], abs=0.06)
+    assert all(0 < row["least"] <= row["median"] <= row["most"] for row in saved["results"])
+    assert saved["settings"]["betas"] == 74
+
+
 def test_the_moment_check_sees_a_wrong_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RUN.parent))
     from samplers import Problem, Torch, disagreement
