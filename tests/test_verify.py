@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -206,6 +207,11 @@ def test_wrong_figures_of_a_machine_are_caught(
     assert failures(found) == [f"Machine: {what}" for what in caught]
 
 
+def test_what_is_not_a_number_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "energy", lambda self, layers: torch.full((len(layers[0]),), torch.nan).double())
+    assert failures(verify(rbm(), estimator=known, n_chains=500)) == ["RBM: energies of all states"]
+
+
 def test_a_model_whose_machine_is_another_is_caught() -> None:
     class Stale(RBM):
         """Keeps the machine of its first parameters."""
@@ -242,6 +248,47 @@ def test_p_values() -> None:
     assert _student_tails(3.883, 19) == pytest.approx(1e-3, rel=0.03)
     assert _student_tails(-3.883, 19) == pytest.approx(1e-3, rel=0.03)
     assert _student_tails(float("inf"), 19) == 0
+
+
+def test_states_are_counted_apart_but_for_rare_ones() -> None:
+    """Fair coins: 32 states of 62.5 expected draws each; a rare unit's 16 states of 0.3 draws are counted together."""
+    fair = Machine.build(chain_graph((3, 2)), [torch.zeros(3, 2)], [torch.zeros(3), torch.zeros(2)])
+    assert "with 31 degrees of freedom" in str(verify(fair, estimator=known, n_chains=2000))
+    bias = torch.tensor([-6.0, 0.0, 0.0])
+    rare = Machine.build(chain_graph((3, 2)), [torch.zeros(3, 2)], [bias, torch.zeros(2)])
+    assert "with 16 degrees of freedom" in str(verify(rare, estimator=known, n_chains=2000))
+
+
+def test_p_values_of_estimates_that_are_all_off_alike() -> None:
+    """Half a standard error each: √20 / 2 together, and squares of a quarter."""
+    built = machine(BINARY["rbm"])
+
+    def off(machine: Machine, seed: int) -> Estimate:
+        return Estimate(exact_log_z(machine) + 0.05, 0.1)
+
+    mean, spread = verify(built, estimator=off, n_chains=500).checks[-2:]
+    assert mean.p_value == pytest.approx(math.erfc(math.sqrt(20) / 2 / math.sqrt(2)), rel=1e-3)
+    assert "20 estimates, off by +0.0500 on average, +2.2 of its standard errors" in mean.evidence
+    assert spread.p_value == pytest.approx(2 * (1 - _chi_squared_tail(5.0, 20)), rel=1e-2)
+    assert "0.25" in spread.evidence
+
+
+def test_the_p_value_of_the_worst_component_counts_them_all() -> None:
+    """Noise of ±1 on all 19 components, 0.8 more on the first: Student's t of 0.8 √19 with 19 degrees of freedom."""
+    model = rbm()
+    truth = Enumeration.of(model.machine().parameters)
+    data, own = truth.moments(truth.with_visible(DATA)), truth.moments(truth.p)
+
+    def noisy(model: BoltzmannModel, v: Tensor, seed: int) -> None:
+        parameters = [*model.coupling_weights, *model.layer_biases]
+        for parameter, a, b in zip(parameters, data, own, strict=True):
+            parameter.grad = (b - a).float() + (-1) ** seed
+        assert parameters[0].grad is not None
+        parameters[0].grad[0, 0] += 0.8
+
+    check = verify(model, estimator=known, gradient=noisy, v=DATA, n_chains=500).checks[-1]
+    assert check.p_value == pytest.approx(19 * _student_tails(0.8 * math.sqrt(19), 19), rel=1e-3)
+    assert check.passed
 
 
 @pytest.mark.parametrize(
