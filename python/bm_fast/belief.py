@@ -72,7 +72,7 @@ def means_along(machine: Machine, program: Program, given: Tensor) -> list[Tenso
     given: states or means ``[n, units]``. Each result is float32 ``[n, units]``.
     """
     results = []
-    for ((update,),) in zip(program, strict=True):
+    for (update,) in program:
         source = _source(machine.graph, update)
         layers = [
             given if i == source else torch.zeros(len(given), layer.units, device=given.device)  # unread
