@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,15 @@ class Chains:
         return Chains(
             tuple(layer[start:stop] for layer in self.layers), self.seed, self.sweep, self.first_chain + start
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, for ``checkpoints.save``."""
+        return {**vars(self), "seed": str(self.seed)}  # 64 bits, which not every reader of JSON keeps
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Chains:
+        """The chains that ``state_dict`` described."""
+        return cls(tuple(state["layers"]), int(state["seed"]), state["sweep"], state["first_chain"])
 
 
 def empty_layers(graph: Graph, n_chains: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from bm_fast.estimation.likelihood import (
 from bm_fast.estimation.moments import MomentAveragedPath, moment_averaged_path
 from bm_fast.estimation.reverse import raise_log_likelihood, reverse_ais
 from bm_fast.estimation.schedule import adaptive_betas
-from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
+from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z, trajectory_log_z
 from bm_fast.estimation.verification import Verification, verify
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "split_r_hat",
     "tempered_log_z",
     "to_arviz",
+    "trajectory_log_z",
     "variational_bound",
     "verify",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +75,44 @@ def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> T
     gaps = _groups(report.gaps)  # [groups, samples, rungs]
     steps = report.betas.double().diff()
     lower, upper = gaps[:, :, :-1] * steps, gaps[:, :, 1:] * steps
+    return _summed(base_log_z, lower, upper, lambda overlaps: _distrust(report, overlaps, len(gaps)))
+
+
+def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
+    """log Z of the last machine from a run of ``run_trajectory`` with ``keep_energies=True``.
+
+    Stepping stones and Bennett's acceptance ratio as in ``tempered_log_z``, with w = E' - E of neighbouring machines.
+
+    first_log_z: of the first machine; ``exact_log_z`` where it is small, else an estimate, whose error comes on top.
+    energies: float64 ``[rounds, 2, n_machines - 1, n_chains]``, as ``run_trajectory`` returns them.
+
+    Run the replicas before, without keeping energies, until they have forgotten where they began.
+
+    Source: Béreux, Decelle, Furtlehner, Rosset and Seoane, Fast training and sampling of Restricted Boltzmann Machines
+    (ICLR 2025).
+    """
+    if energies.dim() != 4 or energies.shape[1] != 2 or 0 in energies.shape:
+        raise ValueError(f"energies: expected [rounds, 2, n_machines - 1, n_chains], got {list(energies.shape)}")
+    lower, upper = (_groups(energies[:, side].transpose(1, 2)) for side in (0, 1))
+
+    def distrust(overlaps: Tensor) -> str:
+        worst = int(overlaps.argmin())
+        if float(overlaps[worst]) < MIN_OVERLAP:
+            return (
+                f"samples of machines {worst} and {worst + 1} overlap by {float(overlaps[worst]):.1%} only; put "
+                "machines between them"
+            )
+        return _too_few(len(lower))
+
+    return _summed(first_log_z, lower, upper, distrust)
+
+
+def _summed(base_log_z: float, lower: Tensor, upper: Tensor, distrust: Callable[[Tensor], str]) -> TemperedLogZ:
+    """From w of every pair on its lower and on its upper end, float64 ``[groups, samples, pairs]``."""
     up, up_influence = _log_mean(-lower)
     down, down_influence = _log_mean(upper)
     bennett, influence, overlaps = _bennett(lower, upper, (up - down) / 2)
-    reason = _distrust(report, overlaps, gaps.shape[0])
+    reason = distrust(overlaps)
     return TemperedLogZ(
         base_log_z + float(bennett.sum()),
         _error(influence),
@@ -144,4 +179,8 @@ def _distrust(report: TemperingReport, overlaps: Tensor, n_groups: int) -> str:
             f"{report.trips} chains only went from the base to the target, so modes may be missing; use more rounds or "
             "more sweeps between swaps"
         )
+    return _too_few(n_groups)
+
+
+def _too_few(n_groups: int) -> str:
     return "" if n_groups >= _GROUPS else f"{n_groups} parts of the run are too few to measure its error"

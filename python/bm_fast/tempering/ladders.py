@@ -63,14 +63,8 @@ class Ladders:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, for ``checkpoints.save``."""
-        chains = self.chains
         return {
-            "chains": {
-                "layers": chains.layers,
-                "seed": str(chains.seed),  # 64 bits
-                "sweep": chains.sweep,
-                "first_chain": chains.first_chain,
-            },
+            "chains": self.chains.state_dict(),
             "rungs": vars(self.rungs),
             "betas": self.betas,
             "base": self.base,
@@ -79,9 +73,8 @@ class Ladders:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Ladders:
         """The ladders that ``state_dict`` described."""
-        chains = state["chains"]
         return cls(
-            Chains(tuple(chains["layers"]), int(chains["seed"]), chains["sweep"], chains["first_chain"]),
+            Chains.from_state_dict(state["chains"]),
             Rungs(**state["rungs"]),
             state["betas"],
             None if state["base"] is None else tuple(state["base"]),

@@ -10,7 +10,7 @@ from bm_fast.training.callbacks import (
     TensorBoard,
 )
 from bm_fast.training.deep import MeanFieldPCD, robbins_monro
-from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.estimators import CD, PCD, FastPCD
 from bm_fast.training.health import TrainingReport
 from bm_fast.training.loop import TrainingError
 from bm_fast.training.pretraining import lift, pretrain, pretrain_dbn, stack_estimator, stitch
@@ -26,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "EarlyStopping",
     "Evaluate",
+    "FastPCD",
     "History",
     "MeanFieldPCD",
     "PersistentChains",

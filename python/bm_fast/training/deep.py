@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -35,9 +35,11 @@ from bm_fast.graph import Graph
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
 from bm_fast.program import full_update, gibbs_program
+from bm_fast.tempering import Operator
 from bm_fast.training.batches import column_means
 from bm_fast.training.gradient import OFFSET_RATE
 from bm_fast.training.learner import chains_state, load_chains
+from bm_fast.training.tempered import operator_from, operator_settings
 
 ACTIVITY_RATE = 0.1
 """Weight of the newest batch in the moving average of the activity that sparsity targets steer."""
@@ -47,6 +49,7 @@ ACTIVITY_RATE = 0.1
 class MeanFieldPCD:
     """Mean field for the data, ``n_chains`` persistent chains with ``sweeps`` sweeps an update for the model.
 
+    operator: moves the chains in place of the ``sweeps`` plain sweeps (``bm_fast.tempering``); None: plain sweeps.
     iterations, tolerance, damping: of mean field (``DBM.mean_field``). The share of rows that did not come to rest is
         the metric "unconverged" of each epoch.
     sparsity: for each hidden layer the mean activity to steer to, or empty for none.
@@ -61,6 +64,7 @@ class MeanFieldPCD:
     damping: float = 0.0
     sparsity: tuple[float, ...] = ()
     sparsity_cost: float = 0.001
+    operator: Operator | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_chains", "sweeps", "iterations"):
@@ -73,6 +77,16 @@ class MeanFieldPCD:
             raise ValueError(f"sparsity: expected targets between 0 and 1, got {self.sparsity}")
         if not 0 <= self.sparsity_cost < math.inf:
             raise ValueError(f"sparsity_cost: expected a finite number of at least 0, got {self.sparsity_cost}")
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint holds of the estimator; with an operator of this package it can be made from it again."""
+        operator = None if self.operator is None else operator_settings(self.operator)
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "operator": operator}
+
+    @classmethod
+    def from_settings(cls, operator: Mapping[str, Any] | None = None, **settings: Any) -> MeanFieldPCD:
+        """The estimator that ``settings`` described."""
+        return cls(operator=None if operator is None else operator_from(operator), **settings)
 
 
 class _Rows:
@@ -155,7 +169,12 @@ class DBMLearner:
         ).changes
         self._cases += n_data
         self._unconverged += float((changes > estimator.tolerance).sum())
-        machine.sweep(self._sweep, self.chains, estimator.sweeps, means=self._model_means)
+        if estimator.operator is None:
+            machine.sweep(self._sweep, self.chains, estimator.sweeps, means=self._model_means)
+        else:
+            estimator.operator.advance(machine, self.chains)
+            for i, mean in self._model_means.items():
+                machine.layer_means(full_update(self._dbm.graph, i), self.chains.layers, out=mean)
         for i in self._from_states:
             self._rows.model[i].copy_(self.chains.layers[i])
         self._combine(n_data)
@@ -242,6 +261,7 @@ class DBMLearner:
             "offsets": {"layers": self.offsets, "known": self._known},
             "activity": self.activity,
             "unconverged": (self._cases, self._unconverged),
+            "operator": None if self._estimator.operator is None else self._estimator.operator.state_dict(),
         }
 
     @torch.no_grad()
@@ -253,6 +273,8 @@ class DBMLearner:
             own.copy_(kept)
         self._known = list(state["offsets"]["known"])
         self._cases, self._unconverged = state["unconverged"]
+        if self._estimator.operator is not None:
+            self._estimator.operator.load_state_dict(state["operator"])
 
 
 def robbins_monro(optimizer: Optimizer, half_life: float) -> LambdaLR:

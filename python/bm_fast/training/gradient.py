@@ -99,13 +99,16 @@ class Offsets:
 
 
 class Gradient:
-    """Writes the gradient of one update into ``.grad`` of an RBM's parameters; its memory is used again and again."""
+    """Writes the gradient of one update into ``.grad`` of an RBM's parameters; its memory is used again and again.
+
+    out: that of the last update in weight, visible bias and hidden bias.
+    """
 
     def __init__(self, rbm: RBM) -> None:
         self._rbm = rbm
         self._parameters = list(rbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
-        self._out = (self._of[id(rbm.weight)], self._of[id(rbm.visible_bias)], self._of[id(rbm.hidden_bias)])
+        self.out = (self._of[id(rbm.weight)], self._of[id(rbm.visible_bias)], self._of[id(rbm.hidden_bias)])
         self._phases = (
             torch.zeros(2, rbm.n_visible, device=rbm.device),
             torch.zeros(2, rbm.n_hidden, device=rbm.device),
@@ -124,7 +127,7 @@ class Gradient:
         if offsets is not None:
             offsets.follow(phases[0][0], phases[1][0])
         centring = None if offsets is None else (offsets.visible, offsets.hidden)
-        ops.gradient(block.visible, block.means, block.signs, phases, centring, self._out)
+        ops.gradient(block.visible, block.means, block.signs, phases, centring, self.out)
         rbm = self._rbm
         if rbm.log_precision is not None and precision is not None:
             squares = ops.statistics(block.shares, block.visible.square(), self._squares)

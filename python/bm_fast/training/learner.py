@@ -13,7 +13,7 @@ from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
 from bm_fast.rbm import HIDDEN, RBM
 from bm_fast.training.batches import column_means
-from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.estimators import CD, Estimator, FastPCD
 from bm_fast.training.gradient import Gradient, Offsets, Rows
 from bm_fast.training.tempered import PersistentChains
 
@@ -61,7 +61,7 @@ class RBMLearner:
     """For an RBM: the hidden units are independent given the visible ones, so the data phase is exact."""
 
     def __init__(
-        self, rbm: RBM, estimator: CD | PCD | PersistentChains, batch_size: int, seed: int, centred: bool
+        self, rbm: RBM, estimator: Estimator | PersistentChains, batch_size: int, seed: int, centred: bool
     ) -> None:
         if centred and isinstance(estimator, CD) and estimator.modified:
             raise ValueError("centred: expected False for CD with scaled inputs, which changes what centring means")
@@ -89,6 +89,8 @@ class RBMLearner:
         self._estimator.run(machine, self.chains, block)
         precision = None if self._rbm.log_precision is None else machine.parameters.precisions[VISIBLE]
         self._gradient.fill(block, precision, self.offsets)
+        if isinstance(self._estimator, FastPCD):
+            self._estimator.follow(self._gradient.out)
 
     def free_energy(self, v: Tensor) -> Tensor:
         return self._rbm.free_energy(v)
@@ -103,6 +105,8 @@ class RBMLearner:
         state = {**chains_state(self.chains), "offsets": None if self.offsets is None else vars(self.offsets)}
         if isinstance(self._estimator, PersistentChains):
             state["operator"] = self._estimator.operator.state_dict()
+        elif isinstance(self._estimator, FastPCD):
+            state.update(self._estimator.state_dict())
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -111,6 +115,8 @@ class RBMLearner:
             self.offsets.load(**state["offsets"])
         if isinstance(self._estimator, PersistentChains):
             self._estimator.operator.load_state_dict(state["operator"])
+        elif isinstance(self._estimator, FastPCD):
+            self._estimator.load_state_dict(state)
 
 
 def chains_state(chains: Chains) -> dict[str, Any]:

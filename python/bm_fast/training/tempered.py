@@ -1,4 +1,4 @@
-"""Persistent chains that any transition operator moves: plain Gibbs sampling, or parallel tempering."""
+"""Persistent chains that any transition operator moves: plain Gibbs sampling, or tempering of some kind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,38 @@ from bm_fast.graph import chain_graph
 from bm_fast.ops import Machine
 from bm_fast.program import full_update
 from bm_fast.rbm import HIDDEN
-from bm_fast.tempering import Gibbs, Operator, Tempering
+from bm_fast.tempering import (
+    CoupledTempering,
+    Gibbs,
+    Operator,
+    TemperedTransitions,
+    Tempering,
+    TrajectoryTempering,
+)
 from bm_fast.training.gradient import Block
 
 _HIDDEN_UPDATE = full_update(chain_graph((1, 1)), HIDDEN)  # programs name layers only, so one serves every size
-_OPERATORS: dict[str, Callable[..., Operator]] = {"Gibbs": Gibbs, "Tempering": Tempering}
+_OPERATORS: dict[str, Callable[..., Operator]] = {
+    operator.__name__: operator
+    for operator in (CoupledTempering, Gibbs, TemperedTransitions, Tempering, TrajectoryTempering)
+}
+
+
+def operator_settings(operator: Operator) -> dict[str, Any]:
+    """What a checkpoint holds of how an operator was made."""
+    return {"name": type(operator).__name__, **operator.settings()}
+
+
+def operator_from(settings: Mapping[str, Any]) -> Operator:
+    """The operator that ``operator_settings`` described; ValueError where it is none of this package."""
+    arguments = dict(settings)
+    name = arguments.pop("name")
+    if name not in _OPERATORS:
+        raise ValueError(
+            f"operator: expected one of {sorted(_OPERATORS)} to resume with, got {name!r}; with an operator of your "
+            "own give Trainer.resume the estimator"
+        )
+    return _OPERATORS[name](**arguments)
 
 
 @dataclass
@@ -37,20 +64,13 @@ class PersistentChains:
         count("n_chains", self.n_chains)
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint holds of the estimator; ``Gibbs`` and ``Tempering`` can be made from it again."""
-        return {
-            "n_chains": self.n_chains,
-            "operator": {"name": type(self.operator).__name__, **self.operator.settings()},
-        }
+        """What a checkpoint holds of the estimator; with an operator of this package it can be made from it again."""
+        return {"n_chains": self.n_chains, "operator": operator_settings(self.operator)}
 
     @classmethod
     def from_settings(cls, n_chains: int, operator: Mapping[str, Any]) -> PersistentChains:
         """The estimator that ``settings`` described."""
-        settings = dict(operator)
-        name = settings.pop("name")
-        if name not in _OPERATORS:
-            raise ValueError(f"operator: expected one of {sorted(_OPERATORS)} to resume with, got {name!r}")
-        return cls(n_chains, _OPERATORS[name](**settings))
+        return cls(n_chains, operator_from(operator))
 
     def n_chains_for(self, batch_size: int) -> int:
         """Chains needed, whatever the batches are."""

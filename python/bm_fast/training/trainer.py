@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bm_fast import arrays, ops
+from bm_fast import arrays, checkpoints, ops
 from bm_fast.arguments import count, whole_number
 from bm_fast.chains import Chains
+from bm_fast.checkpoints import CheckpointError
 from bm_fast.dbm import DBM
 from bm_fast.dbn import DBN
 from bm_fast.graph import Kind
@@ -26,7 +27,7 @@ from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.captured import CapturedUpdates, why_not
 from bm_fast.training.deep import DBMLearner, MeanFieldPCD
-from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.estimators import CD, PCD, FastPCD
 from bm_fast.training.learner import Learner, RBMLearner
 from bm_fast.training.loop import Loop, TrainingError, check_epochs
 from bm_fast.training.tempered import PersistentChains
@@ -40,12 +41,13 @@ GAP_ROWS = 1000
 LOOK_EVERY = 1000
 """Updates on a GPU after which the trainer looks whether the parameters are good, beside after each epoch."""
 
-Estimator = CD | PCD | MeanFieldPCD | PersistentChains | UpDown
+Estimator = CD | PCD | FastPCD | MeanFieldPCD | PersistentChains | UpDown
 
 _ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "CD": CD,
     "PCD": PCD,
-    "MeanFieldPCD": MeanFieldPCD,
+    "FastPCD": FastPCD,
+    "MeanFieldPCD": MeanFieldPCD.from_settings,
     "PersistentChains": PersistentChains.from_settings,
     "UpDown": UpDown,
 }
@@ -58,8 +60,9 @@ class Trainer(Loop):
     negative log-likelihood per data row, and calls ``optimizer.step()``.
 
     optimizer: any torch optimiser over parameters of ``model``; momentum and weight decay are its business.
-    estimator: ``CD(sweeps)``, ``PCD(n_chains, sweeps)`` or ``PersistentChains(n_chains, operator)`` for an RBM,
-        ``MeanFieldPCD(n_chains, sweeps)`` for a DBM, ``UpDown(top)`` for a DBN.
+    estimator: ``CD(sweeps)``, ``PCD(n_chains, sweeps)``, ``FastPCD(n_chains)`` or
+        ``PersistentChains(n_chains, operator)`` for an RBM, ``MeanFieldPCD(n_chains, sweeps)`` for a DBM,
+        ``UpDown(top)`` for a DBN.
     batch_size: rows per update; the last batch of an epoch has what is left over.
     seed: decides the order of the rows, the binarisation and every chain.
     centred: use the centred gradient; of a DBN for the top RBM.
@@ -231,19 +234,26 @@ class Trainer(Loop):
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
         callbacks: Sequence[Callback] = (),
+        estimator: Estimator | None = None,
     ) -> Trainer:
         """The trainer that ``save`` wrote, in new objects: ``fit`` with the same data goes on to the same bits.
 
         model, optimizer, scheduler, callbacks: made as for the first run, the parameters of the optimiser in the same
             groups and order; parameters, hyper-parameters and states are then those of the file, as are estimator,
             batch size, seed, centring and binarisation.
+        estimator: only where the first run's had an operator that is none of ``bm_fast.tempering``: one made with the
+            same settings.
 
         CheckpointError if the file is damaged or was written with other parts; nothing is changed in that case.
         ValueError if optimizer or scheduler do not belong to model.
         """
         saved, held = cls._read(path, model, optimizer, scheduler, callbacks)
         settings = dict(held["settings"])
-        estimator = _made(settings.pop("estimator"))
+        kept = settings.pop("estimator")
+        if estimator is None:
+            estimator = _made(kept)
+        elif not checkpoints.same(_described(estimator), kept):
+            raise CheckpointError(f"{os.fspath(path)!r}: expected the estimator {kept}, got {_described(estimator)}")
         trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)
         trainer._restore(saved, held)
         return trainer
@@ -254,7 +264,7 @@ def _described(estimator: Estimator) -> dict[str, Any]:
     if isinstance(estimator, UpDown):
         settings = {"top": _described(estimator.top)}
     else:
-        settings = estimator.settings() if isinstance(estimator, PersistentChains) else asdict(estimator)
+        settings = asdict(estimator) if isinstance(estimator, (CD, PCD)) else estimator.settings()
     return {"name": type(estimator).__name__, **settings}
 
 
@@ -268,13 +278,13 @@ def _made(described: Mapping[str, Any]) -> Estimator:
 
 
 def _learner(model: LayeredModel, estimator: Estimator, batch_size: int, seed: int, centred: bool) -> Learner[Any]:
-    if isinstance(model, RBM) and isinstance(estimator, (CD, PCD, PersistentChains)):
+    if isinstance(model, RBM) and isinstance(estimator, (CD, PCD, FastPCD, PersistentChains)):
         return RBMLearner(model, estimator, batch_size, seed, centred)
     if isinstance(model, DBM) and isinstance(estimator, MeanFieldPCD):
         return DBMLearner(model, estimator, batch_size, seed, centred)
     if isinstance(model, DBN) and isinstance(estimator, UpDown):
         return DBNLearner(model, estimator, batch_size, seed, centred)
     raise ValueError(
-        "estimator: expected CD, PCD or PersistentChains for an RBM, MeanFieldPCD for a DBM and UpDown for a DBN, "
-        f"got {type(estimator).__name__} for {type(model).__name__}"
+        "estimator: expected CD, PCD, FastPCD or PersistentChains for an RBM, MeanFieldPCD for a DBM and UpDown for "
+        f"a DBN, got {type(estimator).__name__} for {type(model).__name__}"
     )

@@ -1,0 +1,111 @@
+"""Parallel tempering as a transition operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bm_fast.arguments import whole_number
+from bm_fast.chains import Chains
+from bm_fast.ops import EnergyGap, Machine, temper
+from bm_fast.tempering.adaptation import equal_rejection
+from bm_fast.tempering.ladders import Betas, Ladders, ladder_betas, start
+from bm_fast.tempering.operators import check_continued, refuse_begun
+from bm_fast.tempering.report import TemperingReport
+
+
+class Tempering:
+    """Parallel tempering: each chain is the target of a ladder, whose other rungs the operator keeps.
+
+    A call runs ``rounds`` rounds of ``sweeps`` sweeps and one round of swaps. A swap can bring a whole new state to the
+    target, so chains reach modes that sweeps at beta = 1 alone would never find. It costs as many sweeps as there are
+    rungs.
+
+    Chains at sweep 0 begin new ladders, which start at fair coins whatever the states of the chains, so one operator
+    can serve one training after the other.
+
+    betas: a number of rungs (default 10) or betas, as for ``tempering.start``.
+    base: per layer float32 ``[units]``, the biases at beta = 0; None: no base.
+    adapt_every: calls after which the betas move to equal rejection, by the swaps since the last time; 0: never. Each
+        adaptation waits twice as long as the one before, so that the transitions settle.
+
+    Source: Desjardins et al., Tempered Markov chain Monte Carlo for training of RBMs (2010); Cho, Raiko and Ilin
+    (2010).
+    """
+
+    def __init__(
+        self,
+        betas: Betas = 10,
+        *,
+        rounds: int = 1,
+        sweeps: int = 1,
+        base: Sequence[Tensor] | None = None,
+        adapt_every: int = 100,
+    ) -> None:
+        self.betas = ladder_betas(betas)
+        self.base = None if base is None else tuple(base)
+        self.rounds = whole_number("rounds", rounds, 1, 2**32)
+        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
+        self.adapt_every = whole_number("adapt_every", adapt_every, 0, 2**32)
+        self.ladders: Ladders | None = None
+        self._calls, self._wait = 0, self.adapt_every
+
+    def advance(self, machine: Machine, chains: Chains) -> None:
+        """Runs the ladders and gives the chains the states of their targets; ``chains.sweep`` advances too.
+
+        ValueError for chains that have been moved by anything but this operator.
+        """
+        if chains.sweep == 0:
+            self.ladders = start(machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed)
+            self._calls, self._wait = 0, self.adapt_every
+        ladders = self._ladders_of(chains)
+        gap = EnergyGap(machine, ladders.base)
+        try:
+            temper(gap, ladders.chains, ladders.rungs, ladders.betas, self.rounds, sweeps=self.sweeps)
+        finally:  # Ctrl-C ends it after some of the rounds
+            for layer, state in zip(chains.layers, ladders.at_target(), strict=True):
+                layer.copy_(state)
+            chains.sweep = ladders.chains.sweep
+        self._calls += 1
+        if self.adapt_every and self._calls >= self._wait:
+            self._adapt(ladders)
+
+    def _ladders_of(self, chains: Chains) -> Ladders:
+        if self.ladders is None:
+            refuse_begun(chains, "ladders")
+        check_continued(chains, self.ladders.chains, self.ladders.n_ladders)
+        return self.ladders
+
+    def _adapt(self, ladders: Ladders) -> None:
+        rungs = ladders.rungs
+        acceptance = rungs.acceptances / rungs.attempts
+        report = TemperingReport(
+            ladders.betas, ladders.n_ladders, rungs.round, rungs.attempts, acceptance, int(rungs.trips.sum()), None
+        )
+        ladders.betas = equal_rejection(report, ladders.n_rungs)
+        rungs.attempts.zero_()
+        rungs.acceptances.zero_()
+        self._calls, self._wait = 0, 2 * self._wait
+
+    def settings(self) -> dict[str, Any]:
+        """What the operator was made with."""
+        return {
+            "betas": self.betas,
+            "base": self.base,
+            "rounds": self.rounds,
+            "sweeps": self.sweeps,
+            "adapt_every": self.adapt_every,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ladders, and how far the next adaptation is."""
+        held = None if self.ladders is None else self.ladders.state_dict()
+        return {"ladders": held, "calls": self._calls, "wait": self._wait}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+        held = state["ladders"]
+        self.ladders = None if held is None else Ladders.from_state_dict(held)
+        self._calls, self._wait = state["calls"], state["wait"]
