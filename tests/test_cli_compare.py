@@ -189,6 +189,21 @@ def test_runs_without_a_configuration_need_data_and_are_checked_against_them(run
     assert "but the training rows of digits by the protocol 'dynamic' are" in error
 
 
+@pytest.mark.parametrize("kept", ["an array of 1197 rows", "a DataLoader"])
+def test_rows_that_cannot_be_told_need_a_configuration(runs, tmp_path, capsys, kept):
+    state = checkpoints.load(runs["rbm"] / "checkpoint.safetensors")
+    state["trainer"]["data"] = kept
+    (tmp_path / "older").mkdir()
+    checkpoints.save(tmp_path / "older" / "checkpoint.safetensors", state)
+    error = refused(capsys, tmp_path, runs["rbm"], tmp_path / "older", "--data", "digits")
+    assert f"was trained on {kept}, but the training rows of digits" in error
+    configuration = (runs["rbm"] / "configuration.json").read_bytes()
+    (tmp_path / "older" / "configuration.json").write_bytes(configuration)
+    code, result, _ = call(capsys, "compare", runs["rbm"], tmp_path / "older", *QUICK, "--output", tmp_path / "page")
+    assert code == 0
+    assert result["models"][0]["mean"] == result["models"][1]["mean"]
+
+
 def test_what_is_no_finished_run_is_refused(runs, tmp_path, capsys):
     RBM(64, 3).save(tmp_path / "model.safetensors")
     assert "holds a model without its training" in refused(

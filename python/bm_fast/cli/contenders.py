@@ -82,8 +82,9 @@ def load(source: str, data: str | None, console: Console) -> Contender:
     settings = read_configuration(path.parent).get("settings", {})
     if data is None and "data" not in settings:
         raise UsageError(f"{path}: no {CONFIGURATION} lies beside it; name the data of its training as --data")
-    dataset = training_data(settings if "data" in settings else {"data": data})
-    _check_rows(path, dataset, trainer["data"], is_vae=kind is VAE)
+    told = "data" in settings
+    dataset = training_data(settings if told else {"data": data})
+    _check_rows(path, dataset, trainer["data"], told=told, is_vae=kind is VAE)
     stack = sorted(path.parent.glob(_STACK)) if kind is DBM else []
     seconds = [_seconds(trainer), *(_seconds(checkpoints.load(part).get("trainer", {})) for part in stack)]
     if stack:
@@ -102,11 +103,16 @@ def _checkpoint(source: Path) -> Path:
     return found
 
 
-def _check_rows(path: Path, dataset: Dataset, trained_on: str, *, is_vae: bool) -> None:
-    """UsageError unless the training rows are those that the trainer saw; batches of a DataLoader cannot be told."""
+def _check_rows(path: Path, dataset: Dataset, trained_on: str, *, told: bool, is_vae: bool) -> None:
+    """UsageError unless the training rows are those that the trainer saw.
+
+    Where the run itself has told which data it took, less will do: the number of rows, all that older checkpoints kept,
+    or batches of a DataLoader, which are not known.
+    """
     rows = dataset.train.float() if is_vae else dataset.train
     expected = ArrayBatches(rows, 1, torch.Generator()).description
-    if trained_on not in (expected, _FROM_LOADER):
+    number = expected.partition(" (")[0]
+    if trained_on not in ((expected, number, _FROM_LOADER) if told else (expected,)):
         raise UsageError(
             f"{path}: was trained on {trained_on}, but the training rows of {dataset.name} by the protocol "
             f"{dataset.protocol!r} are {expected}: the data are other ones, or have changed since"
