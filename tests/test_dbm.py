@@ -17,9 +17,15 @@ from bm_fast.estimation import ais, exact_log_z
 from enumeration import all_states, enumerate_machine
 
 
-def dbm(units: tuple[int, ...] = (4, 3, 3), sd: float = 0.8, seed: int = 0, visible: Kind = Kind.BERNOULLI) -> DBM:
+def dbm(
+    units: tuple[int, ...] = (4, 3, 3),
+    sd: float = 0.8,
+    seed: int = 0,
+    visible: Kind = Kind.BERNOULLI,
+    n_classes: int | None = None,
+) -> DBM:
     """A DBM with normal weights and biases."""
-    model = DBM(units, visible, seed=seed, weight_scale=sd)
+    model = DBM(units, visible, seed=seed, weight_scale=sd, n_classes=n_classes)
     generator = torch.Generator().manual_seed(seed + 100)
     with torch.no_grad():
         for bias in model.biases:

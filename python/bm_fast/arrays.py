@@ -35,6 +35,39 @@ def given_kind(result: Tensor, values: Array) -> Array:
     return result.detach().cpu().numpy() if isinstance(values, np.ndarray) else result
 
 
+def labels(
+    name: str,
+    values: Tensor | NDArray[np.generic],
+    n: int,
+    n_classes: int,
+    device: torch.device,
+    *,
+    unknown: bool = False,
+) -> Tensor:
+    """Classes of n cases, int64 ``[n]`` on ``device``, checked: 0 to n_classes - 1, or -1 where ``unknown`` is allowed.
+
+    A tensor must be on ``device``; a numpy array is copied to it. ValueError names the argument, what was expected and
+    what came.
+    """
+    if not isinstance(values, (Tensor, np.ndarray)):
+        raise ValueError(f"{name}: expected a torch tensor or a numpy array, got {type(values).__name__}")
+    if values.dtype not in (torch.int64, np.int64) or tuple(values.shape) != (n,):
+        raise ValueError(f"{name}: expected int64 [{n}], got {values.dtype} {list(values.shape)}")
+    checked = values.detach() if isinstance(values, Tensor) else torch.from_numpy(values.copy()).to(device)
+    if checked.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, where the model is, got one on {checked.device}")
+    low, high = (int(end) for end in torch.aminmax(checked))
+    if low < (-1 if unknown else 0) or high >= n_classes:
+        least = "-1 (unknown)" if unknown else "0"
+        raise ValueError(f"{name}: expected {least} to {n_classes - 1}, got {low} to {high}")
+    return checked
+
+
+def one_hot(classes: Tensor, n_classes: int) -> Tensor:
+    """States of a softmax layer that hold these classes, uint8 ``[n, n_classes]``; -1 turns no unit on."""
+    return (classes[:, None] == torch.arange(n_classes, device=classes.device)).to(torch.uint8)
+
+
 def rows(name: str, values: Tensor | NDArray[np.generic], layer: Layer, device: torch.device) -> Tensor:
     """Values of one layer, ``[n, units]``, checked: n >= 1, contiguous, in the units' range.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bm_fast import arrays, mean_field
 from bm_fast.arguments import whole_number
 from bm_fast.arrays import Array
+from bm_fast.chains import Chains
 from bm_fast.graph import Kind, chain_graph
 from bm_fast.mean_field import Posterior
 from bm_fast.mlp import DeepClassifier
@@ -35,32 +36,48 @@ class DBM(BoltzmannModel):
 
     units: those of the visible and of each hidden layer, as in ``(784, 500, 1000)``; with one hidden layer the model is
         an RBM.
-    weights: one float32 ``[units[l], units[l + 1]]`` per coupling, drawn from N(0, weight_scale²) by ``seed``.
-    biases: one float32 ``[units[l]]`` per layer, zero at first.
+    n_classes: units of a softmax layer y above the top, of which one is on, the class of the case; it adds
+        -hᴸᵀ U y - aᵀy to the energy. None for a model without labels.
+    weights: one float32 ``[units[l], units[l + 1]]`` per coupling, drawn from N(0, weight_scale²) by ``seed``; the last
+        one is U where there are labels.
+    biases: one float32 ``[units[l]]`` per layer, zero at first; the last one is a where there are labels.
 
-    Source: Salakhutdinov and Hinton, Deep Boltzmann machines (AISTATS 2009).
+    Source: Salakhutdinov and Hinton, Deep Boltzmann machines (AISTATS 2009); for an RBM with labels Larochelle and
+    Bengio, Classification using discriminative RBMs (ICML 2008).
     """
 
     name = "dbm"
 
     def __init__(
-        self, units: Sequence[int], visible: Kind = Kind.BERNOULLI, seed: int = 0, weight_scale: float = 0.01
+        self,
+        units: Sequence[int],
+        visible: Kind = Kind.BERNOULLI,
+        seed: int = 0,
+        weight_scale: float = 0.01,
+        n_classes: int | None = None,
     ) -> None:
         if not isinstance(units, Sequence) or len(units) < 2:
             got = list(units) if isinstance(units, Sequence) else units
             raise ValueError(f"units: expected those of the visible and of at least one hidden layer, got {got}")
-        super().__init__(chain_graph(units, visible), seed, weight_scale)
+        super().__init__(chain_graph(units, visible, n_classes), seed, weight_scale)
         generator = torch.Generator().manual_seed(seed)
+        sizes = [layer.units for layer in self.graph.layers]
         self.weights = nn.ParameterList(
-            weight_scale * torch.randn(lower, upper, generator=generator) for lower, upper in itertools.pairwise(units)
+            weight_scale * torch.randn(lower, upper, generator=generator) for lower, upper in itertools.pairwise(sizes)
         )
-        self.biases = nn.ParameterList(torch.zeros(n) for n in units)
+        self.biases = nn.ParameterList(torch.zeros(n) for n in sizes)
         self.log_precision = self._first_log_precision()
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Numbers of units, from the visible layer up."""
-        return tuple(layer.units for layer in self.graph.layers)
+        """Numbers of units, from the visible layer up; without those of the labels."""
+        return tuple(layer.units for layer in self.graph.layers if layer.kind is not Kind.SOFTMAX)
+
+    @property
+    def n_classes(self) -> int | None:
+        """Units of the label layer, which is the last of the graph; None where there is none."""
+        top = self.graph.layers[-1]
+        return top.units if top.kind is Kind.SOFTMAX else None
 
     @property
     def coupling_weights(self) -> Sequence[nn.Parameter]:
@@ -72,10 +89,12 @@ class DBM(BoltzmannModel):
 
     def shape(self) -> dict[str, Any]:
         """The arguments that make a DBM of the same shape."""
-        return {"units": list(self.units)}
+        labels = {} if self.n_classes is None else {"n_classes": self.n_classes}
+        return {"units": list(self.units), **labels}
 
     def extra_repr(self) -> str:
-        return f"{self.units}, visible={self.visible.name}"
+        labels = "" if self.n_classes is None else f", n_classes={self.n_classes}"
+        return f"{self.units}, visible={self.visible.name}{labels}"
 
     # --- inference --------------------------------------------------------------------------------------------------
 
@@ -85,34 +104,42 @@ class DBM(BoltzmannModel):
         iterations: int = ITERATIONS,
         tolerance: float = TOLERANCE,
         damping: float = 0.0,
+        labels: Tensor | NDArray[np.generic] | None = None,
     ) -> Posterior:
         """The mean-field posterior of each case: its hidden means are ``layers[1:]``, float32 ``[n, units]``.
 
         v: ``[n, n_visible]``, states or grey levels. The iterations start from one pass up with doubled inputs, and a
         case stops once no mean changes by more than ``tolerance``; tolerance 0 makes exactly ``iterations`` of them.
         damping: share of the old mean that an update keeps, for cases that swing.
+        labels: int64 ``[n]``, the class of each case; None: a label layer is inferred like the hidden ones.
 
         Warns with ``MeanFieldNotConverged``, stating the share of cases, where the tolerance was not reached.
         """
-        return self._infer(self.machine(), v, iterations, tolerance, damping)
+        return self._infer(self.machine(), v, iterations, tolerance, damping, self._label_states(labels, v))
 
     def variational_free_energy(
-        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+        self,
+        v: Array,
+        iterations: int = ITERATIONS,
+        tolerance: float = TOLERANCE,
+        damping: float = 0.0,
+        labels: Tensor | NDArray[np.generic] | None = None,
     ) -> Array:
-        """F_Q(v) of the mean-field posterior, float64 ``[n]``: log p(v) >= -F_Q(v) - log Z.
+        """F_Q(v) of the mean-field posterior, float64 ``[n]``: log p(v) >= -F_Q(v) - log Z; with labels, of p(v, y).
 
         Arguments as for ``mean_field``; ``estimation.variational_bound`` is the bound itself.
         """
-        machine = self.machine()
-        posterior = self._infer(machine, v, iterations, tolerance, damping)
-        return arrays.given_kind(mean_field.free_energy(machine, posterior.layers), v)
+        machine, states = self.machine(), self._label_states(labels, v)
+        posterior = self._infer(machine, v, iterations, tolerance, damping, states)
+        clamped = (VISIBLE,) if states is None else (VISIBLE, len(self.units))
+        return arrays.given_kind(mean_field.free_energy(machine, posterior.layers, clamped), v)
 
     def features(
         self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
     ) -> Array:
         """The mean-field means of all hidden layers side by side, float32 ``[n, sum of hidden units]``."""
         posterior = self._infer(self.machine(), v, iterations, tolerance, damping)
-        return arrays.given_kind(torch.cat(posterior.layers[1:], 1), v)
+        return arrays.given_kind(torch.cat(posterior.layers[1 : len(self.units)], 1), v)
 
     def reconstruct(
         self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
@@ -157,7 +184,9 @@ class DBM(BoltzmannModel):
 
         dropout: probability with which each hidden unit is left out in training. seed: of the output weights.
         """
-        return DeepClassifier(self.coupling_weights, self.layer_biases, n_classes, dropout, seed)
+        n_layers = len(self.units)
+        weights, biases = self.coupling_weights[: n_layers - 1], self.layer_biases[:n_layers]
+        return DeepClassifier(weights, biases, n_classes, dropout, seed)
 
     def mlp_inputs(
         self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
@@ -167,7 +196,7 @@ class DBM(BoltzmannModel):
         Arguments as for ``mean_field``.
         """
         posterior: Posterior = self._infer(self.machine(), v, iterations, tolerance, damping)
-        data, _, *above = posterior.layers
+        data, _, *above = posterior.layers[: len(self.units)]
         return arrays.given_kind(torch.cat([data.float(), *above], 1), v)
 
     def _infer(
@@ -177,6 +206,82 @@ class DBM(BoltzmannModel):
         iterations: int,
         tolerance: float,
         damping: float,
+        labels: Tensor | None = None,
     ) -> Posterior:
+        given = {VISIBLE: arrays.rows("v", v, self.graph.layers[VISIBLE], self.device)}
+        if labels is not None:
+            given[len(self.units)] = labels
+        return mean_field.infer(machine, given, iterations, tolerance, damping, stacklevel=3)
+
+    # --- labels -----------------------------------------------------------------------------------------------------
+
+    def label_means(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """Mean-field probabilities of the classes of v, float32 ``[n, n_classes]``; arguments as for ``mean_field``."""
+        self._require_labels()
+        return arrays.given_kind(self._infer(self.machine(), v, iterations, tolerance, damping).layers[-1], v)
+
+    def class_free_energies(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """F(v, y) for each class y, float64 ``[n, n_classes]``.
+
+        Exact for one hidden layer: -log Σ_h exp(-E(v, h, y)). For more of them F_Q(v, y), the bound that mean field
+        with the label clamped gives; the other arguments are those of ``mean_field``.
+        """
+        n_classes, machine = self._require_labels(), self.machine()
         values = arrays.rows("v", v, self.graph.layers[VISIBLE], self.device)
-        return mean_field.infer(machine, {VISIBLE: values}, iterations, tolerance, damping, stacklevel=3)
+        columns = []
+        for y in range(n_classes):
+            states = arrays.one_hot(torch.full((len(values),), y, device=self.device), n_classes)
+            if len(self.units) == 2:
+                unread = torch.zeros(len(values), self.units[1], dtype=torch.uint8, device=self.device)
+                columns.append(machine.free_energy((full_update(self.graph, 1),), (values, unread, states))[0])
+            else:
+                layers = self._infer(machine, values, iterations, tolerance, damping, states).layers
+                columns.append(mean_field.free_energy(machine, layers, (VISIBLE, len(self.units))))
+        return arrays.given_kind(torch.stack(columns, 1), v)
+
+    def label_probabilities(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """p(y | v) = exp(-F(v, y)) / Σ exp(-F(v, y')), float64 ``[n, n_classes]``; F as in ``class_free_energies``.
+
+        Exact for one hidden layer. For more of them each class is judged by its own bound, which costs a mean field for
+        every class.
+        """
+        energies = self.class_free_energies(v, iterations, tolerance, damping)
+        return arrays.given_kind(torch.softmax(-torch.as_tensor(energies), 1), v)
+
+    def predict(
+        self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
+    ) -> Array:
+        """The most probable class of each case by ``label_probabilities``, int64 ``[n]``."""
+        energies = self.class_free_energies(v, iterations, tolerance, damping)
+        return arrays.given_kind(torch.as_tensor(energies).argmin(1), v)
+
+    def labelled_chains(self, labels: Tensor | NDArray[np.generic], seed: int) -> Chains:
+        """One chain at sweep 0 for each label, int64 ``[n_chains]``, which its label layer holds.
+
+        ``sample(chains, sweeps, hold=["labels"])`` then draws from p(v, h | y).
+        """
+        self._require_labels()
+        chains = self.chains(len(labels), seed)
+        states = self._label_states(labels, chains.layers[VISIBLE])
+        assert states is not None
+        chains.layers[-1].copy_(states)
+        return chains
+
+    def _require_labels(self) -> int:
+        if self.n_classes is None:
+            raise ValueError("model: expected one with labels, as DBM(units, n_classes=10) makes")
+        return self.n_classes
+
+    def _label_states(
+        self, labels: Tensor | NDArray[np.generic] | None, v: Tensor | NDArray[np.generic]
+    ) -> Tensor | None:
+        if labels is None:
+            return None
+        n_classes = self._require_labels()
+        return arrays.one_hot(arrays.labels("labels", labels, len(v), n_classes, self.device), n_classes)

@@ -58,8 +58,8 @@ def upward_program(graph: Graph, clamped: Collection[int]) -> Program:
 
     The fields from inputs that are not yet known are made up for by scaling the known ones by the number of all
     couplings over that of the known: in a chain all layers below the top are doubled (Salakhutdinov and Hinton, 2009).
-    Softmax layers, of which one unit alone is on, make up for nothing: their inputs are neither scaled nor counted, and
-    the pass begins at other layers where such are clamped.
+    Softmax layers, of which one unit alone is on, are not counted, and the pass begins at other layers where such are
+    clamped.
     """
     known = set(clamped)
     program: list[Block] = []
@@ -68,9 +68,10 @@ def upward_program(graph: Graph, clamped: Collection[int]) -> Program:
             neighbours = graph.neighbours(layer)
             reached = [coupling for coupling, other in neighbours if other in known]
             counted = {coupling for coupling, other in neighbours if not _is_softmax(graph, other)}
-            scale = len(counted) / max(len(counted.intersection(reached)), 1)
+            known_counted = counted.intersection(reached)
+            scale = len(counted) / len(known_counted) if known_counted else 1.0
             inputs = tuple(
-                Input(source.coupling, source.transposed, scale if source.coupling in counted else 1.0)
+                Input(source.coupling, source.transposed, scale)
                 for source in full_update(graph, layer).inputs
                 if source.coupling in reached
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -166,6 +166,7 @@ class BoltzmannModel(LayeredModel):
         beta: float | Tensor | None = None,
         clamp: Tensor | NDArray[np.generic] | None = None,
         progress: bool | Callable[[int], None] = False,
+        hold: Collection[str] = (),
     ) -> Chains:
         """Runs ``sweeps`` block Gibbs sweeps, odd layers first, in place; returns ``chains``.
 
@@ -173,6 +174,7 @@ class BoltzmannModel(LayeredModel):
         clamp: visible units that keep their value where it is 1: bool or uint8 0/1, ``[n_visible]`` or
             ``[n_chains, n_visible]``.
         progress: True for a progress bar, or a function that is called now and then with the number of sweeps done.
+        hold: names of layers that keep their states in all chains, such as "labels".
 
         Ctrl-C stops within a second: the chains then hold a whole number of sweeps (``chains.sweep``) and can go on.
         """
@@ -180,8 +182,15 @@ class BoltzmannModel(LayeredModel):
         masks = {} if clamp is None else {VISIBLE: self._mask("clamp", clamp, chains.n_chains)}
         if isinstance(beta, (int, float)):
             beta = torch.full((chains.n_chains,), float(beta), device=self.device)
-        run_stages(machine, [(gibbs_program(self.graph), sweeps)], chains, progress, beta=beta, clamp=masks)
+        program = gibbs_program(self.graph, clamped=[self._layer("hold", name) for name in hold])
+        run_stages(machine, [(program, sweeps)], chains, progress, beta=beta, clamp=masks)
         return chains
+
+    def _layer(self, argument: str, name: str) -> int:
+        try:
+            return self.graph.index(name)
+        except KeyError as error:
+            raise ValueError(f"{argument}: {error.args[0]}") from None
 
     def _mask(self, name: str, given: Tensor | NDArray[np.generic], n_chains: int) -> Tensor:
         mask = arrays.tensor(name, given)

@@ -30,6 +30,9 @@ class Batches(Protocol):
 
     n_batches: int | None
 
+    labels: Tensor | None
+    """Classes of the rows of the batch that came last, int64 ``[n]``, -1 where unknown; None for data without them."""
+
     @property
     def description(self) -> str:
         """Which data these are, as far as a checkpoint can tell."""
@@ -61,8 +64,9 @@ class _Shuffled:
 class ArrayBatches(_Shuffled):
     """Rows of an array, shuffled anew in each epoch; the last batch has what is left over."""
 
-    def __init__(self, data: Tensor, batch_size: int, generator: torch.Generator) -> None:
-        self.data = data
+    def __init__(self, data: Tensor, batch_size: int, generator: torch.Generator, labels: Tensor | None = None) -> None:
+        self.data, self._all_labels = data, labels
+        self.labels: Tensor | None = None
         self.n_batches: int | None = -(-len(data) // batch_size)
         self._batch_size = batch_size
         self._generator = generator
@@ -70,12 +74,14 @@ class ArrayBatches(_Shuffled):
 
     @property
     def description(self) -> str:
-        return f"an array of {len(self.data)} rows (CRC-32 {zlib.crc32(self.data.cpu().numpy().data):08x})"
+        labels = "" if self._all_labels is None else f" with labels (CRC-32 {_checksum(self._all_labels)})"
+        return f"an array of {len(self.data)} rows (CRC-32 {_checksum(self.data)}){labels}"
 
     def epoch(self, skip: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.data), generator=self._generator).to(self.data.device)
         for start in range(skip * self._batch_size, len(order), self._batch_size):
             numbers = order[start : start + self._batch_size]
+            self.labels = None if self._all_labels is None else self._all_labels[numbers]
             yield torch.index_select(self.data, 0, numbers, out=self._memory[: len(numbers)]), numbers
 
 
@@ -87,8 +93,9 @@ class LoaderBatches(_Shuffled):
     from no other generator.
     """
 
-    def __init__(self, loader: DataLoader[Any], check: Check, batch_size: int) -> None:
-        self._loader, self._check, self._batch_size = loader, check, batch_size
+    def __init__(self, loader: DataLoader[Any], check: Check, batch_size: int, n_classes: int | None = None) -> None:
+        self._loader, self._check, self._batch_size, self._n_classes = loader, check, batch_size, n_classes
+        self.labels: Tensor | None = None
         self._generator: torch.Generator = loader.generator or torch.default_generator
         try:
             self.n_batches: int | None = len(loader)
@@ -108,19 +115,50 @@ class LoaderBatches(_Shuffled):
                 raise ValueError(
                     f"train: batch {i} has {len(values)} rows, the trainer was made for batch_size={self._batch_size}"
                 )
+            if self._n_classes is not None:
+                self.labels = _labels_beside(values, batch, f"train: labels of batch {i}", self._n_classes)
             if i >= skip:
                 yield values, torch.arange(first, first + len(values), device=values.device)
             first += len(values)
 
 
 def make_batches(
-    train: Data, layer: Layer, batch_size: int, device: torch.device, generator: torch.Generator, *, binary: bool
+    train: Data,
+    layer: Layer,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    binary: bool,
+    labels: Tensor | NDArray[np.generic] | None = None,
+    n_classes: int | None = None,
 ) -> Batches:
-    """The source for ``train``; ``binary`` demands 0/1 of an array. ValueError names what is wrong with the data."""
+    """The source for ``train``; ``binary`` demands 0/1 of an array. ValueError names what is wrong with the data.
+
+    labels: of the rows of an array, for a model with ``n_classes`` classes; a DataLoader brings them in its batches.
+    """
+    if labels is not None and (n_classes is None or isinstance(train, DataLoader)):
+        why = "for a model without labels" if n_classes is None else "beside a DataLoader, whose batches have them"
+        raise ValueError(f"labels: expected None {why}, got {type(labels).__name__}")
     if isinstance(train, DataLoader):
-        return LoaderBatches(train, partial(arrays.rows, layer=layer, device=device), batch_size)
+        return LoaderBatches(train, partial(arrays.rows, layer=layer, device=device), batch_size, n_classes)
     data = arrays.rows("train", train, layer, device)
-    return ArrayBatches(as_binary("train", data) if binary else data, batch_size, generator)
+    classes: Tensor | None = None
+    if n_classes is not None:
+        if labels is None:
+            raise ValueError(f"labels: expected int64 [{len(data)}], -1 where a class is unknown, got None")
+        classes = arrays.labels("labels", labels, len(data), n_classes, device, unknown=True)
+    return ArrayBatches(as_binary("train", data) if binary else data, batch_size, generator, classes)
+
+
+def _labels_beside(values: Tensor, batch: object, name: str, n_classes: int) -> Tensor:
+    if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+        raise ValueError(f"{name}: expected batches of values and labels for a model with {n_classes} classes")
+    return arrays.labels(name, batch[1], len(values), n_classes, values.device, unknown=True)
+
+
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.cpu().numpy().data):08x}"
 
 
 def as_binary(name: str, values: Tensor) -> Tensor:

@@ -27,16 +27,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from bm_fast import mean_field, ops
+from bm_fast import arrays, mean_field, ops
 from bm_fast.arguments import count
 from bm_fast.chains import Chains, empty_layers
 from bm_fast.dbm import DBM
 from bm_fast.graph import Graph
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
-from bm_fast.program import full_update, gibbs_program
+from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from bm_fast.tempering import Operator
 from bm_fast.training.batches import column_means
+from bm_fast.training.estimators import CD
 from bm_fast.training.gradient import OFFSET_RATE
 from bm_fast.training.learner import chains_state, load_chains
 from bm_fast.training.tempered import operator_from, operator_settings
@@ -114,26 +115,42 @@ class _Rows:
 
 
 class DBMLearner:
-    """Gradients of a DBM; its memory is used again and again."""
+    """Gradients of a DBM; its memory is used again and again.
 
-    def __init__(self, dbm: DBM, estimator: MeanFieldPCD, batch_size: int, seed: int, centred: bool) -> None:
+    restart: chains begin at the rows of the batch in each update, as in CD; None: they go on from update to update.
+    labels: int64 ``[n_data]``, those of the rows of the next update, -1 where unknown; None for a model without.
+    """
+
+    def __init__(
+        self,
+        dbm: DBM,
+        estimator: MeanFieldPCD,
+        batch_size: int,
+        seed: int,
+        centred: bool,
+        restart: Restart | None = None,
+    ) -> None:
         graph, device = dbm.graph, dbm.device
-        n_hidden = len(graph.layers) - 1
+        n_hidden = len(dbm.units) - 1
         if estimator.sparsity and len(estimator.sparsity) != n_hidden:
             raise ValueError(
                 f"sparsity: expected a target for each of {n_hidden} hidden layers, got {len(estimator.sparsity)}"
             )
         self._dbm, self._estimator, self._centred = dbm, estimator, centred
+        self._restart = restart
+        self.labels: Tensor | None = None
         self._rows = _Rows(graph, batch_size, estimator.n_chains, device)
         start = dbm.machine().chains(estimator.n_chains, seed)
         self._rows.model[VISIBLE].copy_(start.layers[VISIBLE])
         self.chains = Chains((self._rows.model[VISIBLE], *start.layers[1:]), seed)
-        self._sweep = gibbs_program(graph, last=1)
+        self._sweep = gibbs_program(graph, last=1) if restart is None else restart.sweep
         last = {update.layer for update in self._sweep[-1]}  # the layers whose means are given the others' last states
         self._model_means = {i: self._rows.model[i] for i in last}
         self._from_states = [i for i in range(1, len(graph.layers)) if i not in last]
-        self._upward = mean_field.upward_program(graph, [VISIBLE])
-        self._infer = gibbs_program(graph, clamped=[VISIBLE])
+        clamps: list[tuple[int, ...]] = [(VISIBLE,)] if dbm.n_classes is None else [(VISIBLE,), (VISIBLE, n_hidden + 1)]
+        self._inference = {
+            clamped: (mean_field.upward_program(graph, clamped), gibbs_program(graph, clamped)) for clamped in clamps
+        }
         self._parameters = list(dbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
         self._phases = [torch.zeros(2, layer.units, device=device) for layer in graph.layers]
@@ -141,7 +158,7 @@ class DBMLearner:
         self._shares: dict[int, Tensor] = {}
         self.offsets = [torch.zeros(layer.units, device=device) for layer in graph.layers]
         self._known = [False] * len(graph.layers)
-        self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1:]]
+        self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1 : n_hidden + 1]]
         self._cases, self._unconverged = 0, 0.0
 
     def snapshot(self) -> Machine:
@@ -159,16 +176,11 @@ class DBMLearner:
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         estimator = self._estimator
         data = self._rows.data(n_data)
-        changes = machine.mean_field(
-            self._infer,
-            data,
-            estimator.iterations,
-            start=self._upward,
-            tolerance=estimator.tolerance,
-            damping=estimator.damping,
-        ).changes
-        self._cases += n_data
-        self._unconverged += float((changes > estimator.tolerance).sum())
+        n_labelled = self._clamp_labels(data)
+        self._infer(machine, [layer[:n_labelled] for layer in data], (VISIBLE, len(self._dbm.units)))
+        self._infer(machine, [layer[n_labelled:] for layer in data], (VISIBLE,))
+        if self._restart is not None:
+            self._restart.begin(machine, self.chains, data)
         if estimator.operator is None:
             machine.sweep(self._sweep, self.chains, estimator.sweeps, means=self._model_means)
         else:
@@ -185,6 +197,35 @@ class DBMLearner:
             torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(self._dbm.log_precision)])
         for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
             parameter.grad = self._of[id(parameter)]
+
+    def _clamp_labels(self, data: list[Tensor]) -> int:
+        """Moves the rows with a known label to the front and sets their label layer; how many there are."""
+        if self.labels is None:
+            return 0
+        labels, n_labelled = self.labels, int((self.labels >= 0).sum())
+        if n_labelled < len(labels):
+            order = torch.argsort((labels < 0).to(torch.uint8), stable=True)
+            labels = labels[order]
+            data[VISIBLE].copy_(data[VISIBLE][order])
+        data[-1][:n_labelled].copy_(arrays.one_hot(labels[:n_labelled], data[-1].shape[1]))
+        return n_labelled
+
+    def _infer(self, machine: Machine, rows: list[Tensor], clamped: tuple[int, ...]) -> None:
+        """Mean field of rows that may be none."""
+        if len(rows[VISIBLE]) == 0:
+            return
+        estimator = self._estimator
+        start, program = self._inference[clamped]
+        changes = machine.mean_field(
+            program,
+            rows,
+            estimator.iterations,
+            start=start,
+            tolerance=estimator.tolerance,
+            damping=estimator.damping,
+        ).changes
+        self._cases += len(changes)
+        self._unconverged += float((changes > estimator.tolerance).sum())
 
     def _shares_of(self, n_data: int) -> Tensor:
         """Float32 ``[n_data + n_chains, 2]``: of each row in the mean of the data, and in that of the chains."""
@@ -275,6 +316,39 @@ class DBMLearner:
         self._cases, self._unconverged = state["unconverged"]
         if self._estimator.operator is not None:
             self._estimator.operator.load_state_dict(state["operator"])
+
+
+class Restart:
+    """How CD begins the chains of an RBM with labels at the rows of a batch, hidden units last.
+
+    Source: Larochelle and Bengio, Classification using discriminative RBMs (ICML 2008).
+    """
+
+    def __init__(self, graph: Graph, down: float) -> None:
+        self._hidden = full_update(graph, 1)
+        visible = Update(VISIBLE, (Input(0, transposed=True, scale=down),))
+        self.sweep: Program = ((visible, full_update(graph, 2)), (self._hidden,))
+
+    def begin(self, machine: Machine, chains: Chains, data: list[Tensor]) -> None:
+        """Chain c begins at row c, or c less a multiple of the rows; at the likeliest label where none is known."""
+        n_chains = chains.n_chains
+        rows = torch.arange(n_chains, device=data[VISIBLE].device) % len(data[VISIBLE])
+        chains.layers[VISIBLE].copy_(data[VISIBLE][rows])
+        chains.layers[2].copy_(arrays.one_hot(data[2].argmax(1)[rows], data[2].shape[1]))
+        machine.sweep(((self._hidden,),), chains, 1)
+
+
+def labelled_rbm_learner(dbm: DBM, estimator: CD, batch_size: int, seed: int, centred: bool) -> DBMLearner:
+    """For a DBM of one hidden layer with labels, an RBM of two visible layers, which learns by CD.
+
+    Only the visible units' inputs may be scaled (``CD.down``), as those of the top RBM of a stack are.
+    """
+    if estimator.up != 1:
+        raise ValueError(f"up: expected 1 for an RBM with labels, got {estimator.up}")
+    if centred and estimator.modified:
+        raise ValueError("centred: expected False for CD with scaled inputs, which changes what centring means")
+    phases = MeanFieldPCD(n_chains=batch_size, sweeps=estimator.sweeps)
+    return DBMLearner(dbm, phases, batch_size, seed, centred, Restart(dbm.graph, estimator.down))
 
 
 def robbins_monro(optimizer: Optimizer, half_life: float) -> LambdaLR:

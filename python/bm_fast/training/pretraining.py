@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,15 @@ from bm_fast import arrays
 from bm_fast.dbm import DBM
 from bm_fast.dbn import DBN
 from bm_fast.graph import Kind, chain_graph
+from bm_fast.model import BoltzmannModel
 from bm_fast.program import Input, Update
 from bm_fast.rbm import HIDDEN, RBM, VISIBLE, check_stack
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.loop import check_epochs
 from bm_fast.training.trainer import Trainer
+
+_CPU = torch.device("cpu")  # where models are made
 
 
 def stack_estimator(level: int, n_rbms: int, sweeps: int = 1) -> CD:
@@ -57,28 +61,53 @@ def lift(rbm: RBM, estimator: CD | PCD, v: Tensor | NDArray[np.generic]) -> Tens
 
 
 @torch.no_grad()
-def stitch(rbms: Sequence[RBM]) -> DBM:
+def stitch(rbms: Sequence[RBM], labelled: DBM | None = None) -> DBM:
     """The deep machine of a stack of modified RBMs, bottom first.
 
+    labelled: an RBM with labels above them, a DBM of one hidden layer; rbms may then be empty.
     ValueError names the RBM whose visible units do not fit the hidden units below it.
     """
-    check_stack(rbms)
-    bottom, top = rbms[0], rbms[-1]
-    dbm = DBM((bottom.n_visible, *(rbm.n_hidden for rbm in rbms)), bottom.visible).to(bottom.device)
-    for weight, rbm in zip(dbm.weights, rbms, strict=True):
-        weight.copy_(rbm.weight)
-    dbm.biases[0].copy_(bottom.visible_bias)
-    for bias, below, above in zip(list(dbm.biases)[1:-1], rbms[:-1], rbms[1:], strict=True):
-        bias.copy_((below.hidden_bias + above.visible_bias) / 2)
-    dbm.biases[-1].copy_(top.hidden_bias)
-    if dbm.log_precision is not None and bottom.log_precision is not None:
-        dbm.log_precision.copy_(bottom.log_precision)
+    if labelled is None:
+        check_stack(rbms)
+        dbm = DBM((rbms[0].n_visible, *(rbm.n_hidden for rbm in rbms)), rbms[0].visible).to(rbms[0].device)
+    else:
+        dbm = _above(rbms, labelled)
+    stack: list[RBM | DBM] = [*rbms] if labelled is None else [*rbms, labelled]
+    for weight, level in zip(dbm.weights, stack, strict=False):
+        weight.copy_(level.coupling_weights[0])
+    for bias, below, above in zip(list(dbm.biases)[1:], stack, stack[1:], strict=False):
+        bias.copy_((below.layer_biases[HIDDEN] + above.layer_biases[VISIBLE]) / 2)
+    dbm.biases[0].copy_(stack[0].layer_biases[VISIBLE])
+    dbm.biases[len(stack)].copy_(stack[-1].layer_biases[HIDDEN])
+    if labelled is not None:
+        dbm.weights[-1].copy_(labelled.weights[-1])
+        dbm.biases[-1].copy_(labelled.biases[-1])
+    if dbm.log_precision is not None and stack[0].log_precision is not None:
+        dbm.log_precision.copy_(stack[0].log_precision)
     return dbm
 
 
-def _momentum(rbm: RBM) -> Optimizer:
-    decayed: dict[str, Any] = {"params": [rbm.weight], "weight_decay": 1e-3}
-    others = [parameter for parameter in rbm.parameters() if parameter is not rbm.weight]
+def _above(rbms: Sequence[RBM], labelled: DBM) -> DBM:
+    """A new machine of the shape of a stack with an RBM with labels on top."""
+    if labelled.n_classes is None or len(labelled.units) != 2:
+        raise ValueError(f"labelled: expected one hidden layer and labels, got {labelled.extra_repr()}")
+    if not rbms:
+        return DBM(labelled.units, labelled.visible, n_classes=labelled.n_classes).to(labelled.device)
+    check_stack(rbms)
+    n_below = rbms[-1].n_hidden
+    if labelled.n_visible != n_below or labelled.visible is not Kind.BERNOULLI:
+        raise ValueError(
+            f"labelled: expected {n_below} Bernoulli visible units, as many as rbms[{len(rbms) - 1}] has hidden ones, "
+            f"got {labelled.n_visible} {labelled.visible.name.capitalize()} ones"
+        )
+    units = (rbms[0].n_visible, *(rbm.n_hidden for rbm in rbms), labelled.units[1])
+    return DBM(units, rbms[0].visible, n_classes=labelled.n_classes).to(labelled.device)
+
+
+def _momentum(model: BoltzmannModel) -> Optimizer:
+    weights = list(model.coupling_weights)
+    others = [parameter for parameter in model.parameters() if all(parameter is not weight for weight in weights)]
+    decayed: dict[str, Any] = {"params": weights, "weight_decay": 1e-3}
     return SGD([decayed, {"params": others}], lr=0.05, momentum=0.5)
 
 
@@ -87,18 +116,22 @@ def pretrain(
     train: Tensor | NDArray[np.generic],
     epochs: Sequence[int],
     *,
+    labels: Tensor | NDArray[np.generic] | None = None,
+    n_classes: int | None = None,
     visible: Kind = Kind.BERNOULLI,
     sweeps: int = 1,
     batch_size: int = 100,
     seed: int = 0,
     weight_scale: float = 0.01,
-    optimizer: Callable[[RBM], Optimizer] = _momentum,
+    optimizer: Callable[[BoltzmannModel], Optimizer] = _momentum,
     callbacks: Callable[[int], Sequence[Callback]] = lambda level: (),
 ) -> DBM:
     """Trains a stack of modified RBMs greedily by CD and stitches it into a DBM.
 
     units: as for ``DBM``. train: rows as for ``Trainer.fit``, no DataLoader. epochs: of each RBM, bottom first.
+    labels, n_classes: labels of the rows as for ``Trainer.fit``, which join the top RBM, their inputs as they are.
     optimizer: makes that of each RBM; default: SGD with rate 0.05, momentum 0.5, and weight decay 0.001 on the weights.
+        An RBM with labels is a DBM of one hidden layer.
     callbacks: those of the RBM at a level; ``Checkpoint`` there keeps each RBM.
 
     To resume in the middle, or to train each RBM in a way of its own, use the parts: ``stack_estimator``, ``lift`` and
@@ -106,21 +139,21 @@ def pretrain(
     """
     n_rbms = len(units) - 1
     estimators = [stack_estimator(level, n_rbms, sweeps) for level in range(n_rbms)]
-    return stitch(
-        _train_stack(
-            units,
-            train,
-            epochs,
-            estimators,
-            visible=visible,
-            centred=False,
-            batch_size=batch_size,
-            seed=seed,
-            weight_scale=weight_scale,
-            optimizer=optimizer,
-            callbacks=callbacks,
-        )
-    )
+    levels = _Levels(estimators, epochs, False, batch_size, seed, optimizer, callbacks)
+    levels.check(units, visible)  # all of it is checked before any of it is trained
+    if labels is None or n_classes is None:
+        if labels is not None or n_classes is not None:
+            raise ValueError(f"n_classes: expected a number beside labels, and only there, got {n_classes}")
+        return stitch(_train_stack(units, train, levels, visible, weight_scale))
+    arrays.labels("labels", labels, len(train), n_classes, _CPU, unknown=True)
+    rbms = _train_stack(units[:-1], train, levels, visible, weight_scale)
+    data = train
+    for rbm, estimator in zip(rbms, estimators, strict=False):
+        data = lift(rbm, estimator, data)
+    kind = Kind.BERNOULLI if rbms else visible
+    labelled = DBM(units[-2:], kind, seed + n_rbms - 1, weight_scale, n_classes)
+    levels.train(n_rbms - 1, labelled, data, labels)
+    return stitch(rbms, labelled)
 
 
 def pretrain_dbn(
@@ -134,7 +167,7 @@ def pretrain_dbn(
     batch_size: int = 100,
     seed: int = 0,
     weight_scale: float = 0.01,
-    optimizer: Callable[[RBM], Optimizer] = _momentum,
+    optimizer: Callable[[BoltzmannModel], Optimizer] = _momentum,
     callbacks: Callable[[int], Sequence[Callback]] = lambda level: (),
 ) -> DBN:
     """Trains a stack of RBMs greedily and makes a deep belief net of it (``DBN.from_rbms``).
@@ -146,63 +179,63 @@ def pretrain_dbn(
     Source: Hinton, Osindero and Teh, A fast learning algorithm for deep belief nets (2006).
     """
     DBN(units, visible)  # all of it is checked before any of it is trained
-    return DBN.from_rbms(
-        _train_stack(
-            units,
-            train,
-            epochs,
-            [estimator] * (len(units) - 1),
-            visible=visible,
-            centred=centred,
-            batch_size=batch_size,
-            seed=seed,
-            weight_scale=weight_scale,
-            optimizer=optimizer,
-            callbacks=callbacks,
+    levels = _Levels([estimator] * (len(units) - 1), epochs, centred, batch_size, seed, optimizer, callbacks)
+    levels.check(units, visible)
+    return DBN.from_rbms(_train_stack(units, train, levels, visible, weight_scale))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """How each RBM of a stack is trained, bottom first; fields as for ``pretrain_dbn``."""
+
+    estimators: Sequence[CD | PCD]
+    epochs: Sequence[int]
+    centred: bool
+    batch_size: int
+    seed: int
+    optimizer: Callable[[BoltzmannModel], Optimizer]
+    callbacks: Callable[[int], Sequence[Callback]]
+
+    def check(self, units: Sequence[int], visible: Kind) -> None:
+        n_rbms = len(units) - 1
+        if n_rbms < 1 or len(self.epochs) != n_rbms:
+            raise ValueError(
+                f"epochs: expected one number for each RBM of a stack over {len(units)} layers, got {list(self.epochs)}"
+            )
+        for number in self.epochs:
+            check_epochs(number)
+        chain_graph(units, visible)
+
+    def train(
+        self,
+        level: int,
+        model: RBM | DBM,
+        data: Tensor | NDArray[np.generic],
+        labels: Tensor | NDArray[np.generic] | None = None,
+    ) -> None:
+        model.initialise_biases(data)
+        trainer = Trainer(
+            model,
+            self.optimizer(model),
+            self.estimators[level],
+            batch_size=self.batch_size,
+            seed=self.seed + level,
+            centred=self.centred,
+            callbacks=self.callbacks(level),
         )
-    )
+        trainer.fit(data, self.epochs[level], labels=labels)
 
 
 def _train_stack(
-    units: Sequence[int],
-    train: Tensor | NDArray[np.generic],
-    epochs: Sequence[int],
-    estimators: Sequence[CD | PCD],
-    *,
-    visible: Kind,
-    centred: bool,
-    batch_size: int,
-    seed: int,
-    weight_scale: float,
-    optimizer: Callable[[RBM], Optimizer],
-    callbacks: Callable[[int], Sequence[Callback]],
+    units: Sequence[int], train: Tensor | NDArray[np.generic], levels: _Levels, visible: Kind, weight_scale: float
 ) -> list[RBM]:
-    """RBMs, bottom first, each trained by its estimator on the hidden means of the one below."""
-    n_rbms = len(units) - 1
-    if n_rbms < 1 or len(epochs) != n_rbms:
-        raise ValueError(
-            f"epochs: expected one number for each RBM of a stack over {len(units)} layers, got {list(epochs)}"
-        )
-    for number in epochs:
-        check_epochs(number)
-    chain_graph(units, visible)  # all of it is checked before any of it is trained
+    """RBMs over these layers, bottom first, each trained on the hidden means of the one below."""
     rbms: list[RBM] = []
     data: Tensor | NDArray[np.generic] = train
     for level, (below, above) in enumerate(itertools.pairwise(units)):
         if level > 0:
-            data = lift(rbms[-1], estimators[level - 1], data)
+            data = lift(rbms[-1], levels.estimators[level - 1], data)
         kind = visible if level == 0 else Kind.BERNOULLI
-        rbm = RBM(below, above, kind, seed=seed + level, weight_scale=weight_scale)
-        rbm.initialise_biases(data)
-        trainer = Trainer(
-            rbm,
-            optimizer(rbm),
-            estimators[level],
-            batch_size=batch_size,
-            seed=seed + level,
-            centred=centred,
-            callbacks=callbacks(level),
-        )
-        trainer.fit(data, epochs[level])
-        rbms.append(rbm)
+        rbms.append(RBM(below, above, kind, seed=levels.seed + level, weight_scale=weight_scale))
+        levels.train(level, rbms[-1], data)
     return rbms

@@ -26,7 +26,7 @@ from bm_fast.rbm import RBM
 from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.captured import CapturedUpdates, why_not
-from bm_fast.training.deep import DBMLearner, MeanFieldPCD
+from bm_fast.training.deep import DBMLearner, MeanFieldPCD, labelled_rbm_learner
 from bm_fast.training.estimators import CD, PCD, FastPCD
 from bm_fast.training.learner import Learner, RBMLearner
 from bm_fast.training.loop import Loop, TrainingError, check_epochs
@@ -62,7 +62,7 @@ class Trainer(Loop):
     optimizer: any torch optimiser over parameters of ``model``; momentum and weight decay are its business.
     estimator: ``CD(sweeps)``, ``PCD(n_chains, sweeps)``, ``FastPCD(n_chains)`` or
         ``PersistentChains(n_chains, operator)`` for an RBM, ``MeanFieldPCD(n_chains, sweeps)`` for a DBM,
-        ``UpDown(top)`` for a DBN.
+        ``UpDown(top)`` for a DBN; ``CD(sweeps)`` also for a DBM of one hidden layer with labels.
     batch_size: rows per update; the last batch of an epoch has what is left over.
     seed: decides the order of the rows, the binarisation and every chain.
     centred: use the centred gradient; of a DBN for the top RBM.
@@ -107,6 +107,7 @@ class Trainer(Loop):
             self._captured = CapturedUpdates(model, optimizer, self._learner)
         self._generator = torch.Generator().manual_seed(seed)
         self.last_batch: Tensor | None = None
+        self._batches: Batches | None = None  # of the present epoch
 
     @property
     def chains(self) -> Chains:
@@ -125,14 +126,17 @@ class Trainer(Loop):
         train: Data,
         epochs: int,
         validation: Tensor | NDArray[np.generic] | None = None,
+        labels: Tensor | NDArray[np.generic] | None = None,
     ) -> None:
         """Trains until ``epochs`` epochs are done in all, those before a resume or an earlier call included.
 
         train: ``[n, n_visible]`` torch or numpy, uint8 0/1 or float32, or a DataLoader of such batches (or of tuples
-            that begin with one).
+            that begin with one, followed by its labels where the model has them).
         validation: rows like those of train, for the metric "free_energy_gap" after each epoch: the mean free energy
             of up to 1,000 validation rows minus that of as many training rows (of the last batch of a DataLoader).
             It grows when the model overfits (Hinton 2010, section 6).
+        labels: class of each row of train for a model with labels, int64 ``[n]``, -1 where unknown. Known ones are
+            clamped in the data phase; the others are inferred like hidden units.
 
         Ctrl-C finishes the update, lets the callbacks save, and raises KeyboardInterrupt; ``fit`` can then go on. A
         second Ctrl-C interrupts at once. TrainingError names the parameter and the update if one is not finite.
@@ -140,19 +144,31 @@ class Trainer(Loop):
         layer = self.model.graph.layers[VISIBLE]
         check_epochs(epochs)
         must_be_binary = self.binarise == "none" and layer.kind is Kind.BERNOULLI
-        batches = make_batches(train, layer, self.batch_size, self.model.device, self._generator, binary=must_be_binary)
+        batches = make_batches(
+            train,
+            layer,
+            self.batch_size,
+            self.model.device,
+            self._generator,
+            binary=must_be_binary,
+            labels=labels,
+            n_classes=self.model.n_classes if isinstance(self.model, DBM) else None,
+        )
         held_out = None if validation is None else arrays.rows("validation", validation, layer, self.model.device)
         if held_out is not None and must_be_binary:
             held_out = as_binary("validation", held_out)
         self._take_up_order(batches)
         if isinstance(batches, ArrayBatches):
             self._learner.start_at(batches.data)
+        self._batches = batches
         self._fit(batches, epochs, held_out)
 
     def _step(self, values: Tensor, numbers: Tensor) -> None:
         n_data = len(values)
         data = self._learner.batch(n_data)
         self._draw(values, numbers, self.epoch, data)
+        if isinstance(self._learner, DBMLearner) and self._batches is not None:
+            self._learner.labels = self._batches.labels
         if self._captured is None:
             self._learner.fill_gradient(self._snapshot(), n_data)
             self.optimizer.step()
@@ -282,6 +298,8 @@ def _learner(model: LayeredModel, estimator: Estimator, batch_size: int, seed: i
         return RBMLearner(model, estimator, batch_size, seed, centred)
     if isinstance(model, DBM) and isinstance(estimator, MeanFieldPCD):
         return DBMLearner(model, estimator, batch_size, seed, centred)
+    if isinstance(model, DBM) and isinstance(estimator, CD) and model.n_classes is not None and len(model.units) == 2:
+        return labelled_rbm_learner(model, estimator, batch_size, seed, centred)
     if isinstance(model, DBN) and isinstance(estimator, UpDown):
         return DBNLearner(model, estimator, batch_size, seed, centred)
     raise ValueError(
