@@ -74,7 +74,7 @@ PLAIN, NOISY = Settings(0.0, 0.0), Settings(0.5, 0.2)
 ALL_LABELS = {
     "digits": Recipe(100, 50, (replace(PLAIN, rate=1e-2), replace(NOISY, rate=1e-2))),
     "mnist": Recipe(40, 500, (PLAIN, NOISY)),
-    "ocr-letters": Recipe(40, 500, (PLAIN, NOISY)),
+    "ocr-letters": Recipe(80, 500, (PLAIN, Settings(0.25, 0.1, 2e-3))),
 }
 CAREFUL = (Settings(0.5, 0.2, 1e-2, 0.0), Settings(0.5, 0.2, 1e-2, 0.03), NOISY)
 """For few labels: lower layers stay, move a little, or learn as fast as the output."""
@@ -321,9 +321,7 @@ def main() -> None:
         "found": found,
     }
     RESULTS.joinpath(f"classify-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    head = [
-        f"{key}: {record[key]}" for key in ("command", "seed", "commit", "processor", "processor_seconds_of_learning")
-    ]
+    head = [f"{key}: {value}" for key, value in record.items() if key != "found"]
     RESULTS.joinpath(f"classify-{name}.log").write_text("\n".join(head + log) + "\n")
     for start, error in record["test_error"].items():
         print(f"test error, from {start} weights: {error:.2%}")
