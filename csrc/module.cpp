@@ -37,13 +37,25 @@ bm::Rungs rungs_of(const PlainRungs& plain) {
 
 class Machine {
  public:
-  Machine(const std::vector<PlainLayer>& layers, const std::vector<PlainCoupling>& couplings, int threads) {
+  // are_values: weights are float32, not yet on the grid
+  Machine(const std::vector<PlainLayer>& layers, const std::vector<PlainCoupling>& couplings, bool are_values,
+          int threads) {
     const std::vector<bm::LayerParameters> layer_parameters = layers_of(layers);
-    const std::vector<bm::CouplingParameters> coupling_parameters = couplings_of(couplings);
+    std::vector<bm::CouplingParameters> coupling_parameters = couplings_of(couplings);
+    for (size_t i = 0; are_values && i < couplings.size(); i++) {
+      coupling_parameters[i].weights = nullptr;
+      coupling_parameters[i].values = at<const float>(std::get<2>(couplings[i]));
+    }
     structure_.emplace(layer_parameters, coupling_parameters);
     bm::check_threads(threads);
     const py::gil_scoped_release release;
     machine_ = bm::build_machine(layer_parameters, coupling_parameters, threads);
+  }
+
+  void read_weights(int coupling, Address out) const {
+    bm::check_range("coupling", coupling, 0, structure_->n_couplings() - 1);
+    bm::check_address("out", at<const void>(out));
+    bm::read_weights(at<int16_t>(out), *machine_, coupling);
   }
 
   void sweep(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states, int64_t n_chains,
@@ -227,8 +239,9 @@ PYBIND11_MODULE(_C, m) {
   const auto released = py::call_guard<py::gil_scoped_release>();
 
   py::class_<Machine>(m, "Machine")
-      .def(py::init<const std::vector<PlainLayer>&, const std::vector<PlainCoupling>&, int>(), py::arg("layers"),
-           py::arg("couplings"), py::arg("threads"))
+      .def(py::init<const std::vector<PlainLayer>&, const std::vector<PlainCoupling>&, bool, int>(), py::arg("layers"),
+           py::arg("couplings"), py::arg("are_values"), py::arg("threads"))
+      .def("read_weights", &Machine::read_weights, py::arg("coupling"), py::arg("out"))
       .def("sweep", &Machine::sweep, py::arg("program"), py::arg("states"), py::arg("n_chains"), py::arg("n_sweeps"),
            py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("beta"), py::arg("base"),
            py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("sweeps_done"), py::arg("progress"))

@@ -26,15 +26,19 @@ struct LayerParameters {
 };
 
 struct CouplingParameters {
-  int lower, upper;        // layers
-  const int16_t* weights;  // [units of lower, units of upper], W_q
-  int fraction_bits;       // f: a weight is W_q 2^-f
+  int lower, upper;               // layers
+  const int16_t* weights;         // [units of lower, units of upper], W_q; or null
+  int fraction_bits;              // f: a weight is W_q 2^-f
+  const float* values = nullptr;  // in its place the weights themselves, which the caller has made sure fit the grid
 };
 
 // A machine with its parameters copied and laid out for the kernels; immutable, so calls may share it.
 class Machine;
 std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>& layers,
                                              const std::vector<CouplingParameters>& couplings, int threads);
+
+// out[units of lower, units of upper] = W_q of a coupling.
+void read_weights(int16_t* out, const Machine& machine, int coupling);
 
 // --- what is run -----------------------------------------------------------------------------------------------------
 

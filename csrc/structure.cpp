@@ -51,7 +51,7 @@ Structure::Structure(const std::vector<LayerParameters>& layers, const std::vect
     require(coupling.lower != coupling.upper, name, "two different layers");
     check_range("units below " + name, layers[coupling.lower].units, 1, kMaxFanIn);
     check_range("units above " + name, layers[coupling.upper].units, 1, kMaxFanIn);
-    check_address("weights of " + name, coupling.weights);
+    check_address("weights of " + name, coupling.values ? static_cast<const void*>(coupling.values) : coupling.weights);
     check_range("fraction bits of " + name, coupling.fraction_bits, 0, kMaxFractionBits);
     couplings_.push_back({coupling.lower, coupling.upper, coupling.fraction_bits});
   }

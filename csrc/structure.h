@@ -50,6 +50,8 @@ class Structure {
   // Inverse temperatures are null for 1; a base has a meaning only beside them.
   void check_tempering(const float* beta, const std::vector<const float*>& base) const;
 
+  int64_t n_couplings() const { return static_cast<int64_t>(couplings_.size()); }
+
  private:
   int64_t n_layers() const { return static_cast<int64_t>(kinds_.size()); }
 

@@ -304,7 +304,9 @@ class Legal:
         self.couplings = [(0, 1, self.weights.data_ptr(), 10)]
 
     def machine(self, **spoiled: Any) -> Any:
-        return _C.Machine(**{"layers": self.layers, "couplings": self.couplings, "threads": 2} | spoiled)
+        return _C.Machine(
+            **{"layers": self.layers, "couplings": self.couplings, "are_values": False, "threads": 2} | spoiled
+        )
 
     def sweep(self, **spoiled: Any) -> None:
         arguments: dict[str, Any] = {
@@ -465,6 +467,11 @@ class Legal:
         }
         _C.gradient(**arguments | spoiled)
 
+    def read_weights(self, **spoiled: Any) -> None:
+        out = torch.zeros(9, 5, dtype=torch.int16)
+        self.machine().read_weights(**{"coupling": 0, "out": out.data_ptr()} | spoiled)
+        assert torch.equal(out, self.weights)
+
 
 BUFFER = torch.zeros(200)
 HERE = BUFFER.data_ptr()
@@ -538,6 +545,8 @@ SPOILED: list[tuple[str, dict[str, Any]]] = [
     *(("layer_means", {name: bad}) for name in ("n_chains", "threads") for bad in BAD_COUNTS),
     *(("layer_means", {"base": bad}) for bad in BAD_LISTS if bad != []),
     ("layer_means", {"out": 0}),
+    *(("read_weights", {"coupling": bad}) for bad in (-1, 1, 2**40, None)),
+    ("read_weights", {"out": 0}),
     *(("mean_field", {"program": [[bad]]}) for bad in BAD_UPDATES),
     *(("mean_field", {"values": bad}) for bad in ([], [(0, True)] * 2, [(HERE, False)] * 2, None)),
     *(("mean_field", {name: bad}) for name in ("n_cases", "threads") for bad in BAD_COUNTS),

@@ -33,8 +33,12 @@ Machine::Machine(const std::vector<LayerParameters>& layers, const std::vector<C
     names_.push_back(layer.name);
   }
   for (CouplingParameters& coupling : couplings_) {
-    weights_.push_back(std::make_unique<const cpu::CouplingWeights>(coupling.weights, layers_[coupling.lower].units,
-                                                                    layers_[coupling.upper].units, threads));
+    const int32_t lower = layers_[coupling.lower].units, upper = layers_[coupling.upper].units;
+    weights_.push_back(coupling.values
+                           ? std::make_unique<const cpu::CouplingWeights>(coupling.values, coupling.fraction_bits,
+                                                                          lower, upper, threads)
+                           : std::make_unique<const cpu::CouplingWeights>(coupling.weights, lower, upper, threads));
+    coupling.values = nullptr;
     coupling.weights = nullptr;
   }
 }
@@ -43,6 +47,8 @@ std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>&
                                              const std::vector<CouplingParameters>& couplings, int threads) {
   return std::make_shared<const Machine>(layers, couplings, threads);
 }
+
+void read_weights(int16_t* out, const Machine& machine, int coupling) { machine.weights(coupling).read(out); }
 
 namespace cpu {
 

@@ -1,6 +1,7 @@
 #include "cpu/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "cpu/work.h"
@@ -24,6 +25,8 @@ void transpose_tile(int16_t* to, int64_t to_stride, const int16_t* from, int64_t
   for (int i = 0; i < 8; i++) std::memcpy(to + i * to_stride, &a[i], sizeof a[i]);
 }
 
+constexpr int64_t kLine = 32;  // weights of a cache line: each line of the transposed rows is written at once
+
 }  // namespace
 
 CouplingWeights::CouplingWeights(const int16_t* weights, int32_t lower, int32_t upper, int threads)
@@ -34,6 +37,23 @@ CouplingWeights::CouplingWeights(const int16_t* weights, int32_t lower, int32_t 
     int16_t* row = rows_.data() + i * stride;
     std::fill(std::copy_n(weights + i * upper, upper, row), row + stride, int16_t{0});
   }
+}
+
+CouplingWeights::CouplingWeights(const float* values, int fraction_bits, int32_t lower, int32_t upper, int threads)
+    : lower_(lower), upper_(upper), rows_(static_cast<size_t>(lower) * padded(upper)) {
+  const int64_t stride = padded(upper);
+  const float scale = std::ldexp(1.f, fraction_bits);
+  Array<int16_t> transposed(static_cast<size_t>(upper) * padded(lower));
+#pragma omp parallel for num_threads(useful_threads(12. * lower * upper, threads)) schedule(static)
+  for (int64_t i = 0; i < padded(lower); i += kLine) {
+    for (int64_t k = i; k < std::min<int64_t>(i + kLine, lower); k++) {
+      int16_t* row = rows_.data() + k * stride;
+      kernels().quantise(row, values + k * upper, upper, scale);
+      std::fill(row + upper, row + stride, int16_t{0});
+    }
+    transpose(transposed.data(), i, kLine);
+  }
+  std::call_once(once_, [&] { transposed_ = std::move(transposed); });
 }
 
 WeightsView CouplingWeights::shape(bool transposed) const {
@@ -61,13 +81,16 @@ const int16_t* CouplingWeights::rows(bool transposed, int threads) const {
   if (!transposed) return rows_.data();
   std::call_once(once_, [&] {
     const int64_t stride = padded(lower_);
-    constexpr int64_t kLine = 32;  // weights of a cache line: each line of the transposed rows is written at once
     Array<int16_t> rows(static_cast<size_t>(upper_) * stride);
 #pragma omp parallel for num_threads(useful_threads(4. * lower_ * upper_, threads)) schedule(static)
     for (int64_t i = 0; i < stride; i += kLine) transpose(rows.data(), i, kLine);
     transposed_ = std::move(rows);
   });
   return transposed_.data();
+}
+
+void CouplingWeights::read(int16_t* out) const {
+  for (int64_t i = 0; i < lower_; i++) std::copy_n(rows_.data() + i * padded(upper_), upper_, out + i * upper_);
 }
 
 }  // namespace bm::cpu

@@ -28,15 +28,20 @@ class Array {
   size_t size_ = 0;
 };
 
-// Rows of W_q belong to units of the lower layer, or of the upper one if transposed. The transposed ones are made when
-// they are first wanted: a machine in training lives for one update.
+// Rows of W_q belong to units of the lower layer, or of the upper one if transposed. Of given W_q the transposed rows
+// are made when they are first wanted; a machine in training, which lives for one update and wants both, makes them
+// while the others are in the cache.
 class CouplingWeights {
  public:
   // weights: [lower, upper], copied
   CouplingWeights(const int16_t* weights, int32_t lower, int32_t upper, int threads);
 
+  // values: [lower, upper], rounded to the grid 2^-fraction_bits and laid down in both directions at once
+  CouplingWeights(const float* values, int fraction_bits, int32_t lower, int32_t upper, int threads);
+
   WeightsView shape(bool transposed) const;  // without rows
   const int16_t* rows(bool transposed, int threads) const;
+  void read(int16_t* out) const;  // [lower, upper]
 
  private:
   void transpose(int16_t* rows, int64_t first, int64_t n) const;  // columns of the transposed rows

@@ -12,8 +12,10 @@ class Machine:
         self,
         layers: Sequence[tuple[str, int, int, int, int]],
         couplings: Sequence[tuple[int, int, int, int]],
+        are_values: bool,
         threads: int,
     ) -> None: ...
+    def read_weights(self, coupling: int, out: int) -> None: ...
     def sweep(
         self,
         program: Sequence[Sequence[_Update]],

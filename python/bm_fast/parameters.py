@@ -33,7 +33,7 @@ class Parameters:
     """
 
     graph: Graph
-    weights: tuple[Tensor, ...]
+    weights: Sequence[Tensor]
     fraction_bits: tuple[int, ...]
     biases: tuple[Tensor, ...]
     precisions: tuple[Tensor | None, ...]

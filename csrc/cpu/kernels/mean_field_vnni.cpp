@@ -23,7 +23,7 @@ using mean_field::kQuad;
 constexpr int kLanes = 16, kVectors = kPanelUnits / kLanes;
 constexpr int kRows = mean_field::kTileCases;  // 16 accumulators, 4 weights
 constexpr float kLag = 8.f;                    // changes that the low limb has not seen, in units of the present change
-constexpr float kNothing = 0x1p-60f;           // smaller changes are left for later
+constexpr float kNothing = 0x1p-22f;           // smaller changes, such as rounding makes of a mean, wait
 
 // --- weights ---------------------------------------------------------------------------------------------------------
 

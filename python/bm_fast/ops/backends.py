@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from bm_fast.graph import Graph
 from bm_fast.ops import cpu, cuda, plain
 from bm_fast.ops.native import is_native
 from bm_fast.parameters import Parameters
@@ -72,6 +73,15 @@ class Backend(Protocol):
     """What the modules ``cpu``, ``cuda`` and ``plain`` have in common."""
 
     def Machine(self, parameters: Parameters) -> Runner: ...
+
+    def build(
+        self,
+        graph: Graph,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        precisions: Sequence[Tensor | None] | None,
+    ) -> tuple[Parameters, Runner]:
+        """From float parameters; arguments and errors as in ``parameters.snapshot``."""
 
     def quantise(self, weight: Tensor, name: str) -> tuple[Tensor, int]: ...
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from bm_fast.graph import Graph
 from bm_fast.ops.native import _C, address, addresses, plain, plain_layers, rung_addresses, value_addresses
-from bm_fast.parameters import Parameters, fraction_bits
+from bm_fast.parameters import Parameters, fraction_bits, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
 from bm_fast.rungs import Rungs
 
 
 class Machine:
-    """A machine on the processor. Kernels may keep derived tables in it."""
+    """A machine on the processor. Kernels may keep derived tables in it.
+
+    Weights of ``parameters`` that are float32 go onto the grid on their way in.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         couplings = [
@@ -24,7 +30,12 @@ class Machine:
                 parameters.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
             )
         ]
-        self._compiled = _C.Machine(plain_layers(parameters), couplings, torch.get_num_threads())
+        are_values = all(weights.dtype is torch.float32 for weights in parameters.weights)
+        self._compiled = _C.Machine(plain_layers(parameters), couplings, are_values, torch.get_num_threads())
+
+    def read_weights(self, coupling: int, out: Tensor) -> None:
+        """W_q, int16 ``[units of lower, units of upper]``."""
+        self._compiled.read_weights(coupling, out.data_ptr())
 
     def sweep(
         self,
@@ -182,6 +193,41 @@ class Machine:
         return out
 
 
+class _WeightsOf(Sequence[Tensor]):
+    """W_q of each coupling of a machine, read back when they are first wanted: a machine in training lives without."""
+
+    def __init__(self, machine: Machine, shapes: Sequence[tuple[int, int]]) -> None:
+        self._machine, self._shapes = machine, shapes
+        self._read: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, range):
+            return [self[i] for i in numbers]
+        if numbers not in self._read:
+            out = torch.empty(self._shapes[numbers], dtype=torch.int16)
+            self._machine.read_weights(numbers, out)
+            self._read[numbers] = out
+        return self._read[numbers]
+
+
+def build(
+    graph: Graph, weights: Sequence[Tensor], biases: Sequence[Tensor], precisions: Sequence[Tensor | None] | None
+) -> tuple[Parameters, Machine]:
+    """Weights are read once for their grid, and once to be laid down in both directions."""
+    given = snapshot(graph, weights, biases, precisions, lambda weight, name: (weight, _grid_of(weight, name)))
+    machine = Machine(given)
+    shapes = [(weight.shape[0], weight.shape[1]) for weight in given.weights]
+    return replace(given, weights=_WeightsOf(machine, shapes)), machine
+
+
 def _outsets(program: Program, start: Program) -> list[tuple[int, float]]:
     """Layers of a first pass in order, and by how much it scales their inputs."""
     scales = {(u.layer, i.coupling): i.scale for block in program for u in block for i in u.inputs}
@@ -189,11 +235,14 @@ def _outsets(program: Program, start: Program) -> list[tuple[int, float]]:
 
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
-    threads = torch.get_num_threads()
-    bits = fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), threads), name)
+    bits = _grid_of(weight, name)
     out = torch.empty_like(weight, dtype=torch.int16)
-    _C.quantise(weight.data_ptr(), weight.numel(), bits, out.data_ptr(), threads)
+    _C.quantise(weight.data_ptr(), weight.numel(), bits, out.data_ptr(), torch.get_num_threads())
     return out, bits
+
+
+def _grid_of(weight: Tensor, name: str) -> int:
+    return fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), torch.get_num_threads()), name)
 
 
 def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:

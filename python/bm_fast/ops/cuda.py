@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from bm_fast import reference
-from bm_fast.graph import Kind
+from bm_fast.graph import Graph, Kind
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
 from bm_fast.ops.native import address, addresses, plain, plain_layers, rung_addresses, value_addresses
-from bm_fast.parameters import Parameters, fraction_bits
+from bm_fast.parameters import Parameters, fraction_bits, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
 from bm_fast.rungs import Rungs
@@ -241,6 +241,13 @@ class Machine:
                 here,
             )
         return out
+
+
+def build(
+    graph: Graph, weights: Sequence[Tensor], biases: Sequence[Tensor], precisions: Sequence[Tensor | None] | None
+) -> tuple[Parameters, Machine]:
+    parameters = snapshot(graph, weights, biases, precisions, quantise)
+    return parameters, Machine(parameters)
 
 
 def _any_real(values: Iterable[Tensor]) -> bool:

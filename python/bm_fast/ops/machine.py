@@ -12,11 +12,10 @@ from torch import Tensor
 from bm_fast.arguments import whole_number
 from bm_fast.chains import MAX_CHAINS, Chains, empty_layers
 from bm_fast.graph import Graph, Kind
-from bm_fast.ops.backends import backend
+from bm_fast.ops.backends import Runner, backend
 from bm_fast.ops.checks import MAX_SEED, check, may_look
-from bm_fast.ops.grid import quantise
 from bm_fast.ops.random import bernoulli
-from bm_fast.parameters import Parameters, snapshot
+from bm_fast.parameters import Parameters
 from bm_fast.program import Program, Update, check_program
 from bm_fast.reference import Purpose, choose, random_words
 
@@ -45,10 +44,13 @@ class Machine:
     """
 
     def __init__(self, parameters: Parameters) -> None:
+        self._take(parameters, backend("biases[0]", parameters.biases[0]).Machine(parameters))
+
+    def _take(self, parameters: Parameters, impl: Runner) -> None:
         self.parameters = parameters
         self.graph: Graph = parameters.graph
         self.device = parameters.biases[0].device
-        self._impl = backend("biases[0]", parameters.biases[0]).Machine(parameters)
+        self._impl = impl
 
     @classmethod
     def build(
@@ -59,7 +61,10 @@ class Machine:
         precisions: Sequence[Tensor | None] | None = None,
     ) -> Machine:
         """From float parameters; arguments and errors as in ``parameters.snapshot``."""
-        return cls(snapshot(graph, weights, biases, precisions, quantise))
+        machine = cls.__new__(cls)
+        somewhere = biases[0] if biases else torch.empty(0)  # that there are none is told by ``snapshot``
+        machine._take(*backend("biases[0]", somewhere).build(graph, weights, biases, precisions))
+        return machine
 
     def chains(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:
         """Chains at sweep 0: fair coins for Bernoulli layers, zeros for Gaussian ones, any unit of a softmax layer.

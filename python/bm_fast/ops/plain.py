@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from bm_fast import reference
-from bm_fast.parameters import Parameters
+from bm_fast.graph import Graph
+from bm_fast.parameters import Parameters, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import bernoulli as bernoulli
 from bm_fast.reference import gradient as gradient
@@ -100,3 +101,10 @@ class Machine:
         self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None
     ) -> Tensor:
         return reference.free_energy(self._parameters, updates, values, betas=betas, base=base)
+
+
+def build(
+    graph: Graph, weights: Sequence[Tensor], biases: Sequence[Tensor], precisions: Sequence[Tensor | None] | None
+) -> tuple[Parameters, Machine]:
+    parameters = snapshot(graph, weights, biases, precisions, quantise)
+    return parameters, Machine(parameters)
