@@ -32,16 +32,22 @@ void check_values(const Machine& machine, const ValuesView* values, const std::v
   }
 }
 
-std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains) {
-  constexpr double kFewestOnes = 0.4;  // measured: docs/kernels.md
+std::vector<double> shares_on(const Machine& machine, const ValuesView* values, int64_t n_chains) {
   constexpr int64_t kSample = 64;
-  std::vector<bool> is_on(machine.n_layers());
+  std::vector<double> shares(machine.n_layers());
   for (int i = 0; i < machine.n_layers(); i++) {
     if (values[i].real) continue;
     const auto* states = static_cast<const uint8_t*>(values[i].data);
     const int64_t n = std::min(n_chains, kSample) * machine.layer(i).units;
-    is_on[i] = static_cast<double>(std::count(states, states + n, 1)) > kFewestOnes * static_cast<double>(n);
+    shares[i] = static_cast<double>(std::count(states, states + n, 1)) / static_cast<double>(n);
   }
+  return shares;
+}
+
+std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains) {
+  constexpr double kFewestOnes = 0.4;  // measured: docs/kernels.md
+  std::vector<bool> is_on;
+  for (const double share : shares_on(machine, values, n_chains)) is_on.push_back(share > kFewestOnes);
   return is_on;
 }
 

@@ -80,13 +80,33 @@ bool registers_pay(const Machine& machine, const ProgramView& program, const Val
   return true;
 }
 
+// Of the states that a sweep reads, one for each multiply-add, the share that is 1.
+double share_on(const Machine& machine, const ProgramView& program, const ValuesView* values, int64_t n_chains) {
+  const std::vector<double> shares = shares_on(machine, values, n_chains);
+  double on = 0, all = 0;
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++) {
+      const InputView& input = program.updates[i].inputs[j];
+      const double products = static_cast<double>(input.weights.inputs) * input.weights.outputs;
+      on += products * shares[input.layer];
+      all += products;
+    }
+  return on / all;
+}
+
 // Building the tables takes as long as the other kernels need for some hundred chains, and fetching them in each sweep
-// as long as the dense kernel needs for about 72.
-bool tables_pay(const Machine& machine, int64_t n_chains, int64_t n_sweeps, int threads) {
+// as long as the dense kernel needs for about 72; adding rows takes less the fewer states are 1, and with fewer than
+// kFewestOnes always less than tables. Measured: docs/kernels.md.
+bool tables_pay(const Machine& machine, const ProgramView& program, const ValuesView* values, int64_t n_chains,
+                int64_t n_sweeps, int threads) {
   constexpr int64_t kMostBytes = int64_t{1} << 31;
   constexpr int64_t kFewestChains = 72, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
-  return n_chains >= kFewestChains * threads && lookup_bytes(machine) <= kMostBytes &&
-         (machine.has_lookup_tables || n_chains * n_sweeps >= kFewestUpdates);
+  constexpr double kFewestOnes = 0.18, kDense = 0.32;           // from which on rows cost what the dense kernel does
+  if (n_chains < kFewestChains * threads || lookup_bytes(machine) > kMostBytes) return false;
+  if (!machine.has_lookup_tables && n_chains * n_sweeps < kFewestUpdates) return false;
+  const double share = share_on(machine, program, values, n_chains);
+  return share >= kFewestOnes &&
+         static_cast<double>(n_chains) * std::min(1., share / kDense) >= static_cast<double>(kFewestChains * threads);
 }
 
 // Which tables the lookup kernel takes, if it is to run; those of the machine are then there.
@@ -94,7 +114,7 @@ std::optional<LookupTablesIn> choose_lookup(const Machine& machine, const Progra
                                             const ValuesView* values, int64_t n_chains, int64_t n_sweeps, int threads) {
   if (!lookup_suits(machine, program)) return {};
   if (registers_pay(machine, program, values, n_chains, threads)) return LookupTablesIn::kRegisters;
-  if (tables_pay(machine, n_chains, n_sweeps, threads) && lookup_prepare(machine, threads))
+  if (tables_pay(machine, program, values, n_chains, n_sweeps, threads) && lookup_prepare(machine, threads))
     return LookupTablesIn::kMachine;
   return {};
 }

@@ -80,6 +80,9 @@ inline double multiply_adds(const ProgramView& program, int64_t n_chains) {
   return total;
 }
 
+// Per layer: share of its binary values that are 1, in the first chains; 0 for a real one.
+std::vector<double> shares_on(const Machine& machine, const ValuesView* values, int64_t n_chains);
+
 // Per layer: whether so many of its binary values are 1, in the first chains, that skipping zeros does not pay.
 std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains);
 
