@@ -20,17 +20,14 @@ from bm_fast.tempering import CoupledTempering, Gibbs, Operator, TemperedTransit
 from bm_fast.tempering.decisions import chosen
 from engine_cases import make_machine
 from enumeration import DRIFT_BOUND, GRAPHS, Truth, enumerate_machine, machine, variation_ratio
+from test_swap import base_of
+from test_tempering import share_on, two_modes
 
 BETAS = torch.tensor([0.0, 0.35, 0.7, 1.0])
 LOG_SHARES = torch.tensor([0.0, -0.8, 0.6, 0.2], dtype=torch.float64)
 """Walkers on each rung, up to a constant: not equally many, so that a rule without weights is not right by chance."""
 
 N_CHAINS = 20_001
-
-
-def base_of(graph: Graph) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randn(layer.units, generator=generator) for layer in graph.layers]
 
 
 @dataclass
@@ -182,12 +179,6 @@ def test_weights_approach_log_z_of_every_rung() -> None:
     assert walkers.trips > 1000
 
 
-def two_modes(n: int = 12, strength: float = 6.0) -> Machine:
-    """Units that are nearly all on or nearly all off, both equally probable; far apart for Gibbs."""
-    weight = torch.full((n, n // 2), 4 * strength / n)
-    return Machine.build(chain_graph((n, n // 2)), [weight], [-weight.sum(1) / 2, -weight.sum(0) / 2])
-
-
 @pytest.mark.parametrize(
     "operator", [TemperedTransitions(20), CoupledTempering(8)], ids=["tempered transitions", "coupled tempering"]
 )
@@ -200,7 +191,7 @@ def test_operators_find_the_other_mode_where_gibbs_sampling_stays(operator: Oper
         for _ in range(150):
             moved_by.advance(built, chains)
         # by symmetry each mode has half of the chains: 200 fair coins leave 0.3 to 0.7 once in 10^8
-        assert low <= float((chains.layers[0].double().mean(1) > 0.5).double().mean()) <= high
+        assert low <= share_on(chains.layers) <= high
 
 
 # --- resuming and bad input -------------------------------------------------------------------------------------------

@@ -71,8 +71,22 @@ class CD:
         chains.sweep = used.sweep
 
 
+class Persistent:
+    """Estimators whose ``n_chains`` chains go on from update to update."""
+
+    n_chains: int
+
+    def n_chains_for(self, batch_size: int) -> int:
+        """Chains needed, whatever the batches are."""
+        return self.n_chains
+
+    def n_model(self, n_data: int) -> int:
+        """Chains that every update uses."""
+        return self.n_chains
+
+
 @dataclass(frozen=True)
-class PCD:
+class PCD(Persistent):
     """Persistent contrastive divergence: ``n_chains`` chains go on from update to update, ``sweeps`` sweeps each.
 
     Source: Tieleman, Training RBMs using approximations to the likelihood gradient (2008); Younes (1989).
@@ -85,14 +99,6 @@ class PCD:
         count("n_chains", self.n_chains)
         count("sweeps", self.sweeps)
 
-    def n_chains_for(self, batch_size: int) -> int:
-        """Chains needed, whatever the batches are."""
-        return self.n_chains
-
-    def n_model(self, n_data: int) -> int:
-        """Chains that every update uses."""
-        return self.n_chains
-
     def run(self, machine: Machine, chains: Chains, block: Block) -> None:
         """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""
         machine.layer_means(_HIDDEN_UPDATE, (block.data, block.data_means), out=block.data_means)
@@ -100,7 +106,7 @@ class PCD:
 
 
 @dataclass
-class FastPCD:
+class FastPCD(Persistent):
     """PCD with fast weights: chains run on the parameters plus a fast copy, which learns at a high rate and decays.
 
     After each update, with g the gradient of the negative log-likelihood:
@@ -135,14 +141,6 @@ class FastPCD:
     def settings(self) -> dict[str, Any]:
         """What the estimator was made with."""
         return {"n_chains": self.n_chains, "sweeps": self.sweeps, "rate": self.rate, "decay": self.decay}
-
-    def n_chains_for(self, batch_size: int) -> int:
-        """Chains needed, whatever the batches are."""
-        return self.n_chains
-
-    def n_model(self, n_data: int) -> int:
-        """Chains that every update uses."""
-        return self.n_chains
 
     def run(self, machine: Machine, chains: Chains, block: Block) -> None:
         """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""

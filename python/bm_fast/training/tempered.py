@@ -20,6 +20,7 @@ from bm_fast.tempering import (
     Tempering,
     TrajectoryTempering,
 )
+from bm_fast.training.estimators import Persistent
 from bm_fast.training.gradient import Block
 
 _HIDDEN_UPDATE = full_update(chain_graph((1, 1)), HIDDEN)  # programs name layers only, so one serves every size
@@ -47,7 +48,7 @@ def operator_from(settings: Mapping[str, Any]) -> Operator:
 
 
 @dataclass
-class PersistentChains:
+class PersistentChains(Persistent):
     """As ``PCD``, with a transition operator of choice: the model phase is ``n_chains`` chains that it moves on.
 
     With ``tempering.Tempering`` the chains are targets of ladders and cross between modes, which plain Gibbs sampling
@@ -71,14 +72,6 @@ class PersistentChains:
     def from_settings(cls, n_chains: int, operator: Mapping[str, Any]) -> PersistentChains:
         """The estimator that ``settings`` described."""
         return cls(n_chains, operator_from(operator))
-
-    def n_chains_for(self, batch_size: int) -> int:
-        """Chains needed, whatever the batches are."""
-        return self.n_chains
-
-    def n_model(self, n_data: int) -> int:
-        """Chains that every update uses."""
-        return self.n_chains
 
     def run(self, machine: Machine, chains: Chains, block: Block) -> None:
         """Fills the hidden means of ``block`` for its data; its model rows are the states of ``chains`` afterwards."""

@@ -1,0 +1,198 @@
+"""Transition operators compared: what learning reaches with the same number of Gibbs updates.
+
+    python recipes/tempering.py                     all data sets, one seed
+    python recipes/tempering.py bars modes          some of them
+    python recipes/tempering.py bars --seeds 1 2 3
+
+Small machines whose modes are far apart on purpose, and small RBMs on OCR letters and MNIST, all with exact
+likelihoods. Every method makes the same 200 sweeps of a chain per update (tempered transitions 190). Results are joined
+with those in recipes/results/tempering.json, from which the table and the picture beside it are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from bm_fast import RBM, plots
+from bm_fast.data import load
+from bm_fast.estimation import exact_log_z, mean_log_likelihood
+from bm_fast.tempering import CoupledTempering, TemperedTransitions, Tempering
+from bm_fast.training import PCD, FastPCD, PersistentChains, Trainer
+
+RESULTS = Path(__file__).parent / "results"
+LOOKS = 10
+
+Estimator = PCD | FastPCD | PersistentChains
+
+METHODS: dict[str, Callable[[float], Estimator]] = {
+    "PCD": lambda rate: PCD(200),
+    "fast PCD": lambda rate: FastPCD(200, rate=rate),
+    "parallel tempering": lambda rate: PersistentChains(20, Tempering(10)),
+    "tempered transitions": lambda rate: PersistentChains(10, TemperedTransitions(10)),
+    "coupled tempering": lambda rate: PersistentChains(100, CoupledTempering(10)),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to learn, and how far a model is.
+
+    train: rows, float32 rates (drawn anew for every update) or 0/1.
+    score: a figure of a trained RBM, named by ``unit``.
+    rate: constant for the first 40% of the epochs, then falling to zero.
+    """
+
+    about: str
+    train: Tensor
+    hidden: int
+    batch: int
+    epochs: int
+    rate: float
+    score: Callable[[RBM], float]
+    unit: str = "nats below the optimum"
+
+
+def all_states(n: int) -> Tensor:
+    return (torch.arange(2**n)[:, None] >> torch.arange(n) & 1).to(torch.uint8)
+
+
+def patterns(about: str, cases: Tensor, epochs: int, rate: float) -> Task:
+    """Some cases, equally probable: the optimum is minus the logarithm of their number."""
+
+    def missed(rbm: RBM) -> float:
+        return -math.log(len(cases)) - mean_log_likelihood(rbm, cases, exact_log_z(rbm)).mean
+
+    return Task(about, cases, 16, len(cases), epochs, rate, missed)
+
+
+def bars() -> Task:
+    lines = torch.tensor(list(itertools.product([0, 1], repeat=3)), dtype=torch.uint8)
+    rows, columns = lines[:, :, None].expand(-1, 3, 3), lines[:, None, :].expand(-1, 3, 3)
+    cases = torch.cat([rows, columns]).reshape(-1, 9).unique(dim=0)
+    return patterns("bars and stripes: 14 patterns of 3 × 3 pixels", cases, 5000, 0.5)
+
+
+def shifting() -> Task:
+    cases = torch.stack([torch.arange(12).add(shift).remainder(12) < 4 for shift in range(12)]).to(torch.uint8)
+    return patterns("shifting bars: 4 neighbours of a ring of 12 pixels", cases, 5000, 0.5)
+
+
+def modes() -> Task:
+    """A mixture of two products, which one hidden unit represents exactly: the optimum is its entropy."""
+    n, flipped = 16, 0.02
+    states = all_states(n)
+    on = states.double().sum(1)
+    each = torch.stack([on, n - on]) * math.log(flipped) + torch.stack([n - on, on]) * math.log(1 - flipped)
+    log_p = each.logsumexp(0) - math.log(2)
+
+    def missed(rbm: RBM) -> float:
+        return float(log_p.exp() @ (log_p + rbm.free_energy(states))) + exact_log_z(rbm)
+
+    rates = torch.cat([torch.full((50, n), flipped), torch.full((50, n), 1 - flipped)])
+    return Task("two far modes: 16 pixels, all on or all off, 2% of them flipped", rates, 8, 100, 2000, 0.1, missed)
+
+
+def images(name: str, epochs: int) -> Task:
+    """Exact test likelihood of an RBM with 12 hidden units; grey levels are drawn anew for training."""
+    data = load(name)
+    test = (data if data.train.dtype is torch.uint8 else data.binarised(0)).split("test")
+
+    def likelihood(rbm: RBM) -> float:
+        return mean_log_likelihood(rbm, test, exact_log_z(rbm)).mean
+
+    about = f"{name}, 12 hidden units, {epochs} epochs"
+    return Task(about, data.train, 12, 100, epochs, 0.05, likelihood, "nats, test log-likelihood")
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "modes": modes,
+    "bars": bars,
+    "shifting": shifting,
+    "ocr-letters": lambda: images("ocr-letters", 3),
+    "mnist": lambda: images("mnist", 2),
+}
+
+
+def learn(task: Task, estimator: Estimator, seed: int) -> dict[str, Any]:
+    """The figure after each tenth of the training."""
+    rbm = RBM(task.train.shape[1], task.hidden, seed=seed)
+    rbm.initialise_biases(task.train)
+    optimizer = SGD(rbm.parameters(), lr=task.rate)
+    falling = LambdaLR(optimizer, lambda epoch: min(1.0, (task.epochs - epoch) / (0.6 * task.epochs) + 0.01))
+    trainer = Trainer(rbm, optimizer, estimator, task.batch, seed, scheduler=falling)
+    looks = sorted({math.ceil(task.epochs * k / LOOKS) for k in range(1, LOOKS + 1)})
+    updates, scores, seconds = [], [], 0.0
+    for epochs in looks:
+        began = time.process_time()
+        trainer.fit(task.train, epochs)
+        seconds += time.process_time() - began
+        updates.append(trainer.update)
+        scores.append(round(task.score(rbm), 4))
+    return {"updates": updates, "scores": scores, "cpu_seconds": round(seconds, 1)}
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """The record, its table and its picture."""
+    (folder / "tempering.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [
+        "| data | " + " | ".join(METHODS) + " |",
+        "|---|" + "---|" * len(METHODS),
+    ]
+    panels = {}
+    for held in results.values():
+        cells = []
+        for method in METHODS:
+            runs = held["runs"].get(method, {}).values()
+            cells.append(", ".join(f"{run['scores'][-1]:.3f}".replace("-", "−") for run in runs))
+        lines.append(f"| {held['about']}; {held['unit']} | " + " | ".join(cells) + " |")
+        first = {method: next(iter(runs.values())) for method, runs in held["runs"].items()}
+        label = f"{held['about'].split(':')[0].split(',')[0]}: {held['unit']}"
+        panels[label] = {method: (run["updates"], run["scores"]) for method, run in first.items()}
+    (folder / "tempering.md").write_text("\n".join(lines) + "\n")
+    plots.save(plots.learning_curve(panels, x="update"), folder / "tempering.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default: all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    options = parser.parse_args()
+    unknown = [name for name in options.tasks if name not in TASKS]
+    if unknown:
+        parser.error(f"TASK: expected some of {', '.join(TASKS)}, got {', '.join(unknown)}")
+    RESULTS.mkdir(exist_ok=True)
+    record = RESULTS / "tempering.json"
+    results = json.loads(record.read_text()) if record.exists() else {}
+    for name in options.tasks or TASKS:
+        task = TASKS[name]()
+        settings = {
+            "about": task.about,
+            "unit": task.unit,
+            "hidden": task.hidden,
+            "batch": task.batch,
+            "rate": task.rate,
+        }
+        held = results[name] = {**settings, "runs": results.get(name, {}).get("runs", {})}
+        for method, seed in itertools.product(options.methods, options.seeds):
+            run = learn(task, METHODS[method](task.rate), seed)
+            held["runs"].setdefault(method, {})[str(seed)] = run
+            print(f"{name:12s} {method:22s} seed {seed}  {run['scores'][-1]:9.3f} {task.unit}", flush=True)
+            write(results, RESULTS)
+
+
+if __name__ == "__main__":
+    main()
