@@ -197,11 +197,15 @@ def test_rows_that_cannot_be_told_need_a_configuration(runs, tmp_path, capsys, k
     checkpoints.save(tmp_path / "older" / "checkpoint.safetensors", state)
     error = refused(capsys, tmp_path, runs["rbm"], tmp_path / "older", "--data", "digits")
     assert f"was trained on {kept}, but the training rows of digits" in error
-    configuration = (runs["rbm"] / "configuration.json").read_bytes()
-    (tmp_path / "older" / "configuration.json").write_bytes(configuration)
+    configuration = json.loads((runs["rbm"] / "configuration.json").read_text())
+    configuration["settings"]["epochs"] = 7
+    (tmp_path / "older" / "configuration.json").write_text(json.dumps(configuration))
     code, result, _ = call(capsys, "compare", runs["rbm"], tmp_path / "older", *QUICK, "--output", tmp_path / "page")
     assert code == 0
     assert result["models"][0]["mean"] == result["models"][1]["mean"]
+    page = (tmp_path / "page" / "comparison.md").read_text()
+    assert ", 2 epochs, " in page
+    assert ", 2 of 7 epochs, " in page  # a run that is not finished shows it
 
 
 def test_what_is_no_finished_run_is_refused(runs, tmp_path, capsys):

@@ -275,5 +275,9 @@ def _training(row: Result) -> str:
     training = row["training"]
     estimator = training["estimator"]
     name = estimator["name"] + (f" with k = {estimator['k']}" if "k" in estimator else "")
+    planned = training["planned_epochs"] or training["epochs"]
+    epochs = (
+        f"{training['epochs']} epochs" if training["epochs"] >= planned else f"{training['epochs']} of {planned} epochs"
+    )
     time_taken = "time not recorded" if math.isnan(training["seconds"]) else f"{training['seconds']:,.0f} s"
-    return f"{name}, {training['rows']:,} images, {training['epochs']} epochs, {time_taken}"
+    return f"{name}, {training['rows']:,} images, {epochs}, {time_taken}"

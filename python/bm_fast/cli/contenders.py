@@ -29,7 +29,10 @@ _FROM_LOADER = "a DataLoader"
 
 @dataclass(frozen=True)
 class Contender:
-    """A trained model, the data it was trained on, and what its checkpoints tell of the training."""
+    """A trained model, the data it was trained on, and what its checkpoints tell of the training.
+
+    planned: epochs that the run was to have; None where no configuration says so.
+    """
 
     name: str
     path: Path
@@ -37,6 +40,7 @@ class Contender:
     dataset: Dataset
     trainer: Result
     seconds: float
+    planned: int | None
 
     @property
     def kind(self) -> str:
@@ -61,6 +65,7 @@ class Contender:
             "estimator": self.trainer["settings"]["estimator"],
             "rows": len(self.dataset.train),
             "epochs": epochs,
+            "planned_epochs": self.planned,
             "updates": updates,
             "seconds": self.seconds,
         }
@@ -90,7 +95,7 @@ def load(source: str, data: str | None, console: Console) -> Contender:
     if stack:
         console.say(f"{path}: its training includes {', '.join(part.name for part in stack)}")
     name = path.parent.name if path.name in (CHECKPOINT, *_OTHER_CHECKPOINTS) else path.stem
-    return Contender(name, path, model, dataset, trainer, sum(seconds))
+    return Contender(name, path, model, dataset, trainer, sum(seconds), settings.get("epochs"))
 
 
 def _checkpoint(source: Path) -> Path:
