@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bm_fast import DBM, RBM
 from bm_fast.checkpoints import CheckpointError
+from bm_fast.data import load
 from bm_fast.estimation import exact_log_z
 from bm_fast.model import BoltzmannModel
 from bm_fast.training import CD, Checkpoint, MeanFieldPCD, Trainer, robbins_monro
@@ -216,8 +218,8 @@ def test_stitching_takes_the_labels_of_the_top_as_they_are() -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), top.parameters(), strict=True))
 
 
-def momentum(model: BoltzmannModel) -> SGD:
-    return SGD(model.parameters(), lr=0.2, momentum=0.5)
+def momentum(model: BoltzmannModel, rate: float = 0.2) -> SGD:
+    return SGD(model.parameters(), lr=rate, momentum=0.5)
 
 
 def test_pretraining_is_its_parts() -> None:
@@ -241,6 +243,23 @@ def test_a_pretrained_machine_classifies() -> None:
     dbm = pretrain((9, 12, 8), bars(), (30, 60), labels=labels, n_classes=K, batch_size=20, optimizer=momentum, seed=2)
     assert torch.equal(dbm.predict(bars(6)), pattern_labels(6))
     assert torch.equal(dbm.label_means(bars(6)).argmax(1), pattern_labels(6))
+
+
+def test_an_rbm_with_labels_classifies_the_digits() -> None:
+    """92 % of the validation images; guessing has 10 %, and 300 images a standard error of 1.6 %."""
+    digits = load("digits")
+    assert digits.valid is not None
+    assert digits.valid_labels is not None
+    rbm = pretrain(
+        (64, 60),
+        digits.train,
+        (20,),
+        labels=digits.train_labels,
+        n_classes=10,
+        batch_size=20,
+        optimizer=partial(momentum, rate=0.1),
+    )
+    assert (rbm.predict(digits.valid) == digits.valid_labels).float().mean() > 0.87
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
