@@ -14,6 +14,7 @@ from torch.optim import SGD
 from bm_fast import DBM, RBM, plots
 from bm_fast.model import BoltzmannModel
 from bm_fast.training import PCD, MeanFieldPCD, Progress, Trainer, TrainingReport
+from bm_fast.training.health import _stuck
 
 
 def rows(n: int = 200, units: int = 12) -> Tensor:
@@ -112,3 +113,11 @@ def test_other_models_are_refused_and_no_epoch_is_no_fault() -> None:
     trainer: Any = SimpleNamespace(model=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="TrainingReport is about Boltzmann machines, the model is of type Linear"):
         report.on_start(Progress(trainer, 1, None, None))
+
+
+def test_a_quarter_of_the_distance_between_two_chains_decides() -> None:
+    """Two chains differ in 8 units: to have changed 1 of them is to be stuck, to have changed 2 is not."""
+    now = torch.tensor([[0] * 8, [1] * 8], dtype=torch.uint8)
+    before = now.clone()
+    before[0, 0], before[1, :2] = 1, 0
+    assert _stuck(before, now) == 0.5
