@@ -249,7 +249,10 @@ class TrajectoryTempering:
         """The machines on the path and the replicas."""
         if self._loaded is not None:
             return dict(self._loaded)
-        kept = [{name: held for name, held in vars(each.parameters).items() if name != "graph"} for each in self.kept]
+        kept = []
+        for parameters in (machine.parameters for machine in self.kept):
+            held = {name: each for name, each in vars(parameters).items() if name != "graph"}
+            kept.append({**held, "weights": tuple(parameters.weights)})  # which a machine may read back only when asked
         trajectory = None if self.trajectory is None else self.trajectory.state_dict()
         return {"kept": kept, "given": self._n_given, "trajectory": trajectory}
 
