@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "structure.h"
 
 namespace bm::binding {
 
@@ -31,6 +32,7 @@ std::vector<T*> all_at(const std::vector<Address>& addresses) {
 using PlainInput = std::tuple<int, bool, double>;                            // coupling, transposed, scale
 using PlainUpdate = std::tuple<int, std::vector<PlainInput>>;                // layer, inputs
 using PlainValues = std::tuple<Address, bool>;                               // address, real
+using PlainRungs = std::tuple<Address, Address, Address, Address, Address>;  // as in Rungs
 using PlainLayer = std::tuple<std::string, int64_t, int, Address, Address>;  // name, units, kind, biases, precisions
 using PlainCoupling = std::tuple<int, int, Address, int>;                    // lower, upper, weights, fraction bits
 
@@ -59,6 +61,17 @@ inline std::vector<Values> values_of(const std::vector<PlainValues>& plain) {
   std::vector<Values> values;
   for (const PlainValues& v : plain) values.push_back(values_of(v));
   return values;
+}
+
+inline Rungs rungs_of(const PlainRungs& plain) {
+  const auto [rungs, attempts, acceptances, heading, trips] = plain;
+  for (const auto& [name, address] : {std::pair<const char*, Address>{"rungs", rungs},
+                                      {"attempts", attempts},
+                                      {"acceptances", acceptances},
+                                      {"heading", heading},
+                                      {"trips", trips}})
+    check_address(name, at<const void>(address));
+  return {at<int32_t>(rungs), at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading), at<int64_t>(trips)};
 }
 
 inline std::vector<LayerParameters> layers_of(const std::vector<PlainLayer>& plain) {

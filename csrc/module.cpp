@@ -21,20 +21,6 @@ using namespace bm::binding;
 
 namespace {
 
-// rungs, attempts, acceptances, heading, trips
-using PlainRungs = std::tuple<Address, Address, Address, Address, Address>;
-
-bm::Rungs rungs_of(const PlainRungs& plain) {
-  const auto [rungs, attempts, acceptances, heading, trips] = plain;
-  for (const auto& [name, address] : {std::pair<const char*, Address>{"rungs", rungs},
-                                      {"attempts", attempts},
-                                      {"acceptances", acceptances},
-                                      {"heading", heading},
-                                      {"trips", trips}})
-    bm::check_address(name, at<const void>(address));
-  return {at<int32_t>(rungs), at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading), at<int64_t>(trips)};
-}
-
 class Machine {
  public:
   // are_values: weights are float32, not yet on the grid
@@ -114,7 +100,7 @@ class Machine {
     structure_->check_addresses("states", states_at);
     structure_->check_addresses("means", what.means, true);
     structure_->check_tempering(what.betas, what.base);
-    check_gap_biases(what.gap);
+    structure_->check_gap_biases(what.gap);
     bm::check_ladders(n_rungs, n_chains);
     bm::check_range("first_round", first_round, 0, bm::kMaxSweeps);
     bm::check_range("n_rounds", n_rounds, 0, bm::kMaxSweeps - first_round);
@@ -176,7 +162,7 @@ class Machine {
   void gap(const std::vector<Address>& biases, int bias_bits, bool has_base, const std::vector<PlainValues>& values,
            int64_t n_chains, Address out, int threads) const {
     const bm::GapBiases gap_biases = {all_at<const int64_t>(biases), bias_bits, has_base};
-    check_gap_biases(gap_biases);
+    structure_->check_gap_biases(gap_biases);
     check({}, values, n_chains, at<const void>(out), threads);
     const py::gil_scoped_release release;
     bm::gap(at<double>(out), *machine_, gap_biases, values_of(values), n_chains, threads);
@@ -196,11 +182,6 @@ class Machine {
   }
 
  private:
-  void check_gap_biases(const bm::GapBiases& biases) const {
-    structure_->check_addresses("biases", biases.biases);
-    bm::check_range("bias_bits", biases.bits, -bm::kMaxBiasBits, bm::kMaxBiasBits);
-  }
-
   void check(const bm::Block& block, const std::vector<PlainValues>& values, int64_t n_chains, const void* out,
              int threads) const {
     structure_->check_program({block});

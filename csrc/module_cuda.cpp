@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 
@@ -57,6 +58,12 @@ std::vector<bm::cuda::CouplingSource> sources_of(const std::vector<PlainSource>&
   return sources;
 }
 
+// Whole ladders that the kernels can hold.
+void check_ladders(int64_t n_rungs, int64_t n_chains) {
+  bm::check_range("n_rungs", n_rungs, 2, bm::cuda::kMaxRungs);
+  bm::check_ladders(n_rungs, n_chains);
+}
+
 class Machine {
  public:
   Machine(const std::vector<PlainLayer>& layers, const std::vector<PlainSource>& couplings, const PlainPlace& place)
@@ -97,6 +104,47 @@ class Machine {
     });
   }
 
+  void temper(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states,
+              const PlainRungs& rungs, Address beta, int64_t n_chains, int64_t n_rungs, int64_t n_rounds,
+              int64_t sweeps_per_round, uint64_t seed, uint32_t first_chain, int64_t first_sweep, int64_t first_round,
+              Address betas, const std::vector<Address>& base, const std::vector<Address>& biases, int bias_bits,
+              const std::vector<Address>& means, Address trace, const PlainPlace& place, Address rounds_done,
+              const py::function& progress) const {
+    const bm::Program program = program_of(plain);
+    const std::vector<void*> states_at = all_at<void>(states);
+    const bm::Rungs rungs_at = rungs_of(rungs);
+    const bm::Temper what{n_chains,
+                          n_rungs,
+                          n_rounds,
+                          sweeps_per_round,
+                          seed,
+                          first_chain,
+                          static_cast<uint32_t>(first_sweep),
+                          static_cast<uint32_t>(first_round),
+                          at<const float>(betas),
+                          all_at<const float>(base),
+                          {all_at<const int64_t>(biases), bias_bits, !base.empty()},
+                          all_at<float>(means),
+                          at<double>(trace)};
+    structure_.check_program(program);
+    structure_.check_addresses("states", states_at);
+    structure_.check_addresses("means", what.means, true);
+    structure_.check_tempering(what.betas, what.base);
+    structure_.check_gap_biases(what.gap);
+    bm::check_range("n_chains", n_chains, 1, kMaxChainsOfCall);
+    check_ladders(n_rungs, n_chains);
+    bm::check_range("first_round", first_round, 0, bm::kMaxSweeps);
+    bm::check_range("n_rounds", n_rounds, 0, bm::kMaxSweeps - first_round);
+    bm::check_range("first_sweep", first_sweep, 0, bm::kMaxSweeps);
+    bm::check_range("sweeps_per_round", sweeps_per_round, 1,
+                    (bm::kMaxSweeps - first_sweep) / std::max<int64_t>(n_rounds, 1));
+    for (const auto& [name, address] : {std::pair{"beta", beta}, {"betas", betas}, {"rounds_done", rounds_done}})
+      bm::check_address(name, at<const void>(address));
+    run_interruptible(rounds_done, progress, [&](const auto& report, const auto& interrupted) {
+      bm::cuda::temper(machine_, program, states_at, rungs_at, at<float>(beta), what, use(place), report, interrupted);
+    });
+  }
+
   void layer_means(const PlainUpdate& update, const std::vector<PlainValues>& values, int64_t n_chains, Address out,
                    Address beta, const std::vector<Address>& base, const PlainPlace& place) const {
     const bm::Block block = {update_of(update)};
@@ -134,14 +182,12 @@ class Machine {
     bm::cuda::energy(at<double>(out), machine_, values_of(values), n_chains, use(place));
   }
 
-  void gap(const std::vector<Address>& biases, int bias_bits, const std::vector<PlainValues>& values, int64_t n_chains,
-           Address out, Address sums, const PlainPlace& place) const {
-    const std::vector<const int64_t*> biases_at = all_at<const int64_t>(biases);
-    structure_.check_addresses("biases", biases_at);
-    bm::check_address("sums", at<const void>(sums));
+  void gap(const std::vector<Address>& biases, int bias_bits, bool has_base, const std::vector<PlainValues>& values,
+           int64_t n_chains, Address out, const PlainPlace& place) const {
+    const bm::GapBiases gap_biases{all_at<const int64_t>(biases), bias_bits, has_base};
+    structure_.check_gap_biases(gap_biases);
     check({}, values, n_chains, at<const void>(out));
-    bm::cuda::gap(at<double>(out), at<int64_t>(sums), machine_, biases_at, bias_bits, values_of(values), n_chains,
-                  use(place));
+    bm::cuda::gap(at<double>(out), machine_, gap_biases, values_of(values), n_chains, use(place));
   }
 
   void free_energy(const std::vector<PlainUpdate>& updates, const std::vector<PlainValues>& values, int64_t n_chains,
@@ -184,14 +230,19 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("beta"), py::arg("base"),
            py::arg("clamp"), py::arg("means"), py::arg("sweeps_before"), py::arg("place"), py::arg("sweeps_done"),
            py::arg("progress"))
+      .def("temper", &Machine::temper, py::arg("program"), py::arg("states"), py::arg("rungs"), py::arg("beta"),
+           py::arg("n_chains"), py::arg("n_rungs"), py::arg("n_rounds"), py::arg("sweeps_per_round"), py::arg("seed"),
+           py::arg("first_chain"), py::arg("first_sweep"), py::arg("first_round"), py::arg("betas"), py::arg("base"),
+           py::arg("biases"), py::arg("bias_bits"), py::arg("means"), py::arg("trace"), py::arg("place"),
+           py::arg("rounds_done"), py::arg("progress"))
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("place"))
       .def("mean_field", &Machine::mean_field, py::arg("program"), py::arg("values"), py::arg("n_cases"),
            py::arg("iterations"), py::arg("tolerance"), py::arg("damping"), py::arg("changes"), py::arg("performed"),
            py::arg("scratch"), py::arg("place"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("place"))
-      .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("values"), py::arg("n_chains"),
-           py::arg("out"), py::arg("sums"), py::arg("place"))
+      .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("has_base"), py::arg("values"),
+           py::arg("n_chains"), py::arg("out"), py::arg("place"))
       .def("free_energy", &Machine::free_energy, py::arg("updates"), py::arg("values"), py::arg("n_chains"),
            py::arg("betas"), py::arg("n_betas"), py::arg("base"), py::arg("out"), py::arg("place"));
 
@@ -233,31 +284,33 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def(
       "swap",
-      [](Address rungs, Address attempts, Address acceptances, Address heading, Address trips, Address gaps,
-         Address betas, int64_t n_rungs, int64_t n_chains, uint64_t seed, uint32_t first_ladder, uint32_t round,
-         const PlainPlace& place) {
-        bm::check_range("n_rungs", n_rungs, 2, bm::cuda::kMaxRungs);
-        bm::check_range("n_chains", n_chains, n_rungs, kMaxChainsOfCall);
-        for (const auto& [name, address] : {std::pair{"rungs", rungs},
-                                            {"attempts", attempts},
-                                            {"acceptances", acceptances},
-                                            {"heading", heading},
-                                            {"trips", trips},
-                                            {"gaps", gaps},
-                                            {"betas", betas}})
+      [](const PlainRungs& rungs, Address gaps, Address betas, int64_t n_rungs, int64_t n_chains, uint64_t seed,
+         uint32_t first_ladder, uint32_t round, const PlainPlace& place) {
+        const bm::Rungs at_rungs = rungs_of(rungs);
+        bm::check_range("n_chains", n_chains, 1, kMaxChainsOfCall);
+        check_ladders(n_rungs, n_chains);
+        for (const auto& [name, address] : {std::pair{"gaps", gaps}, {"betas", betas}})
           bm::check_address(name, at<const void>(address));
         const bm::cuda::Place here = use(place);
         const int64_t n_ladders = n_chains / n_rungs;
-        auto* probabilities =
+        bm::cuda::Swap swap{};
+        swap.rungs = at_rungs.rungs;
+        swap.gaps = at<const double>(gaps);
+        swap.betas = at<const float>(betas);
+        swap.probabilities =
             static_cast<double*>(here.allocate(n_ladders * (n_rungs - 1) * static_cast<int64_t>(sizeof(double))));
-        bm::cuda::swap(
-            {at<int32_t>(rungs), at<const double>(gaps), at<const float>(betas), nullptr, probabilities,
-             at<int64_t>(attempts), at<double>(acceptances), at<uint8_t>(heading), at<int64_t>(trips),
-             static_cast<int32_t>(n_ladders), static_cast<int32_t>(n_rungs), seed, first_ladder, round, nullptr},
-            here.stream);
+        swap.attempts = at_rungs.attempts;
+        swap.acceptances = at_rungs.acceptances;
+        swap.heading = at_rungs.heading;
+        swap.trips = at_rungs.trips;
+        swap.n_ladders = static_cast<int32_t>(n_ladders);
+        swap.n_rungs = static_cast<int32_t>(n_rungs);
+        swap.seed = seed;
+        swap.first_ladder = first_ladder;
+        swap.round = round;
+        bm::cuda::swap(swap, here.stream);
       },
-      py::arg("rungs"), py::arg("attempts"), py::arg("acceptances"), py::arg("heading"), py::arg("trips"),
-      py::arg("gaps"), py::arg("betas"), py::arg("n_rungs"), py::arg("n_chains"), py::arg("seed"),
+      py::arg("rungs"), py::arg("gaps"), py::arg("betas"), py::arg("n_rungs"), py::arg("n_chains"), py::arg("seed"),
       py::arg("first_ladder"), py::arg("round"), py::arg("place"));
 
   m.def("gpu", &bm::cuda::gpu, py::arg("device"),

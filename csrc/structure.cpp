@@ -116,4 +116,9 @@ void Structure::check_tempering(const float* beta, const std::vector<const float
   require(beta != nullptr, "beta", "an address beside a base, got 0");
 }
 
+void Structure::check_gap_biases(const GapBiases& biases) const {
+  check_addresses("biases", biases.biases);
+  check_range("bias_bits", biases.bits, -kMaxBiasBits, kMaxBiasBits);
+}
+
 }  // namespace bm

@@ -50,6 +50,9 @@ class Structure {
   // Inverse temperatures are null for 1; a base has a meaning only beside them.
   void check_tempering(const float* beta, const std::vector<const float*>& base) const;
 
+  // An array for each layer, on a grid that leaves room for sums.
+  void check_gap_biases(const GapBiases& biases) const;
+
   int64_t n_couplings() const { return static_cast<int64_t>(couplings_.size()); }
 
  private:

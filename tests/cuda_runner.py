@@ -10,6 +10,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from bm_fast import Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "statistics.cu", "swap.cu", "weights.cu")
+KERNELS = (
+    *("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "real_energies.cu", "statistics.cu", "swap.cu"),
+    "weights.cu",
+)
 HOPPER_KERNELS = ("hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
 HOST_SOURCES = (  # of the module, with what takes the place of csrc/cuda/device.cpp
-    *("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/launch.cpp", "csrc/cuda/machine.cpp"),
-    *("csrc/cuda/sweep.cpp", "tests/cuda/device.cpp"),
+    *("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/energy.cpp", "csrc/cuda/launch.cpp"),
+    *("csrc/cuda/machine.cpp", "csrc/cuda/sweep.cpp", "tests/cuda/device.cpp"),
 )
 RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
@@ -121,11 +125,22 @@ def compiled(compiler: str, flags: tuple[str, ...], source: Path) -> Path:
 
 def on_gpu(folder: Path) -> list[str]:
     """Command of the runner for the GPU of this machine."""
-    sources = [
-        ROOT / folder / name for folder, names in (("tests/cuda", RUNNER), ("csrc/cuda", KERNELS)) for name in names
-    ]
+    sources = [*(ROOT / "tests/cuda" / name for name in RUNNER), *(ROOT / "csrc/cuda" / name for name in KERNELS)]
+    return built_for_gpu(folder, sources, "-arch=native")
+
+
+def built_for_gpu(folder: Path, sources: Sequence[Path], architecture: str) -> list[str]:
+    """Command of the program that nvcc makes of these sources."""
+
+    def built(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        subprocess.run(["nvcc", *NVCC_FLAGS, architecture, "-x", "cu", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor() as pool:  # a kernel takes long to compile, and time with a GPU is short
+        objects = list(pool.map(built, sources))
     program = folder / "runner"
-    subprocess.run(["nvcc", *NVCC_FLAGS, "-arch=native", "-x", "cu", *sources, "-o", program], check=True)
+    subprocess.run(["nvcc", architecture, *objects, "-o", program], check=True)
     return [str(program)]
 
 
@@ -227,7 +242,7 @@ class Case:
     def by_runner(self, program: list[str], folder: Path, order: str = "fair") -> list[Tensor]:
         """The same as ``by_engine``, from the kernels."""
         result = self.run(program, folder, order)
-        assert result.returncode == 0, result.stderr
+        assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr}"
         return self.results(folder)
 
     def results(self, folder: Path) -> list[Tensor]:
@@ -267,7 +282,7 @@ def operate(
     ]
     (folder / "case").write_bytes(b"".join(parts))
     result = run([*program, name, str(folder / "case"), str(folder / "out")], order)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr}"
     return bytearray((folder / "out").read_bytes())
 
 

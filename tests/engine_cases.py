@@ -72,11 +72,12 @@ def run(
 
 def tempered(machine: Machine, n_ladders: int, *, with_base: bool = False) -> list[Tensor]:
     """States, rungs, counts and gaps after some rounds of parallel tempering on ladders of seven rungs."""
-    n_rungs, g = 7, torch.Generator().manual_seed(4)
-    base = [torch.randn(layer.units, generator=g) for layer in machine.graph.layers] if with_base else None
-    chains, rungs = machine.chains(n_ladders * n_rungs, seed=2**63 + 9), ops.Rungs.start(n_ladders, n_rungs)
-    trace = torch.zeros(6, n_ladders, n_rungs, dtype=torch.float64)
-    gap, betas = ops.EnergyGap(machine, base), torch.linspace(0.05, 1, n_rungs)
+    n_rungs, g, device = 7, torch.Generator().manual_seed(4), machine.device
+    base = [torch.randn(layer.units, generator=g).to(device) for layer in machine.graph.layers] if with_base else None
+    chains = machine.chains(n_ladders * n_rungs, seed=2**63 + 9)
+    rungs = ops.Rungs.start(n_ladders, n_rungs, device)
+    trace = torch.zeros(6, n_ladders, n_rungs, dtype=torch.float64, device=device)
+    gap, betas = ops.EnergyGap(machine, base), torch.linspace(0.05, 1, n_rungs).to(device)
     ops.temper(gap, chains, rungs, betas, 6, sweeps=2, trace=trace)
     return [*chains.layers, rungs.rungs, rungs.trips, rungs.attempts, rungs.acceptances.view(torch.int64),
             trace.view(torch.int64), gap.of(chains.layers).view(torch.int64)]  # fmt: skip

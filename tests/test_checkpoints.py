@@ -205,3 +205,12 @@ def test_what_cannot_be_stored_is_named(old: Path) -> None:
     with pytest.raises(TypeError, match=r"state\['a.b.1'\]: a checkpoint cannot hold a function"):
         checkpoints.save(old, {"a": {"b": [1, lambda: 0]}})
     assert_untouched(old)
+
+
+def test_all_tensors_of_an_entry_move_together() -> None:
+    state = {"a": [torch.zeros(2), 3, None], "b": {"c": (torch.ones(1), "text")}}
+    moved = checkpoints.moved(state, torch.device("meta"))
+    assert [type(moved["a"]), type(moved["b"]["c"])] == [list, tuple]
+    assert moved["a"][0].is_meta
+    assert moved["b"]["c"][0].is_meta
+    assert (moved["a"][1:], moved["b"]["c"][1]) == ([3, None], "text")

@@ -26,6 +26,7 @@ from cuda_runner import (
     SANITIZER_EXIT,
     SANITIZERS,
     Case,
+    built_for_gpu,
     compiled,
     host_compiler,
     run,
@@ -194,7 +195,7 @@ WAITS = "no lane of block"
 MISTAKES = {
     "no wait for the states of other blocks": (
         *("resident", "two groups of chains", "hopper_resident.cu"),
-        *("      simt::barrier_wait(w.arrived(w.group, layer), sweep & 1);\n", "", "wrong bits"),
+        *("      simt::barrier_wait_for_stores(w.arrived(w.group, layer), sweep & 1);\n", "", "wrong bits"),
     ),
     "no wait for the weights": (
         *("resident", "two groups of chains", "hopper_resident.cu"),
@@ -329,10 +330,8 @@ def test_no_float_operation_may_be_contracted(nvcc: str, tmp_path: Path, source:
 def gpu(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     if "compute capability 9.0" not in ops.info()["gpu"]:
         pytest.skip(f"no GPU of compute capability 9.0: {ops.info()['gpu']}")
-    program = tmp_path_factory.mktemp("gpu") / "runner"
     sources = [ROOT / name for name in SOURCES if "emulation" not in name]
-    subprocess.run([nvcc, *NVCC_FLAGS, ARCHITECTURE, "-x", "cu", *sources, "-o", program], check=True)
-    return [str(program)]
+    return built_for_gpu(tmp_path_factory.mktemp("gpu"), sources, ARCHITECTURE)
 
 
 def test_products_on_a_gpu(gpu: list[str]) -> None:

@@ -117,11 +117,14 @@ def assert_swaps(program: list[str], folder: Path, n_ladders: int, n_rungs: int,
     out = operate(
         program, folder, "swap", n_ladders, n_rungs, rungs.rungs, gaps, betas, seed, first_ladder, 5, order=order
     )
+    trace = torch.empty(n_ladders, n_rungs, dtype=torch.float64)  # of the last round, before its swaps
     for _ in range(5):
+        trace.scatter_(1, rungs.rungs.view(n_ladders, -1).long(), gaps.view(n_ladders, -1))
         swap(rungs, gaps, betas, seed=seed, first_ladder=first_ladder)
     wanted = (
         rungs.rungs,
         betas[rungs.rungs.long()],
+        trace,
         rungs.attempts,
         rungs.acceptances,
         rungs.heading,

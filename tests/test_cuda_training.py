@@ -6,6 +6,7 @@ recorded.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,8 +18,20 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
-from bm_fast import RBM, Kind
-from bm_fast.training import CD, PCD, Callback, PersistentChains, Progress, Trainer, TrainingError, captured
+from bm_fast import DBM, RBM, Kind
+from bm_fast.tempering import Gibbs, Tempering
+from bm_fast.training import (
+    CD,
+    PCD,
+    Callback,
+    MeanFieldPCD,
+    PersistentChains,
+    Progress,
+    Trainer,
+    TrainingError,
+    batches,
+    captured,
+)
 from test_cuda_python import Gpu, assert_same, emulation, gpu, with_hopper
 
 __all__ = ["emulation", "gpu"]  # fixtures
@@ -122,9 +135,11 @@ def launched(device: torch.device, estimator: object, make: Callable[[RBM], Opti
 
 @with_hopper
 @pytest.mark.parametrize("make", [sgd, adam, capturable_adam])
-@pytest.mark.parametrize("estimator", [PCD(n_chains=7, sweeps=2), CD(2)], ids=["PCD", "CD"])
+@pytest.mark.parametrize(
+    "estimator", [PCD(n_chains=7, sweeps=2), CD(2), PersistentChains(7, Gibbs(2))], ids=["PCD", "CD", "operator"]
+)
 def test_replayed_updates_have_the_bits_of_launched_ones(
-    gpu: Gpu, estimator: PCD | CD, make: Callable[[RBM], Optimizer]
+    gpu: Gpu, estimator: PCD | CD | PersistentChains, make: Callable[[RBM], Optimizer]
 ) -> None:
     if make is capturable_adam and gpu.device.type == "cpu":
         pytest.skip("torch's Adam is capturable on a GPU only")
@@ -138,7 +153,7 @@ def test_replayed_updates_have_the_bits_of_launched_ones(
         # a whole batch before and after the learning rate changes, and then a ragged one; Adam's own step is no part
         assert recorder.recorded == (2 if make is adam else 2 + 1)
         assert recorder.replayed > 0
-        per_update = 2 if isinstance(estimator, PCD) else 3
+        per_update = 3 if isinstance(estimator, CD) else 2
         assert trainer.chains.sweep == 9 * per_update
 
 
@@ -155,6 +170,42 @@ def test_gaussian_units_are_trained_by_replays_too(gpu: Gpu) -> None:
             got.append([tensor.cpu() for tensor in results(trainer)])
         assert recorder.replayed > 0
     assert_same(got[1], got[0])
+
+
+class Unconverged(Callback):
+    """Keeps the metric of each epoch."""
+
+    def __init__(self) -> None:
+        self.shares = list[float]()
+
+    def on_epoch(self, progress: Progress) -> None:
+        self.shares.append(progress.metrics["unconverged"])
+
+
+@with_hopper
+@pytest.mark.parametrize("kind", [Kind.BERNOULLI, Kind.GAUSSIAN])
+def test_deep_machines_are_trained_by_replays_too(gpu: Gpu, kind: Kind) -> None:
+    """With all that the data phase counts and follows: cases that do not come to rest, centring, activities."""
+    data = torch.randn(N_ROWS, 9, generator=torch.Generator().manual_seed(3))
+    data = data.sigmoid() if kind is Kind.BERNOULLI else data
+    estimator = MeanFieldPCD(n_chains=6, sweeps=2, iterations=3, tolerance=1e-6, sparsity=(0.2, 0.3))
+    got, shares = list[list[Tensor]](), list[list[float]]()
+    with gpu as device:
+        for is_captured in (False, True):
+            dbm = DBM((9, 7, 4), kind, seed=3, weight_scale=0.3).to(device)
+            seen = Unconverged()
+            trainer = Trainer(dbm, SGD(dbm.parameters(), lr=0.05), estimator, BATCH, seed=4, callbacks=(seen,))
+            assert trainer.why_not_captured is None
+            if not is_captured:
+                trainer._captured = None
+            with recording(gpu, trainer) as recorder:
+                trainer.fit(data.to(device), 3)
+            got.append([tensor.cpu() for tensor in (*results(trainer), *trainer._learner.activity)])
+            shares.append(seen.shares)
+        assert (recorder.recorded, recorder.replayed) == (2, 9 - 2)
+    assert_same(got[1], got[0])
+    assert shares[1] == shares[0]
+    assert max(shares[0]) > 0
 
 
 def test_a_whole_update_asks_for_no_number(gpu: Gpu) -> None:
@@ -191,19 +242,45 @@ def test_a_graph_is_recorded_anew_when_what_it_depends_on_changes(gpu: Gpu) -> N
                 assert (recorder.recorded, recorder.replayed) == (n, 2 * n)
 
 
-def test_training_resumes_to_the_same_bits(gpu: Gpu, tmp_path: Path) -> None:
+def test_data_on_a_gpu_are_brought_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the checksum that a checkpoint knows them by; again after torch has changed them."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    data, seen, crc = grey().cuda(), list[int](), zlib.crc32
+
+    def counted(values: memoryview) -> int:
+        seen.append(crc(values))
+        return seen[-1]
+
+    monkeypatch.setattr(zlib, "crc32", counted)
+    there, here = (batches.ArrayBatches(rows, BATCH, torch.Generator()) for rows in (data, grey()))
+    assert [there.description, there.description] == [here.description] * 2
+    assert len(seen) == 3
+    data[0, 0] = 0
+    assert there.description != here.description
+
+
+def tempered(device: torch.device) -> PersistentChains:
+    base = [torch.zeros(units, device=device) for units in (N_VISIBLE, N_HIDDEN)]
+    return PersistentChains(7, Tempering([0.5, 0.8, 1.0], base=base))
+
+
+@pytest.mark.parametrize("made", [lambda device: PCD(7), tempered], ids=["PCD", "tempering"])
+def test_training_resumes_to_the_same_bits(
+    gpu: Gpu, tmp_path: Path, made: Callable[[torch.device], PCD | PersistentChains]
+) -> None:
     class Stop(Callback):
         def on_update(self, progress: Progress) -> None:
             if progress.trainer.update == 4:  # in the middle of an epoch
                 progress.stop_reason = "enough"
 
     with gpu as device:
-        whole = new(device, PCD(7))
+        whole = new(device, made(device))
         whole.fit(grey().to(device), 3)
-        first = new(device, PCD(7), callbacks=(Stop(),))
+        first = new(device, made(device), callbacks=(Stop(),))
         first.fit(grey().to(device), 3)
         first.save(tmp_path / "file")
-        other = new(device, PCD(7))
+        other = new(device, made(device))
         again = Trainer.resume(tmp_path / "file", other.model, other.optimizer, other.scheduler)
         again.fit(grey().to(device), 3)
         assert_same(results(again), [tensor.cpu() for tensor in results(whole)])
@@ -263,7 +340,7 @@ def test_what_cannot_be_recorded_says_why(gpu: Gpu) -> None:
     assert new(torch.device("cpu"), PCD(7)).why_not_captured == "the model is on cpu"
     with gpu as device:
         why = new(device, PersistentChains(7)).why_not_captured
-        assert why == "PersistentChains decides on the host how its chains go on"
+        assert why == "Tempering decides on the host how its chains go on"
 
 
 def test_updates_go_on_where_a_recording_fails(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,9 @@ void add_bias_energy(double* out, const BinaryLayer& layer, int32_t n_chains,
 void add_coupling_energy(double* out, int64_t* partials, const BinaryProduct& product, const uint32_t* bits,
                          void* stream);
 
+// out[n_chains] = sums[n_chains] = 0
+void clear_gap(double* out, int64_t* sums, int32_t n_chains, void* stream);
+
 // A gap of energies is 0, less the energies of the couplings in order, less the scaled sums of whole biases over all
 // layers; docs/numbers.md has the biases. sums[n_chains] += biases bits, an exact integer
 void add_whole_biases(int64_t* sums, const uint32_t* bits, const int64_t* biases /* [units] */, int32_t units,

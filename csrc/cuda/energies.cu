@@ -1,9 +1,9 @@
 // Energies and free energies of binary layers, in float64 but for the float fields and exact integer sums that they are
-// made of. A tile leaves one partial sum for each chain, and a second kernel adds them in order, so that results do not
-// depend on when a block runs: atomic additions would.
+// made of.
 #include <math.h>
 
 #include "cuda/binary.h"
+#include "cuda/partials.h"
 #include "cuda/product.h"
 #include "simt/simt.h"
 
@@ -12,21 +12,7 @@ namespace {
 
 constexpr unsigned kThreads = 128;
 
-unsigned blocks_for(int64_t n, int64_t of_block) { return static_cast<unsigned>((n + of_block - 1) / of_block); }
-
 // --- kernels ---------------------------------------------------------------------------------------------------------
-
-// The value of lane ^ mask, of 8 bytes.
-template <class T>
-SIMT_DEVICE T exchanged(T value, unsigned mask) {
-  static_assert(sizeof(T) == 8);
-  uint32_t words[2];
-  memcpy(words, &value, sizeof words);
-  words[0] = simt::shuffle_xor(words[0], mask);
-  words[1] = simt::shuffle_xor(words[1], mask);
-  memcpy(&value, words, sizeof words);
-  return value;
-}
 
 struct BiasEnergy {
   double* out;
@@ -57,6 +43,19 @@ SIMT_KERNEL void bias_energy_kernel(SIMT_PARAMETER BiasEnergy p) {
   }
 }
 
+struct Cleared {
+  double* out;
+  int64_t* sums;
+  int32_t n_chains;
+};
+
+SIMT_KERNEL void clear_gap_kernel(SIMT_PARAMETER Cleared p) {
+  const int64_t chain = static_cast<int64_t>(simt::block_x()) * kThreads + simt::thread_x();
+  if (chain >= p.n_chains) return;
+  p.out[chain] = 0;
+  p.sums[chain] = 0;
+}
+
 struct WholeBiases {
   int64_t* sums;
   const uint32_t* bits;
@@ -72,11 +71,6 @@ SIMT_KERNEL void whole_biases_kernel(SIMT_PARAMETER WholeBiases p) {
     if (p.bits[chain * bit_words(p.units) + unit / 32] >> lane & 1) sum += p.biases[unit];
   for (unsigned mask = 16; mask > 0; mask /= 2) sum += exchanged(sum, mask);
   if (chain < p.n_chains && lane == 0) p.sums[chain] += sum;
-}
-
-// Where a warp leaves the sum over its 32 units.
-SIMT_DEVICE int64_t partial_of(const TilePlace& place, int64_t chain, int32_t n_chains) {
-  return static_cast<int64_t>(place.first_unit() / 32) * n_chains + chain;
 }
 
 struct CouplingEnergy {
@@ -105,7 +99,7 @@ SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kProductBlocks) coupling_energy_ke
       }
       sum += exchanged(sum, 1);
       sum += exchanged(sum, 2);
-      if (row == place.t() && chain < n_chains) p.partials[partial_of(place, chain, n_chains)] = sum;
+      if (row == place.t() && chain < n_chains) p.partials[partial_at(place.first_unit(), chain, n_chains)] = sum;
     }
   });
 }
@@ -145,37 +139,13 @@ SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kProductBlocks) free_energy_kernel
       sum += exchanged(sum, 2);
       const int64_t chain = place.chain(row);
       if (row == place.t() && chain < n_chains)
-        p.partials[k * 2 * unit_tiles(p.product.units) * n_chains + partial_of(place, chain, n_chains)] = sum;
+        p.partials[k * 2 * unit_tiles(p.product.units) * n_chains + partial_at(place.first_unit(), chain, n_chains)] =
+            sum;
     }
   }
 }
 
-template <class T>
-struct Subtraction {
-  double* out;
-  const T* partials;  // [n, n_partials, n_chains]
-  int64_t n_partials;
-  int32_t n, n_chains;
-  double scale;
-  const float* grid;  // [1], a factor of the scale; or null
-};
-
-template <class T>
-SIMT_KERNEL void subtract_kernel(SIMT_PARAMETER Subtraction<T> p) {
-  const int64_t index = static_cast<int64_t>(simt::block_x()) * kThreads + simt::thread_x();
-  const int64_t k = index / p.n_chains, chain = index % p.n_chains;
-  if (k >= p.n) return;
-  T sum = 0;
-  for (int64_t i = 0; i < p.n_partials; i++) sum += p.partials[(k * p.n_partials + i) * p.n_chains + chain];
-  p.out[index] -= static_cast<double>(sum) * (p.grid ? p.scale * static_cast<double>(*p.grid) : p.scale);
-}
-
 // --- launchers -------------------------------------------------------------------------------------------------------
-
-template <class T>
-void subtract(const Subtraction<T>& p, void* stream) {
-  simt::launch(subtract_kernel<T>, {blocks_for(int64_t{p.n} * p.n_chains, kThreads), 1, kThreads, 0}, stream, p);
-}
 
 }  // namespace
 
@@ -191,6 +161,11 @@ void add_coupling_energy(double* out, int64_t* partials, const BinaryProduct& pr
   subtract(Subtraction<int64_t>{out, partials, 2 * unit_tiles(product.units), 1, product.n_chains,
                                 product.inputs[0].scale, product.inputs[0].grid},
            stream);
+}
+
+void clear_gap(double* out, int64_t* sums, int32_t n_chains, void* stream) {
+  simt::launch(clear_gap_kernel, {blocks_for(n_chains, kThreads), 1, kThreads, 0}, stream,
+               Cleared{out, sums, n_chains});
 }
 
 void add_whole_biases(int64_t* sums, const uint32_t* bits, const int64_t* biases, int32_t units, int32_t n_chains,

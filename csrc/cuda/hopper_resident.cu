@@ -15,6 +15,7 @@ namespace bm::cuda::hopper {
 namespace {
 
 constexpr int kThreads = 2 * kWarpgroup, kMaxSharedBytes = 227 * 1024, kBarrierBytes = 64;
+constexpr int kOctetBiasBytes = 8 * sizeof(float);
 
 struct Resident {
   ResidentSweeps sweeps;
@@ -23,10 +24,11 @@ struct Resident {
 
 // Where things are in the shared memory of a block, in bytes.
 struct Places {
-  int32_t weights_up, states, states_up, group_bytes, barriers, end;
+  int32_t weights_up, states, states_up, group_bytes, biases, biases_up, barriers, end;
   // Of the weights that lead to a layer, and of its states. No array, which would have to be in memory to be indexed.
   SIMT_DEVICE_MEMBER int32_t weights_of(int layer) const { return layer == 0 ? 0 : weights_up; }
   SIMT_DEVICE_MEMBER int32_t states_of(int layer) const { return layer == 0 ? states : states_up; }
+  SIMT_DEVICE_MEMBER int32_t biases_of(int layer) const { return layer == 0 ? biases : biases_up; }
 };
 
 BM_UNITS Places places_of(int32_t lower, int32_t upper, int32_t groups) {
@@ -35,7 +37,9 @@ BM_UNITS Places places_of(int32_t lower, int32_t upper, int32_t groups) {
   p.states = p.weights_up + resident_bytes(lower, upper);
   p.states_up = p.states + steps(lower) * kGroupChains * 4;
   p.group_bytes = (steps(lower) + steps(upper)) * kGroupChains * 4;
-  p.barriers = p.states + groups * p.group_bytes;
+  p.biases = p.states + groups * p.group_bytes;
+  p.biases_up = p.biases + octets_of_block(lower) * kOctetBiasBytes;
+  p.barriers = p.biases_up + octets_of_block(upper) * kOctetBiasBytes;
   p.end = p.barriers + kBarrierBytes;
   return p;
 }
@@ -51,6 +55,10 @@ struct Worker {
 
   SIMT_DEVICE_MEMBER uint32_t* states(int layer) const {
     return reinterpret_cast<uint32_t*>(shared + places.states_of(layer) + group * places.group_bytes);
+  }
+  // Of the octets of this block. Waiting for states empties the cache, so they are kept here.
+  SIMT_DEVICE_MEMBER float* biases(int layer) const {
+    return reinterpret_cast<float*>(shared + places.biases_of(layer));
   }
   SIMT_DEVICE_MEMBER simt::Barrier* loaded() const {
     return reinterpret_cast<simt::Barrier*>(shared + places.barriers);
@@ -97,7 +105,7 @@ SIMT_DEVICE void send(uint32_t* word, int byte, Part value) {
 
 // Draws octets `first` to `end` of the block's share of a layer from their sums.
 SIMT_DEVICE void draw_octets(const ResidentLayer& layer, const Drawing& drawing, const Worker& w, uint32_t* states,
-                             float scale, int first, int end, const Sums& high, const Sums& low) {
+                             const float* biases, float scale, int first, int end, const Sums& high, const Sums& low) {
   const int block = static_cast<int>(simt::cluster_rank()), t = lane() % 4, row = row_of_draws();
   const int whole = octets_of_block(layer.units) / 4 * 4, n_octets = octets(layer.units);
   uint32_t word = 0;
@@ -109,8 +117,7 @@ SIMT_DEVICE void draw_octets(const ResidentLayer& layer, const Drawing& drawing,
     float fields[4];
     SIMT_UNROLL
     for (int i = 0; i < 4; i++) {
-      const int unit = 8 * octet + 2 * t + i % 2;
-      const float bias = exists && unit < layer.units ? layer.biases[unit] : 0.f;
+      const float bias = exists ? biases[8 * (first + n) + 2 * t + i % 2] : 0.f;
       fields[i] = units::fma(static_cast<float>(joined(high[4 * n + i], low[4 * n + i])), scale, bias);
     }
     exchange(fields);
@@ -198,11 +205,12 @@ SIMT_DEVICE void update_layer(const Resident& p, int index, uint32_t sweep, bool
     simt::settle(high);
     simt::settle(low);
     end_turn(w, last && end == end_of_share);
-    draw_octets(layer, drawing, w, w.states(index), scale, first, end, high, low);
+    draw_octets(layer, drawing, w, w.states(index), w.biases(index), scale, first, end, high, low);
   }
   // this warp has read its inputs and sent what it has drawn
   simt::sync_warp();
-  if (lane() < kClusterBlocks) simt::barrier_arrive(w.arrived(w.group, index), static_cast<unsigned>(lane()));
+  if (lane() < kClusterBlocks)
+    simt::barrier_arrive_after_stores(w.arrived(w.group, index), static_cast<unsigned>(lane()));
 }
 
 SIMT_KERNEL void SIMT_BOUNDS(kThreads, 1) resident_kernel(SIMT_PARAMETER Resident p) {
@@ -236,6 +244,10 @@ SIMT_KERNEL void SIMT_BOUNDS(kThreads, 1) resident_kernel(SIMT_PARAMETER Residen
       const int64_t chain = w.first_chain + i % kGroupChains;
       w.states(layer)[i] = chain < s.n_chains ? s.layers[layer].bits[chain * bit_words(units) + i / kGroupChains] : 0;
     }
+    for (int i = static_cast<int>(simt::thread_x()); i < 8 * octets_of_block(units); i += kThreads) {
+      const int unit = 8 * octet_of_layer(units, block, i / 8) + i % 8;
+      w.biases(layer)[i] = unit < units ? s.layers[layer].biases[unit] : 0.f;
+    }
   }
   const uint32_t first_sweep = s.first_sweep + (s.sweeps_before ? *s.sweeps_before : 0);
   simt::sync_cluster();  // all blocks have their barriers and states before one sends new ones
@@ -247,7 +259,7 @@ SIMT_KERNEL void SIMT_BOUNDS(kThreads, 1) resident_kernel(SIMT_PARAMETER Residen
     for (int half = 0; half < 2; half++) {
       const int layer = half == 0 ? s.first : 1 - s.first;
       update_layer(p, layer, first_sweep + sweep, last, w, last && half == 1);
-      simt::barrier_wait(w.arrived(w.group, layer), sweep & 1);
+      simt::barrier_wait_for_stores(w.arrived(w.group, layer), sweep & 1);
     }
   }
 

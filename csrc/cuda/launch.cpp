@@ -97,11 +97,16 @@ RealProduct real_product(const Machine& machine, const Update& update, const Vie
   return product;
 }
 
+bool is_binary(const Machine& machine, const Update& update, const Views& views) {
+  const auto is_real = [&](const Input& input) { return views[source_of(machine, input)].values != nullptr; };
+  return !machine.layers()[update.layer].precisions &&
+         std::none_of(update.inputs.begin(), update.inputs.end(), is_real);
+}
+
 Launch launch_of(const Machine& machine, const Update& update, const Views& views, int32_t n_chains, const float* beta,
                  const std::vector<const float*>& base) {
   const LayerParameters& layer = machine.layers()[update.layer];
-  const auto is_real = [&](const Input& input) { return views[source_of(machine, input)].values != nullptr; };
-  if (!layer.precisions && std::none_of(update.inputs.begin(), update.inputs.end(), is_real)) {
+  if (is_binary(machine, update, views)) {
     BinaryUpdate launch{};
     launch.product = binary_product(machine, update, views, n_chains);
     launch.beta = beta;

@@ -46,6 +46,9 @@ RealProduct real_product(const Machine& machine, const Update& update, const Vie
 struct StreamedUpdate : BinaryUpdate {};  // for compute capability 9.0
 using Launch = std::variant<BinaryUpdate, StreamedUpdate, RealUpdate>;
 
+// Whether an update has binary inputs and states alone.
+bool is_binary(const Machine& machine, const Update& update, const Views& views);
+
 Launch launch_of(const Machine& machine, const Update& update, const Views& views, int32_t n_chains, const float* beta,
                  const std::vector<const float*>& base);
 

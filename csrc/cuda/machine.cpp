@@ -11,19 +11,6 @@
 #include "cuda/statistics.h"
 
 namespace bm::cuda {
-namespace {
-
-void add_coupling_energies(double* out, const Machine& machine, const Views& views, int32_t n, const Place& place) {
-  for (size_t i = 0; i < machine.couplings().size(); i++) {
-    const int upper = machine.couplings()[i].source.upper;
-    const Update update{upper, {{static_cast<int>(i), false, 1.}}};
-    auto* partials = take<int64_t>(place, 2 * unit_tiles(units_of(machine, upper)) * n);
-    add_coupling_energy(out, partials, binary_product(machine, update, views, n), views[upper].bits, place.stream);
-  }
-}
-
-}  // namespace
-
 Machine::Machine(std::vector<LayerParameters> layers, std::vector<CouplingSource> couplings, const Place& place)
     : layers_(std::move(layers)) {
   for (const CouplingSource& coupling : couplings) {
@@ -123,49 +110,6 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
           pack_values(view.values, view.quanta, launch.means, n, launch.product.units, place.stream);
       }
     settle({n, tolerance, changes, what.changes, settled, what.performed}, place.stream);
-  }
-}
-
-void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains,
-            const Place& place) {
-  const auto n = static_cast<int32_t>(n_chains);
-  std::set<int> all;
-  for (size_t i = 0; i < values.size(); i++) all.insert(static_cast<int>(i));
-  const Views views = packed(machine, values, all, n, place);
-  for (const int layer : all)
-    add_bias_energy(out, {views[layer].bits, machine.layers()[layer].biases, nullptr, units_of(machine, layer)}, n,
-                    nullptr, 1, place.stream);
-  add_coupling_energies(out, machine, views, n, place);
-}
-
-void gap(double* out, int64_t* sums, const Machine& machine, const std::vector<const int64_t*>& biases, int bias_bits,
-         const std::vector<Values>& values, int64_t n_chains, const Place& place) {
-  const auto n = static_cast<int32_t>(n_chains);
-  std::set<int> all;
-  for (size_t i = 0; i < values.size(); i++) all.insert(static_cast<int>(i));
-  const Views views = packed(machine, values, all, n, place);
-  add_coupling_energies(out, machine, views, n, place);
-  for (const int layer : all)
-    add_whole_biases(sums, views[layer].bits, biases[layer], units_of(machine, layer), n, place.stream);
-  subtract_sums(out, sums, std::ldexp(1., -bias_bits), n, place.stream);
-}
-
-void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
-                 int64_t n_chains, const float* betas, int64_t n_betas, const std::vector<const float*>& base,
-                 const Place& place) {
-  const auto n = static_cast<int32_t>(n_chains), k = static_cast<int32_t>(n_betas);
-  std::set<int> kept;
-  for (size_t i = 0; i < values.size(); i++) kept.insert(static_cast<int>(i));
-  for (const Update& update : updates) kept.erase(update.layer);
-  const Views views = packed(machine, values, kept, n, place);
-  for (const int layer : kept)
-    add_bias_energy(out,
-                    {views[layer].bits, machine.layers()[layer].biases, entry(base, layer), units_of(machine, layer)},
-                    n, betas, k, place.stream);
-  for (const Update& update : updates) {
-    auto* partials = take<double>(place, n_betas * 2 * unit_tiles(units_of(machine, update.layer)) * n_chains);
-    add_free_energy(out, partials, binary_product(machine, update, views, n), betas, k, entry(base, update.layer),
-                    place.stream);
   }
 }
 

@@ -64,6 +64,11 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
               const uint32_t* sweeps_before, const Place& place, const std::function<void(int64_t)>& progress,
               const std::function<bool()>& interrupted);
 
+// As bm::temper, with the waiting of `sweep`. beta[n_chains] is that of each chain's rung before and afterwards.
+int64_t temper(const Machine& machine, const Program& program, const std::vector<void*>& states, const Rungs& rungs,
+               float* beta, const Temper& what, const Place& place, const std::function<void(int64_t)>& progress,
+               const std::function<bool()>& interrupted);
+
 // As bm::layer_means.
 void layer_means(float* out, const Machine& machine, const Update& update, const std::vector<Values>& values,
                  int64_t n_chains, const float* beta, const std::vector<const float*>& base, const Place& place);
@@ -80,15 +85,15 @@ struct MeanField {
 void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
                 const MeanField& what, const Place& place);
 
-// As bm::energy, for states of binary layers; `out` is 0 before.
+// As bm::energy; `out` is 0 before.
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains,
             const Place& place);
 
-// As bm::gap, for states of binary layers; `out` and sums[n_chains] are 0 before.
-void gap(double* out, int64_t* sums, const Machine& machine, const std::vector<const int64_t*>& biases, int bias_bits,
-         const std::vector<Values>& values, int64_t n_chains, const Place& place);
+// As bm::gap.
+void gap(double* out, const Machine& machine, const GapBiases& biases, const std::vector<Values>& values,
+         int64_t n_chains, const Place& place);
 
-// As bm::free_energy, for states of binary layers; `out` is 0 before.
+// As bm::free_energy; `out` is 0 before.
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
                  int64_t n_chains, const float* betas, int64_t n_betas, const std::vector<const float*>& base,
                  const Place& place);

@@ -23,7 +23,7 @@ struct RealInput {
 struct RealProduct {
   int32_t n_chains, units, n_inputs;
   RealInput inputs[kMaxInputs];
-  const float* biases;  // [units]
+  const float* biases;  // [units], or null: 0
   const float* beta;    // [n_chains], or null: 1
   const float* base;    // [units], the biases at beta = 0, or null: none
 };
@@ -33,6 +33,34 @@ void pack_values(void* values, float* quanta, const float* numbers, int32_t n_ch
 
 // values[value_bytes] from numbers from 0 to 1, with kMeanQuantum: as updates of means leave them
 void pack_means(void* values, const float* numbers, int32_t n_chains, int32_t units, void* stream);
+
+// A layer of real numbers that adds its biases to an energy, and, where it is Gaussian, its quadratic term.
+struct RealLayer {
+  const float* numbers;     // [n_chains, units]
+  const float* biases;      // [units]
+  const float* base;        // [units] or null
+  const float* precisions;  // [units] or null
+  int32_t units;
+};
+
+// out[n_betas, n_chains] -= (beta biases + (1 - beta) base) numbers - beta 1/2 precisions numbers^2, where a base
+// shares the quadratic term: not scaled by beta
+void add_real_bias_energy(double* out, const RealLayer& layer, int32_t n_chains,
+                          const float* betas /* [n_betas], or null: one beta of 1 */, int32_t n_betas, void* stream);
+
+// The same at a beta of 1 with biases on a grid: biases[units] 2^-bias_bits
+void add_real_whole_biases(double* out, const RealLayer& layer, const int64_t* biases, int bias_bits, int32_t n_chains,
+                           void* stream);
+
+// out[n_chains] -= scale 2^-f (units of the input) W_q (units of the layer that it leads to), which are bits, or
+// numbers [n_chains, units]. The product has one input; partials: [2 unit_tiles(units), n_chains].
+void add_real_coupling_energy(double* out, double* partials, const RealProduct& product, const uint32_t* bits,
+                              const float* numbers, void* stream);
+
+// out[n_betas, n_chains] -= log of the sum, or of the integral for a Gaussian layer, of exp(field unit - 1/2 precision
+// unit^2), over all units; partials: [n_betas, 2 unit_tiles(units), n_chains]. The product has no beta and no base.
+void add_real_free_energy(double* out, double* partials, const RealProduct& product, const float* precisions,
+                          const float* betas /* [n_betas] */, int32_t n_betas, const float* base, void* stream);
 
 struct RealUpdate {
   RealProduct product;

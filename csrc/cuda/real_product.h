@@ -126,7 +126,7 @@ SIMT_DEVICE void make_fields(const RealProduct& p, const RealPlace& place, RealF
     SIMT_UNROLL
     for (int i = 0; i < 4; i++) {
       const int unit = place.unit(n, i);
-      fields[n][i] = unit < p.units ? p.biases[unit] : 0.f;
+      fields[n][i] = p.biases && unit < p.units ? p.biases[unit] : 0.f;
     }
   }
   unsigned char* shared = simt::dynamic_shared();

@@ -17,7 +17,11 @@ SIMT_KERNEL void swap_kernel(SIMT_PARAMETER Swap p) {
   const int64_t ladder = simt::block_x(), first = ladder * p.n_rungs;
   const uint32_t round = round_of(p);
   auto* chain_on = reinterpret_cast<int32_t*>(simt::dynamic_shared());
-  for (int c = thread; c < p.n_rungs; c += kThreads) chain_on[p.rungs[first + c]] = c;
+  for (int c = thread; c < p.n_rungs; c += kThreads) {
+    const int32_t rung = p.rungs[first + c];
+    chain_on[rung] = c;
+    if (p.trace) p.trace[first + rung] = p.gaps[first + c];
+  }
   simt::sync_block();  // the whole ladder is known
   for (int i = static_cast<int>(round % 2) + 2 * thread; i + 1 < p.n_rungs; i += 2 * kThreads) {
     const int64_t a = first + chain_on[i], b = first + chain_on[i + 1];

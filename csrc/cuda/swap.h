@@ -13,6 +13,7 @@ struct Swap {
   const double* gaps;     // [n_ladders, n_rungs]
   const float* betas;     // [n_rungs]
   float* beta;            // [n_ladders, n_rungs] = betas[rungs] for the next sweeps; or null
+  double* trace;          // [n_ladders, n_rungs], the gap on each rung before the swaps; or null
   double* probabilities;  // [n_ladders, n_rungs - 1], for the kernels alone
   int64_t* attempts;      // [n_rungs - 1], as in bm::Rungs
   double* acceptances;    // [n_rungs - 1]

@@ -1,4 +1,5 @@
-// Sweeps of a program: launch by launch, or many at once where the weights of two layers stay in shared memory.
+// Sweeps of a program, and replica exchange: launch by launch, or many sweeps at once where the weights of two layers
+// stay in shared memory.
 #include <algorithm>
 #include <chrono>
 #include <exception>
@@ -9,9 +10,11 @@
 #include <variant>
 
 #include "cuda/device.h"
+#include "cuda/gap.h"
 #include "cuda/hopper.h"
 #include "cuda/launch.h"
 #include "cuda/pack.h"
+#include "cuda/swap.h"
 
 namespace bm::cuda {
 namespace {
@@ -116,9 +119,9 @@ class Sweeps {
       used.merge(sources_of(machine, block));
     }
     used.insert(updated_.begin(), updated_.end());
-    std::vector<Values> values;
-    for (size_t i = 0; i < states.size(); i++) values.push_back({states[i], machine.layers()[i].precisions != nullptr});
-    views_ = packed(machine, values, used, n_chains, place);
+    for (size_t i = 0; i < states.size(); i++)
+      values_.push_back({states[i], machine.layers()[i].precisions != nullptr});
+    views_ = packed(machine, values_, used, n_chains, place);
     std::vector<const uint32_t*> clamp(states.size());
     for (const int layer : updated_)
       if (what.clamp[layer]) clamp[layer] = packed(what.clamp[layer], n_chains, units_of(machine, layer), place);
@@ -159,6 +162,9 @@ class Sweeps {
     hopper::sweep_resident(*resident_, stream_);
   }
 
+  const Views& views() const { return views_; }
+  const std::vector<Values>& values() const { return values_; }
+
   void unpack() const {
     for (const int layer : updated_)
       if (const uint32_t* bits = views_[layer].bits)
@@ -190,10 +196,39 @@ class Sweeps {
   const Sweep& what_;
   void* stream_;
   std::set<int> updated_;
+  std::vector<Values> values_;
   Views views_;
   std::optional<hopper::ResidentSweeps> resident_;
   std::vector<Launch> launches_;  // of one sweep, where it is not resident
 };
+
+// Launches `n` steps, at most `round` at a time, and waits where there are more of them, unless a graph is recorded.
+// `finish` launches what is to follow the last step, also where the call ends early. Returns the steps done.
+template <class Launch, class Finish>
+int64_t in_rounds(int64_t n, int64_t round, void* stream, const std::function<void(int64_t)>& progress,
+                  const std::function<bool()>& interrupted, const Launch& launch, const Finish& finish) {
+  std::optional<Rounds> rounds;
+  if (n > round && !is_capturing(stream)) rounds.emplace(stream, interrupted);
+  std::exception_ptr failure;
+  int64_t done = 0;
+  for (bool goes_on = true; done < n && goes_on;) {
+    const int64_t end = std::min(done + round, n);
+    launch(done, end);
+    done = end;
+    if (!rounds || done % round != 0) continue;
+    try {
+      goes_on = rounds->close();
+      progress(done);
+    } catch (...) {  // the states must still become those of `done` steps
+      failure = std::current_exception();
+      goes_on = false;
+    }
+  }
+  finish();
+  if (failure) std::rethrow_exception(failure);
+  if (!rounds || done % round != 0) progress(done);
+  return done;
+}
 
 }  // namespace
 
@@ -201,28 +236,55 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
               const uint32_t* sweeps_before, const Place& place, const std::function<void(int64_t)>& progress,
               const std::function<bool()>& interrupted) {
   Sweeps sweeps(machine, program, states, what, sweeps_before, place);
-  const int64_t round = sweeps_of_round(machine, program, what.n_chains);
-  std::optional<Rounds> rounds;
-  if (what.n_sweeps > round && !is_capturing(place.stream)) rounds.emplace(place.stream, interrupted);
-  std::exception_ptr failure;
-  int64_t done = 0;
-  for (bool goes_on = true; done < what.n_sweeps && goes_on;) {
-    const int64_t end = std::min(done + round, what.n_sweeps);
-    sweeps.launch(done, end);
-    done = end;
-    if (!rounds || done % round != 0) continue;
-    try {
-      goes_on = rounds->close();
-      progress(done);
-    } catch (...) {  // the states must still become those of `done` sweeps
-      failure = std::current_exception();
-      goes_on = false;
+  return in_rounds(
+      what.n_sweeps, sweeps_of_round(machine, program, what.n_chains), place.stream, progress, interrupted,
+      [&](int64_t first, int64_t end) { sweeps.launch(first, end); }, [&] { sweeps.unpack(); });
+}
+
+int64_t temper(const Machine& machine, const Program& program, const std::vector<void*>& states, const Rungs& rungs,
+               float* beta, const Temper& what, const Place& place, const std::function<void(int64_t)>& progress,
+               const std::function<bool()>& interrupted) {
+  const std::vector<const uint8_t*> no_clamp(states.size());
+  const Sweep sweep{what.n_chains,    what.n_rounds * what.sweeps_per_round,
+                    what.seed,        what.first_chain,
+                    what.first_sweep, beta,
+                    what.base,        no_clamp,
+                    what.means};
+  Sweeps sweeps(machine, program, states, sweep, nullptr, place);
+  const Gap gap(machine, what.gap, sweeps.views(), sweeps.values(), static_cast<int32_t>(what.n_chains), place);
+  auto* gaps = take<double>(place, what.n_chains);
+  const int64_t n_ladders = what.n_chains / what.n_rungs;
+  Swap swaps{};
+  swaps.rungs = rungs.rungs;
+  swaps.gaps = gaps;
+  swaps.betas = what.betas;
+  swaps.beta = beta;
+  swaps.probabilities = take<double>(place, n_ladders * (what.n_rungs - 1));
+  swaps.attempts = rungs.attempts;
+  swaps.acceptances = rungs.acceptances;
+  swaps.heading = rungs.heading;
+  swaps.trips = rungs.trips;
+  swaps.n_ladders = static_cast<int32_t>(n_ladders);
+  swaps.n_rungs = static_cast<int32_t>(what.n_rungs);
+  swaps.seed = what.seed;
+  swaps.first_ladder = what.first_chain / static_cast<uint32_t>(what.n_rungs);
+  const auto rounds = [&](int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i++) {
+      for (int64_t at = 0; at < what.sweeps_per_round;) {
+        const int64_t n = std::min(what.sweeps_per_round - at, kMaxRound);
+        sweeps.launch(i * what.sweeps_per_round + at, i * what.sweeps_per_round + at + n);
+        at += n;
+      }
+      gap.launch(gaps);
+      swaps.trace = what.trace ? what.trace + i * what.n_chains : nullptr;
+      swaps.round = what.first_round + static_cast<uint32_t>(i);
+      swap(swaps, place.stream);
     }
-  }
-  sweeps.unpack();
-  if (failure) std::rethrow_exception(failure);
-  if (!rounds || done % round != 0) progress(done);
-  return done;
+  };
+  // an energy costs about as much as half a sweep
+  const int64_t round = sweeps_of_round(machine, program, what.n_chains) / (what.sweeps_per_round + 1);
+  return in_rounds(what.n_rounds, std::max(round, int64_t{1}), place.stream, progress, interrupted, rounds,
+                   [&] { sweeps.unpack(); });
 }
 
 }  // namespace bm::cuda

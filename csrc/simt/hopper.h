@@ -16,9 +16,12 @@
 // Barriers in shared memory, 8 bytes each, go through phases: a phase ends when `count` threads have arrived and all
 // bytes that were announced have been copied.
 //   barrier_init(barrier, count)        by one thread; then barriers_ready() by it and sync_cluster() by all
-//   barrier_arrive(barrier, rank)       at the barrier of block `rank` of the cluster; orders memory
+//   barrier_arrive(barrier, rank)       at the barrier of block `rank` of the cluster
 //   barrier_expect(barrier, bytes)      arrives and announces bytes
-//   barrier_wait(barrier, parity)       until the phase of this parity has ended; orders memory within the cluster
+//   barrier_wait(barrier, parity)       until the phase of this parity has ended, and what was copied is there
+//   barrier_arrive_after_stores(barrier, rank)  barrier_wait_for_stores(barrier, parity)
+//                                       the same, which also order loads and stores of the whole cluster: the one waits
+//                                       for its warp's stores, the other one empties the cache of its multiprocessor
 //   copy_bulk(to, from, bytes, barrier) from global memory to shared memory by one thread, told to the barrier; all
 //                                       multiples of 16
 //   copy_bulk_to_all(...)               the same into every block of a cluster of two, told to its own barrier there
@@ -105,9 +108,19 @@ SIMT_DEVICE void barrier_init(Barrier* barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
 
-SIMT_DEVICE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// For the other blocks, and for the copies, which are of another proxy.
+SIMT_DEVICE void barriers_ready() {
+  asm volatile(
+      "fence.mbarrier_init.release.cluster;\n"
+      "fence.proxy.async.shared::cta;" ::
+          : "memory");
+}
 
 SIMT_DEVICE void barrier_arrive(Barrier* barrier, unsigned rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank)) : "memory");
+}
+
+SIMT_DEVICE void barrier_arrive_after_stores(Barrier* barrier, unsigned rank) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank))
                : "memory");
 }
@@ -118,6 +131,18 @@ SIMT_DEVICE void barrier_expect(Barrier* barrier, int bytes) {
 }
 
 SIMT_DEVICE void barrier_wait(Barrier* barrier, unsigned parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+SIMT_DEVICE void barrier_wait_for_stores(Barrier* barrier, unsigned parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"

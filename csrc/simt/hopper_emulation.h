@@ -42,6 +42,12 @@ SIMT_DEVICE void give_registers() {}
 template <int kRegisters>
 SIMT_DEVICE void take_registers() {}
 
+// All memory is ordered here.
+SIMT_DEVICE void barrier_arrive_after_stores(Barrier* barrier, unsigned rank) { barrier_arrive(barrier, rank); }
+SIMT_DEVICE void barrier_wait_for_stores(Barrier* barrier, unsigned parity, int line = __builtin_LINE()) {
+  barrier_wait(barrier, parity, line);
+}
+
 SIMT_DEVICE void store_remote(uint32_t* to, unsigned rank, uint32_t value) {
   if (reinterpret_cast<uintptr_t>(to) % 4 != 0) emulation::fail("store_remote: the address is no multiple of 4");
   *static_cast<emulation::Word32*>(emulation::in_block(to, rank)) = value;

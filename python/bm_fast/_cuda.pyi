@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 _Input = tuple[int, bool, float]
 _Update = tuple[int, Sequence[_Input]]
 _Values = tuple[int, bool]
+_Rungs = tuple[int, int, int, int, int]
 
 class Place:
     def __init__(self, device: int, stream: int, allocate: Callable[[int], int]) -> None: ...
@@ -35,6 +36,30 @@ class Machine:
         sweeps_done: int,
         progress: Callable[[int], None],
     ) -> None: ...
+    def temper(
+        self,
+        program: Sequence[Sequence[_Update]],
+        states: Sequence[int],
+        rungs: _Rungs,
+        beta: int,
+        n_chains: int,
+        n_rungs: int,
+        n_rounds: int,
+        sweeps_per_round: int,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        first_round: int,
+        betas: int,
+        base: Sequence[int],
+        biases: Sequence[int],
+        bias_bits: int,
+        means: Sequence[int],
+        trace: int,
+        place: Place,
+        rounds_done: int,
+        progress: Callable[[int], None],
+    ) -> None: ...
     def layer_means(
         self,
         update: _Update,
@@ -63,10 +88,10 @@ class Machine:
         self,
         biases: Sequence[int],
         bias_bits: int,
+        has_base: bool,
         values: Sequence[_Values],
         n_chains: int,
         out: int,
-        sums: int,
         place: Place,
     ) -> None: ...
     def free_energy(
@@ -105,11 +130,7 @@ def statistics(
     place: Place,
 ) -> None: ...
 def swap(
-    rungs: int,
-    attempts: int,
-    acceptances: int,
-    heading: int,
-    trips: int,
+    rungs: _Rungs,
     gaps: int,
     betas: int,
     n_rungs: int,

@@ -90,6 +90,15 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> di
     return state
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """An entry with all of its tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: moved(part, device) for name, part in value.items()}
+    return type(value)(moved(part, device) for part in value) if isinstance(value, (list, tuple)) else value
+
+
 def entry(state: Mapping[str, Any], name: str, path: str | os.PathLike[str]) -> Any:
     """``state[name]``, or a CheckpointError that says what the file lacks."""
     if name not in state:

@@ -86,26 +86,25 @@ void swap(Reader& in, Writer& out) {
   const auto n_ladders = static_cast<int32_t>(in.one()), n_rungs = static_cast<int32_t>(in.one());
   const int64_t n = int64_t{n_ladders} * n_rungs;
   Buffer<int32_t> rungs(in.many<int32_t>(n));
-  Buffer<double> gaps(in.many<double>(n)), probabilities(n - n_ladders), acceptances(n_rungs - 1);
+  Buffer<double> gaps(in.many<double>(n)), trace(n), probabilities(n - n_ladders), acceptances(n_rungs - 1);
   Buffer<float> betas(in.many<float>(n_rungs)), beta(n);
   Buffer<int64_t> attempts(n_rungs - 1), trips(n);
   Buffer<uint8_t> heading(n);
   Buffer<uint32_t> rounds(1);
-  bm::cuda::Swap what{rungs.data(),
-                      gaps.data(),
-                      betas.data(),
-                      beta.data(),
-                      probabilities.data(),
-                      attempts.data(),
-                      acceptances.data(),
-                      heading.data(),
-                      trips.data(),
-                      n_ladders,
-                      n_rungs,
-                      0,
-                      0,
-                      0,
-                      rounds.data()};
+  bm::cuda::Swap what{};
+  what.rungs = rungs.data();
+  what.gaps = gaps.data();
+  what.betas = betas.data();
+  what.beta = beta.data();
+  what.trace = trace.data();
+  what.probabilities = probabilities.data();
+  what.attempts = attempts.data();
+  what.acceptances = acceptances.data();
+  what.heading = heading.data();
+  what.trips = trips.data();
+  what.n_ladders = n_ladders;
+  what.n_rungs = n_rungs;
+  what.rounds_before = rounds.data();
   what.seed = in.one<uint64_t>();
   what.first_ladder = static_cast<uint32_t>(in.one());
   const int64_t n_rounds = in.one();
@@ -115,6 +114,7 @@ void swap(Reader& in, Writer& out) {
   }
   out.add(rungs.read());
   out.add(beta.read());
+  out.add(trace.read());
   out.add(attempts.read());
   out.add(acceptances.read());
   out.add(heading.read());

@@ -5,7 +5,7 @@ Nothing here waits for the device but where a function says so, and everything c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bm_fast import reference
 from bm_fast.graph import Graph, Kind
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
@@ -142,6 +141,54 @@ class Machine:
             if self._counter is not None:
                 module(self._device).advance(self._counter.data_ptr(), n_sweeps, here)
 
+    def temper(
+        self,
+        program: Program,
+        layers: Sequence[Tensor],
+        rungs: Rungs,
+        betas: Tensor,
+        n_rounds: int,
+        sweeps: int,
+        *,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        base: Sequence[Tensor] | None,
+        biases: Sequence[Tensor],
+        bias_bits: int,
+        means: Mapping[int, Tensor],
+        trace: Tensor | None,
+        done: Tensor,
+        progress: Callable[[int], None],
+    ) -> None:
+        """done: int64 ``[1]`` on the host, the rounds done so far."""
+        _check_permutations(rungs, len(betas))
+        beta = betas[rungs.rungs.long()]
+        with place(self._device) as here:
+            self._compiled.temper(
+                plain(program),
+                addresses(layers),
+                rung_addresses(rungs),
+                beta.data_ptr(),
+                len(beta),
+                len(betas),
+                n_rounds,
+                sweeps,
+                seed,
+                first_chain,
+                first_sweep,
+                rungs.round,
+                betas.data_ptr(),
+                addresses(base),
+                addresses(biases),
+                bias_bits,
+                [address(means.get(i)) for i in range(len(layers))],
+                address(trace),
+                here,
+                done.data_ptr(),
+                progress,
+            )
+
     def layer_means(
         self,
         update: Update,
@@ -202,32 +249,22 @@ class Machine:
             )
 
     def energy(self, layers: Sequence[Tensor]) -> Tensor:
-        if _any_real(layers):
-            return reference.energy(self._parameters, layers)
         out = torch.zeros(layers[0].shape[0], dtype=torch.float64, device=self._device)
         with place(self._device) as here:
             self._compiled.energy(value_addresses(layers), len(out), out.data_ptr(), here)
         return out
 
     def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
-        if _any_real(layers):
-            return reference.gap(self._parameters, biases, bias_bits, has_base, layers)
-        out = torch.zeros(layers[0].shape[0], dtype=torch.float64, device=self._device)
-        sums = torch.zeros(len(out), dtype=torch.int64, device=self._device)
+        out = torch.empty(layers[0].shape[0], dtype=torch.float64, device=self._device)
         with place(self._device) as here:
             self._compiled.gap(
-                addresses(biases), bias_bits, value_addresses(layers), len(out), out.data_ptr(), sums.data_ptr(), here
+                addresses(biases), bias_bits, has_base, value_addresses(layers), len(out), out.data_ptr(), here
             )
         return out
 
     def free_energy(
         self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None
     ) -> Tensor:
-        summed = {update.layer for update in updates}
-        if _any_real(value for i, value in enumerate(values) if i not in summed) or any(
-            self._parameters.precisions[i] is not None for i in summed
-        ):
-            return reference.free_energy(self._parameters, updates, values, betas=betas, base=base)
         out = torch.zeros(len(betas), values[0].shape[0], dtype=torch.float64, device=self._device)
         with place(self._device) as here:
             self._compiled.free_energy(
@@ -248,11 +285,6 @@ def build(
 ) -> tuple[Parameters, Machine]:
     parameters = snapshot(graph, weights, biases, precisions, quantise)
     return parameters, Machine(parameters)
-
-
-def _any_real(values: Iterable[Tensor]) -> bool:
-    """Whether energies are sums of floats, which torch does as well as any kernel: docs/numbers.md asks for float64."""
-    return any(value.dtype is torch.float32 for value in values)
 
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
@@ -314,13 +346,10 @@ def bernoulli(
 
 def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int) -> None:
     device, n_rungs = rungs.rungs.device, len(betas)
-    if may_look(device):  # the kernel follows rungs as addresses
-        sorted_rungs = rungs.rungs.view(-1, n_rungs).sort(1).values
-        if not bool((sorted_rungs == torch.arange(n_rungs, device=device)).all()):
-            raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")
+    _check_permutations(rungs, n_rungs)
     with place(device) as here:
         module(device).swap(
-            *rung_addresses(rungs),
+            rung_addresses(rungs),
             gaps.data_ptr(),
             betas.data_ptr(),
             n_rungs,
@@ -330,3 +359,12 @@ def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: 
             rungs.round,
             here,
         )
+
+
+def _check_permutations(rungs: Rungs, n_rungs: int) -> None:
+    """ValueError where a ladder holds a rung twice: the kernels follow rungs as addresses. Waits for the device."""
+    device = rungs.rungs.device
+    if may_look(device):
+        sorted_rungs = rungs.rungs.view(-1, n_rungs).sort(1).values
+        if not bool((sorted_rungs == torch.arange(n_rungs, device=device)).all()):
+            raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bm_fast.arguments import whole_number
 from bm_fast.chains import MAX_CHAINS, Chains
-from bm_fast.ops import cpu
+from bm_fast.ops import cpu, cuda
 from bm_fast.ops.backends import backend
 from bm_fast.ops.checks import MAX_SEED, check
 from bm_fast.ops.machine import Machine
@@ -124,7 +124,8 @@ def temper(
     trace: float64 ``[n_rounds, n_ladders, n_rungs]`` that receives the gap on each rung before each round of swaps.
     progress: called now and then with the number of rounds done in this call.
 
-    Ctrl-C stops within a second: chains and rungs then hold the same whole number of rounds (``rungs.round``).
+    Ctrl-C stops within a second, on a GPU at the end of a round: chains and rungs then hold the same whole number of
+    rounds (``rungs.round``).
     """
     machine, graph, means = gap.machine, gap.machine.graph, means or {}
     program = gibbs_program(graph) if program is None else program
@@ -150,7 +151,7 @@ def temper(
     if trace is not None:
         check("trace", trace, torch.float64, (n_rounds, n_chains // n_rungs, n_rungs), machine.device)
 
-    if not isinstance(machine._impl, cpu.Machine):
+    if not isinstance(machine._impl, (cpu.Machine, cuda.Machine)):
         for k in range(n_rounds):
             _step(gap, chains, rungs, betas, sweeps, program, means, None if trace is None else trace[k])
             if progress is not None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bm_fast import arrays
 from bm_fast.graph import Kind, Layer
@@ -157,8 +158,17 @@ def _labels_beside(values: Tensor, batch: object, name: str, n_classes: int) -> 
     return arrays.labels(name, batch[1], len(values), n_classes, values.device, unknown=True)
 
 
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def _checksum(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor.cpu().numpy().data):08x}"
+    """CRC-32 of the bytes; those of a GPU are brought here once, as long as torch has not changed them."""
+    # on the processor it is quick, and numpy may change the memory unseen; inference tensors have no version
+    if tensor.device.type == "cpu" or tensor.is_inference():
+        return f"{zlib.crc32(tensor.cpu().numpy().data):08x}"
+    if tensor not in _known or _known[tensor][0] != tensor._version:
+        _known[tensor] = tensor._version, f"{zlib.crc32(tensor.cpu().numpy().data):08x}"
+    return str(_known[tensor][1])
 
 
 def as_binary(name: str, values: Tensor) -> Tensor:

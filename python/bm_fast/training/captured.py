@@ -22,8 +22,11 @@ from torch.optim import SGD, Optimizer
 from bm_fast import ops
 from bm_fast.model import VISIBLE, BoltzmannModel, LayeredModel
 from bm_fast.ops import Machine
+from bm_fast.tempering import Gibbs
+from bm_fast.training.deep import MeanFieldPCD
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.learner import Learner
+from bm_fast.training.tempered import PersistentChains
 
 _MAX_SWEEPS = 2**32
 
@@ -145,8 +148,9 @@ def why_not(model: LayeredModel, estimator: object) -> str | None:
     """Why updates cannot be recorded as CUDA graphs; None where they can."""
     if not ops.can_live(model.device):
         return f"the model is on {model.device}"
-    if not isinstance(estimator, (CD, PCD)):
-        return f"{type(estimator).__name__} decides on the host how its chains go on"
+    operator = estimator.operator if isinstance(estimator, (PersistentChains, MeanFieldPCD)) else None
+    if not isinstance(operator or estimator, (CD, PCD, MeanFieldPCD, Gibbs)):
+        return f"{type(operator or estimator).__name__} decides on the host how its chains go on"
     return None
 
 

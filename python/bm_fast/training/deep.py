@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from bm_fast import arrays, mean_field, ops
+from bm_fast import arrays, checkpoints, mean_field, ops
 from bm_fast.arguments import count
 from bm_fast.chains import Chains, empty_layers
 from bm_fast.dbm import DBM
@@ -159,7 +159,9 @@ class DBMLearner:
         self.offsets = [torch.zeros(layer.units, device=device) for layer in graph.layers]
         self._known = [False] * len(graph.layers)
         self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1 : n_hidden + 1]]
-        self._cases, self._unconverged = 0, 0.0
+        self._is_steered = False  # whether the activity has begun to follow the data
+        # of this epoch: cases, and those that did not come to rest; counted on the device, as nothing waits for it
+        self._tally = torch.zeros(2, dtype=torch.float64, device=device)
 
     def snapshot(self) -> Machine:
         return self._dbm.machine()
@@ -224,8 +226,8 @@ class DBMLearner:
             tolerance=estimator.tolerance,
             damping=estimator.damping,
         ).changes
-        self._cases += len(changes)
-        self._unconverged += float((changes > estimator.tolerance).sum())
+        self._tally[0].add_(len(changes))
+        self._tally[1].add_((changes > estimator.tolerance).sum())
 
     def _shares_of(self, n_data: int) -> Tensor:
         """Float32 ``[n_data + n_chains, 2]``: of each row in the mean of the data, and in that of the chains."""
@@ -266,8 +268,7 @@ class DBMLearner:
         graph, cost = self._dbm.graph, self._estimator.sparsity_cost
         for k, (target, activity) in enumerate(zip(self._estimator.sparsity, self.activity, strict=True)):
             layer = k + 1
-            begun = bool(activity.any())
-            activity.lerp_(data_means[layer], ACTIVITY_RATE if begun else 1)
+            activity.lerp_(data_means[layer], ACTIVITY_RATE if self._is_steered else 1)
             excess = cost * (activity - target)
             biases[layer].add_(excess)
             for coupling, other in graph.neighbours(layer):
@@ -276,6 +277,7 @@ class DBMLearner:
                     gradient.addr_(data_means[other], excess)
                 else:
                     gradient.addr_(excess, data_means[other])
+        self._is_steered = True
 
     # --- watching and checkpoints -----------------------------------------------------------------------------------
 
@@ -292,16 +294,16 @@ class DBMLearner:
         return machine.layer_means(full_update(self._dbm.graph, VISIBLE), layers)
 
     def metrics(self) -> dict[str, float]:
-        share = self._unconverged / max(self._cases, 1)
-        self._cases, self._unconverged = 0, 0.0
-        return {"unconverged": share}
+        cases, unconverged = self._tally.tolist()
+        self._tally.zero_()
+        return {"unconverged": unconverged / max(cases, 1)}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **chains_state(self.chains),
             "offsets": {"layers": self.offsets, "known": self._known},
             "activity": self.activity,
-            "unconverged": (self._cases, self._unconverged),
+            "unconverged": self._tally,
             "operator": None if self._estimator.operator is None else self._estimator.operator.state_dict(),
         }
 
@@ -313,9 +315,10 @@ class DBMLearner:
         ):
             own.copy_(kept)
         self._known = list(state["offsets"]["known"])
-        self._cases, self._unconverged = state["unconverged"]
+        self._is_steered = any(bool(activity.any()) for activity in self.activity)
+        self._tally.copy_(torch.as_tensor(state["unconverged"]))
         if self._estimator.operator is not None:
-            self._estimator.operator.load_state_dict(state["operator"])
+            self._estimator.operator.load_state_dict(checkpoints.moved(state["operator"], self._dbm.device))
 
 
 class Restart:

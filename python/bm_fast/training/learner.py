@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from bm_fast import checkpoints
 from bm_fast.chains import Chains
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
@@ -114,9 +115,9 @@ class RBMLearner:
         if self.offsets is not None:
             self.offsets.load(**state["offsets"])
         if isinstance(self._estimator, PersistentChains):
-            self._estimator.operator.load_state_dict(state["operator"])
+            self._estimator.operator.load_state_dict(checkpoints.moved(state["operator"], self._rbm.device))
         elif isinstance(self._estimator, FastPCD):
-            self._estimator.load_state_dict(state)
+            self._estimator.load_state_dict(checkpoints.moved(state, self._rbm.device))
 
 
 def chains_state(chains: Chains) -> dict[str, Any]:

@@ -267,7 +267,7 @@ class Trainer(Loop):
         settings = dict(held["settings"])
         kept = settings.pop("estimator")
         if estimator is None:
-            estimator = _made(kept)
+            estimator = _made(checkpoints.moved(kept, model.device))
         elif not checkpoints.same(_described(estimator), kept):
             raise CheckpointError(f"{os.fspath(path)!r}: expected the estimator {kept}, got {_described(estimator)}")
         trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)

@@ -1,0 +1,96 @@
+"""bench/gpu.py without a GPU: the whole table, at small sizes, with emulated kernels and recordings that do nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cuda_runner import ROOT
+from test_cuda_python import Gpu, emulation, gpu
+
+__all__ = ["emulation", "gpu"]  # fixtures
+
+SMALL = {
+    "DEVICE": "cpu",
+    "PRODUCT_SIZE": 8,
+    "COPY_SIZE": 64,
+    "SWEEPS": (((20, 9), 3), ((9, 5, 4), 2)),
+    "MEAN_FIELD_UNITS": (9, 5, 4),
+    "MEAN_FIELD_CASES": 3,
+    "MEAN_FIELD_ITERATIONS": 2,
+    "EPOCH_ROWS": 20,
+    "EPOCH_HIDDEN": 5,
+    "EPOCH_BATCH": 10,
+}
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> object:
+    """The module, with small sizes and torch's part of CUDA replaced by nothing."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import gpu as bench  # type: ignore[import-not-found]
+    import timing  # type: ignore[import-not-found]
+
+    for name, value in SMALL.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(timing, "REST", 0.0)
+    monkeypatch.setattr(timing, "MAX_REPETITIONS", 1)
+    stream = SimpleNamespace(wait_stream=lambda _other: None)
+    for name, replaced in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _stream: nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "graph": lambda _graph: nullcontext(),
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "get_device_name": lambda: "no GPU",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, replaced)
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
+    return bench
+
+
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_the_table_is_made_and_saved(
+    gpu: Gpu, bench: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path / "new" / "result.json")])
+    with gpu:
+        status = bench.main()  # type: ignore[attr-defined]
+    said = capsys.readouterr().out
+    assert status == 0, said
+    saved = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert saved["device"] == "no GPU"
+    made = {(row["task"], row["contender"]) for row in saved["rows"]}
+    assert len(made) == len(saved["rows"]) == 4 + 6 + 2 * 7
+    assert all(row["ms"] > 0 for row in saved["rows"])
+    assert {task for task, name in made if name == "bm_fast"} == {task for task, _ in made}
+
+
+@pytest.mark.parametrize("gpu", ["emulated"], indirect=True)
+def test_what_fails_is_named_and_stops_nothing(
+    gpu: Gpu, bench: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path / "result.json")])
+    monkeypatch.setattr(bench, "epoch", fails)
+    monkeypatch.setattr(torch, "compile", fails)
+    with gpu:
+        assert bench.main() == 1  # type: ignore[attr-defined]
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    errors = {(row["task"], row.get("contender")): row["error"] for row in rows if "error" in row}
+    names = ["20-9, 3 chains", "9-5-4, 2 chains"]
+    assert errors == {
+        ("epoch", None): "RuntimeError: out of order",
+        **{(name, "torch.compile fp32"): "RuntimeError: out of order" for name in names},
+    }
+    assert len(rows) == 1 + 6 + 2 * 7
