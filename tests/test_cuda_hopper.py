@@ -323,6 +323,16 @@ def test_no_float_operation_may_be_contracted(nvcc: str, tmp_path: Path, source:
     assert not re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32|64)\b", target.read_text())
 
 
+def test_streamed_weights_wait_for_no_other_memory(nvcc: str, tmp_path: Path) -> None:
+    """A barrier that orders the memory of a cluster is a fence in machine code, here in the middle of the products."""
+    target = tmp_path / "kernel.ptx"
+    source = str(ROOT / "csrc/cuda/hopper_streamed.cu")
+    subprocess.run([nvcc, *NVCC_FLAGS, "-arch=compute_90a", "-ptx", source, "-o", str(target)], check=True)
+    text = target.read_text()
+    assert "mbarrier.try_wait.parity.shared::cta" in text
+    assert not re.findall(r"mbarrier\.\w+\S*\.(?:acquire|release)\.cluster", text)
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------------
 
 
