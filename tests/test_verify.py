@@ -14,7 +14,7 @@ from torch.optim import SGD
 from bm_fast import DBM, RBM, Chains, Kind, Machine, chain_graph
 from bm_fast.estimation import AISEstimate, Verification, ais, exact_log_z, verify
 from bm_fast.estimation._enumeration import Enumeration
-from bm_fast.estimation.verification import _chi_squared_tail, _student_tails
+from bm_fast.estimation.verification import _chi_squared_tail, _distribution_check, _student_tails
 from bm_fast.model import BoltzmannModel
 from bm_fast.program import full_update, gibbs_program
 from bm_fast.tempering import Gibbs, Tempering
@@ -78,6 +78,19 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
     settings = {"n_chains": 2000, "n_calls": 2, "operator": Gibbs(8), "estimator": known, "false_alarms": 0.2}
     failed = [not verify(built, **settings, seed=1000 * k).passed for k in range(100)]  # type: ignore[arg-type]
     assert 7 < sum(failed) < 34
+
+
+def test_states_that_are_hardly_ever_drawn_raise_no_alarm() -> None:
+    """Eight of 16 states expect 0.02 draws together, so that 11 of 500 samples have one or more of them.
+
+    At a level of 1/1000 half an alarm is expected; six or more happen once in 70,000 such tests.
+    """
+    model = RBM(2, 2, weight_scale=0)
+    with torch.no_grad():
+        model.hidden_bias.copy_(torch.tensor([0.0, 13.0]))
+    truth = Enumeration.of(model.machine().parameters)
+    checks = [_distribution_check("draws", "exact", truth, truth.draw(10_000, k), 1e-3) for k in range(500)]
+    assert sum(not check.passed for check in checks) < 6
 
 
 def test_tempering_and_a_deep_model_pass() -> None:
@@ -251,12 +264,16 @@ def test_p_values() -> None:
 
 
 def test_states_are_counted_apart_but_for_rare_ones() -> None:
-    """Fair coins: 32 states of 62.5 expected draws each; a rare unit's 16 states of 0.3 draws are counted together."""
+    """Fair coins: 32 states of 62.5 expected draws each; a rare unit's 16 states of 0.8 draws are counted together.
+
+    Where they make no 5 draws together, one of the other states joins them.
+    """
     fair = Machine.build(chain_graph((3, 2)), [torch.zeros(3, 2)], [torch.zeros(3), torch.zeros(2)])
     assert "with 31 degrees of freedom" in str(verify(fair, estimator=known, n_chains=2000))
-    bias = torch.tensor([-6.0, 0.0, 0.0])
-    rare = Machine.build(chain_graph((3, 2)), [torch.zeros(3, 2)], [bias, torch.zeros(2)])
-    assert "with 16 degrees of freedom" in str(verify(rare, estimator=known, n_chains=2000))
+    for rare_bias, freedom in ((-5.0, 16), (-8.0, 15)):
+        bias = torch.tensor([rare_bias, 0.0, 0.0])
+        rare = Machine.build(chain_graph((3, 2)), [torch.zeros(3, 2)], [bias, torch.zeros(2)])
+        assert f"with {freedom} degrees of freedom" in str(verify(rare, estimator=known, n_chains=2000))
 
 
 def test_p_values_of_estimates_that_are_all_off_alike() -> None:

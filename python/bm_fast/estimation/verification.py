@@ -250,10 +250,14 @@ def _distribution_check(subject: str, what: str, truth: Enumeration, layers: Seq
     if any(int(layer.max()) > 1 for layer in layers):
         return Check(subject, what, "some units are neither 0 nor 1", None, False)
     n = len(layers[0])
-    expected, seen = n * truth.p, torch.bincount(truth.numbers(layers), minlength=len(truth.p)).double()
-    rare = expected < _FEWEST_EXPECTED
-    if bool(rare.any()):
-        expected, seen = (torch.cat([cells[~rare], cells[rare].sum()[None]]) for cells in (expected, seen))
+    expected, order = (n * truth.p).sort()
+    seen = torch.bincount(truth.numbers(layers), minlength=len(truth.p)).double()[order]
+    # the rarest states are one cell, of as many of them as make it large enough itself
+    n_rare = int((expected < _FEWEST_EXPECTED).sum())
+    if n_rare > 0 and float(expected[:n_rare].sum()) < _FEWEST_EXPECTED:
+        n_rare += 1
+    if n_rare > 0:
+        expected, seen = (torch.cat([cells[:n_rare].sum()[None], cells[n_rare:]]) for cells in (expected, seen))
     if len(expected) < 2:
         raise ValueError(f"n_chains: expected so many that two states at least are seen often, got {n}")
     chi_squared = float(((seen - expected).square() / expected).sum())
