@@ -45,4 +45,6 @@ name="iwae-$recipe"
 [[ $data != mnist ]] && name+="-$data"
 [[ $k != 50 ]] && name+="-k$k"
 mkdir -p recipes/results
-bm-fast vae "$data" "${settings[@]}" --output "runs/$name" --json "$@" >"recipes/results/$name.json"
+# an older result stays unless there is a new one
+result=$(bm-fast vae "$data" "${settings[@]}" --output "runs/$name" --json "$@") || { code=$? && echo "$result" && exit "$code"; }
+echo "$result" >"recipes/results/$name.json"

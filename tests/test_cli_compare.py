@@ -16,7 +16,8 @@ from bm_fast.data import load
 from bm_fast.estimation import exact_log_z, mean_log_likelihood, mean_variational_bound
 from bm_fast.graph import Kind
 from bm_fast.training import CD, Checkpoint, History, MeanFieldPCD, Trainer
-from bm_fast.vae import VAE, evaluate
+from bm_fast.vae import CIWAE, MIWAE, PIWAE, VAE, evaluate
+from bm_fast.vae import Trainer as VAETrainer
 from cli_calls import call, snapshot
 
 QUICK = ["--rows", "60", "--k", "10", "--ladders", "8", "--rounds", "40", "--samples", "4", "--sweeps", "5"]
@@ -180,6 +181,43 @@ def test_runs_of_other_data_or_another_protocol_are_refused(runs, tmp_path, caps
     error = refused(capsys, tmp_path, tmp_path / "own", tmp_path / "own")
     assert "was trained on an array of 1197 rows (CRC-32" in error
     assert "are an array of 1196 rows (CRC-32" in error
+
+
+def test_files_of_one_name_with_other_test_images_are_refused(tmp_path, capsys):
+    digits = load("digits")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "own.npz", train=digits.train[:50].numpy(), test=digits.test[name == "b" :].numpy())
+        source, output = tmp_path / name / "own.npz", tmp_path / f"run-{name}"
+        assert main(["vae", str(source), *TINY_VAE, "--k", "2", "--output", str(output)]) == 0
+    capsys.readouterr()
+    error = refused(capsys, tmp_path, tmp_path / "run-a", tmp_path / "run-b")
+    assert "expected runs of the same test images" in error
+    assert f"those of {tmp_path / 'run-b' / 'checkpoint.safetensors'} are other ones" in error
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind", "shown"),
+    [
+        (PIWAE(8, 1), "IWAE", "PIWAE with m = 8, k = 1"),
+        (MIWAE(8, 1), "VAE", "MIWAE with m = 8, k = 1"),
+        (CIWAE(5, 1.0), "VAE", "CIWAE with k = 5, beta = 1.0"),
+        (CIWAE(5, 0.5), "IWAE", "CIWAE with k = 5, beta = 0.5"),
+    ],
+    ids=str,
+)
+def test_an_autoencoder_is_called_after_the_bound_that_its_model_climbed(
+    runs, tmp_path, capsys, estimator, kind, shown
+):
+    model = VAE(64, (3,), [[6]])
+    trainer = VAETrainer(model, torch.optim.Adam(model.parameters()), estimator, 400)
+    trainer.fit(load("digits").train, 1)
+    trainer.save(tmp_path / "other.safetensors")
+    arguments = [tmp_path / "other.safetensors", runs["vae"], "--data", "digits", *QUICK]
+    code, result, _ = call(capsys, "compare", *arguments, "--output", tmp_path / "page")
+    assert code == 0
+    assert result["models"][0]["kind"] == kind
+    assert f"| {shown}, 1,197 images" in (tmp_path / "page" / "comparison.md").read_text()
 
 
 def test_runs_without_a_configuration_need_data_and_are_checked_against_them(runs, tmp_path, capsys):

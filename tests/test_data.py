@@ -263,3 +263,29 @@ def test_own_file_that_is_damaged_pickled_missing_or_of_another_kind(tmp_path):
         data.load_file(tmp_path / "g.npy")
     with pytest.raises(ValueError, match=r"expected a \.npy or \.npz file"):
         data.load_file(tmp_path / "g.csv")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_own_file_with_any_damaged_byte_is_loaded_or_refused(tmp_path, suffix):
+    """Damage of the pixels alone cannot be seen in a .npy; all else is refused in the words of the loader."""
+    path = tmp_path / f"own{suffix}"
+    rows = np.random.default_rng(0).random((60, 20)) < 0.5
+    if suffix == ".npy":
+        np.save(path, rows)
+    else:
+        np.savez_compressed(path, train=rows)
+    whole, refused = path.read_bytes(), 0
+    for place in range(min(len(whole), 400)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+        try:
+            data.load_file(path)
+        except ValueError as error:
+            refused += str(path) in str(error)
+    assert refused > 20
+
+
+def test_own_npz_that_is_called_npy_is_refused(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as stream:
+        np.savez(stream, train=np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"a\.npy: damaged, or not a numpy file of plain numbers: .* \.npz"):
+        data.load_file(tmp_path / "a.npy")

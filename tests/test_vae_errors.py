@@ -56,6 +56,19 @@ def test_data_that_do_not_fit(x, message):
             use(x)
 
 
+def test_arrays_of_no_numbers_are_named():
+    for values in (np.full((3, 4), "a"), np.zeros((3, 4), object)):
+        with pytest.raises(ValueError, match=r"x: expected numbers, got (<U1|object)"):
+            MODEL.elbo(values)
+
+
+def test_forms_and_routes_that_do_not_exist():
+    with pytest.raises(ValueError, match="form: expected 'kl' or 'importance', got 'KL'"):
+        MODEL.elbo(X, form="KL")
+    with pytest.raises(ValueError, match="route: expected 'score' or 'path', got 'paths'"):
+        MODEL.log_weights(X, route="paths")
+
+
 def test_real_data_must_be_finite():
     with pytest.raises(ValueError, match="x: expected finite values"):
         REAL.elbo(X / 0)
@@ -92,7 +105,7 @@ def test_bounds_that_are_not_finite_are_no_result():
         model.recognition[0].log_scale.bias.fill_(200.0)
     with pytest.raises(FloatingPointError, match="x: the bound of row 0 is"):
         likelihood(model, X, 10)
-    with pytest.raises(FloatingPointError, match="x: L_2 = nan"):
+    with pytest.raises(FloatingPointError, match="x: the bound of row 0 is nan"):
         evaluate(model, X, ks=(2,))
 
 

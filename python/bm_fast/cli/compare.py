@@ -274,7 +274,8 @@ def _kind_of(row: Result) -> str:
 def _training(row: Result) -> str:
     training = row["training"]
     estimator = training["estimator"]
-    name = estimator["name"] + (f" with k = {estimator['k']}" if "k" in estimator else "")
+    settings = ", ".join(f"{name} = {estimator[name]}" for name in ("m", "k", "beta") if name in estimator)
+    name = estimator["name"] + (f" with {settings}" if "k" in estimator else "")
     planned = training["planned_epochs"] or training["epochs"]
     epochs = (
         f"{training['epochs']} epochs" if training["epochs"] >= planned else f"{training['epochs']} of {planned} epochs"

@@ -44,11 +44,13 @@ class Contender:
 
     @property
     def kind(self) -> str:
-        """RBM, DBM, VAE (trained on the variational bound) or IWAE (on one of several samples)."""
-        if isinstance(self.model, VAE):
-            estimator = self.trainer["settings"]["estimator"]
-            return "VAE" if estimator["name"] in ("ELBO", "STL") or estimator["k"] == 1 else "IWAE"
-        return self.model.name.upper()
+        """RBM, DBM, VAE (p trained on the variational bound) or IWAE (on one of several samples)."""
+        if not isinstance(self.model, VAE):
+            return self.model.name.upper()
+        estimator = self.trainer["settings"]["estimator"]
+        several = estimator["m"] * estimator["k"] if estimator["name"] == "PIWAE" else estimator["k"]
+        variational = estimator["name"] in ("ELBO", "STL") or several == 1 or estimator.get("beta") == 1
+        return "VAE" if variational else "IWAE"
 
     @property
     def layers(self) -> str:
@@ -131,7 +133,7 @@ def _seconds(trainer: Result) -> float:
 
 
 def check_alike(contenders: Sequence[Contender]) -> None:
-    """UsageError unless all are of one data set and protocol, and have names of their own."""
+    """UsageError unless all are of one data set and protocol, the same test images, and have names of their own."""
     first = contenders[0]
     for other in contenders[1:]:
         for what, ours, theirs in (
@@ -143,6 +145,11 @@ def check_alike(contenders: Sequence[Contender]) -> None:
                     f"RUN: expected runs of one data set and protocol, got {what} {ours!r} of {first.path} and "
                     f"{theirs!r} of {other.path}; likelihoods do not compare across them"
                 )
+        images, others = first.dataset.test, other.dataset.test
+        if images is not None and (others is None or not torch.equal(images, others)):  # two files of one name
+            raise UsageError(
+                f"RUN: expected runs of the same test images as {first.path}, but those of {other.path} are other ones"
+            )
     names = [contender.name for contender in contenders]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:

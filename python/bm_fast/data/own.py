@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ def load_file(path: str | os.PathLike[str]) -> Dataset:
     try:
         with path.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
+                raise ValueError("the content is that of a .npy with the name of a .npz, or the other way round")
             arrays = {"train": loaded} if path.suffix == ".npy" else {key: loaded[key] for key in loaded.files}
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+    except Exception as error:  # numpy, zipfile and zlib let errors of many kinds through for damaged files
         raise ValueError(f"{path}: damaged, or not a numpy file of plain numbers: {error}") from error
     unknown = set(arrays) - set(SPLITS) - set(_LABELS)
     if "train" not in arrays or unknown:

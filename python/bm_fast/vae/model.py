@@ -105,6 +105,10 @@ class VAE(nn.Module):
         route: "path" keeps the parameters of q in log q constant, so that gradients reach them through h alone.
         """
         count("k", k)
+        if form not in ("kl", "importance"):
+            raise ValueError(f"form: expected 'kl' or 'importance', got {form!r}")
+        if route not in ("score", "path"):
+            raise ValueError(f"route: expected 'score' or 'path', got {route!r}")
         return given_kind(self.log_weights_and_samples(self.rows(x), k, generator, form, route)[0], x)
 
     def log_weights_and_samples(
@@ -232,6 +236,8 @@ class VAE(nn.Module):
         return values.float()
 
     def _tensor(self, name: str, given: Tensor | NDArray[np.generic]) -> Tensor:
+        if isinstance(given, np.ndarray) and not np.issubdtype(given.dtype, np.number):
+            raise ValueError(f"{name}: expected numbers, got {given.dtype}")
         values = torch.from_numpy(np.array(given)).to(self.device) if isinstance(given, np.ndarray) else given
         if not isinstance(values, Tensor):
             raise ValueError(f"{name}: expected a torch tensor or a numpy array, got {type(given).__name__}")
