@@ -40,7 +40,8 @@ class LogLikelihoodEstimate:
         variational bound by mean field, which lies below the log-likelihood by an amount that they say nothing about.
     standard_error: of that log Z; case_error: from the finite number of cases.
     bracket: (low, high) mean log-likelihoods by reverse and by forward annealing. Reverse annealing overestimates log Z
-        on average and forward annealing underestimates it, so the truth lies between but for their errors.
+        on average and forward annealing underestimates it, so the truth lies between but for their errors, which can
+        also turn a narrow bracket round.
     tempered, forward, reverse, report: the estimates of log Z, and the run of parallel tempering behind them.
     trustworthy: False where anything speaks against the figures; ``reason`` says all of it.
     """
