@@ -17,6 +17,7 @@ import torch
 from bm_fast.cli import common, main
 from bm_fast.cli.learning import optimiser
 from bm_fast.cli.train import DEFAULTS
+from bm_fast.data import NAMES
 from bm_fast.rbm import RBM
 from bm_fast.training import Trainer
 from cli_calls import TINY, call, snapshot
@@ -233,7 +234,7 @@ def test_an_overwriting_run_that_dies_mixes_nothing(moment, tmp_path, capsys, mo
     ("arguments", "message"),
     [
         ([], "data: expected digits, mnist"),
-        (["nist"], "data: expected one of digits, mnist, binarized-mnist, ocr-letters, or a path"),
+        (["nist"], f"data: expected one of {', '.join(NAMES)}, or a path"),
         (["digits", "--estimator", "cd", "--chains", "5"], "--chains: has a meaning only with"),
         (["digits", "--hidden", "8", "4"], "--hidden: expected one number for an RBM, got 8 4; deep is --model dbm"),
         (["digits", "--iterations", "5", "--pretraining-epochs", "1"], "--pretraining-epochs, --iterations: not for"),

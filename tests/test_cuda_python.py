@@ -519,5 +519,5 @@ def test_a_lack_of_memory_is_an_error_that_destroys_nothing(gpu: Gpu, monkeypatc
 
 
 def test_other_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"weights\[0\]: bm_fast runs on the CPU and on CUDA devices, got a .* meta"):
+    with pytest.raises(ValueError, match=r"biases\[0\]: bm_fast runs on the CPU and on CUDA devices, got a .* meta"):
         Machine.build(chain_graph((2, 2)), [torch.zeros(2, 2, device="meta")], [torch.zeros(2, device="meta")] * 2)
