@@ -148,6 +148,14 @@ def test_the_picture_has_test_images_above_samples_of_each_model(runs, tmp_path,
     torch.testing.assert_close(drawn["tiny"], rbm.visible_means(chains.layers[1]))
 
 
+def test_there_are_no_more_samples_than_test_images(runs, tmp_path, capsys):
+    options = [*QUICK, "--rows", "3", "--samples", "4", "--output", tmp_path / "page"]
+    code, result, _ = call(capsys, "compare", runs["rbm"], runs["vae"], *options)
+    assert code == 0
+    assert result["rows"] == 3
+    assert (tmp_path / "page" / "samples.png").exists()
+
+
 def test_an_estimate_that_cannot_be_trusted_is_named(runs, tmp_path, capsys):
     options = [*QUICK, "--rounds", "4", "--ladders", "2", "--data", "digits"]
     code, result, errors = call(capsys, "compare", runs["wide"], runs["rbm"], *options, "--output", tmp_path / "page")

@@ -91,7 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=whole(1), default=2000, metavar="N", help="rounds of tempering (RBM, DBM; default: 2000)"
     )
-    parser.add_argument("--samples", type=whole(1, 40), default=12, metavar="N", help="of each model (default: 12)")
+    parser.add_argument(
+        "--samples",
+        type=whole(1, 40),
+        default=12,
+        metavar="N",
+        help="of each model, at most as many as images (default: 12)",
+    )
     parser.add_argument(
         "--sweeps", type=whole(1), default=1000, metavar="N", help="from fair coins to a sample (default: 1000)"
     )
@@ -132,8 +138,9 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         "models": measured,
     }
     if dataset.shape is not None:
-        shown = {"data": dataset.split("test")[rows[: options.samples]].float()}
-        shown |= {c.name: samples(c.model, options.samples, options.sweeps, options.seed) for c in contenders}
+        n_samples = min(options.samples, len(images))  # the picture has as many of each model as test images
+        shown = {"data": dataset.split("test")[rows[:n_samples]].float()}
+        shown |= {c.name: samples(c.model, n_samples, options.sweeps, options.seed) for c in contenders}
         with output.writing(PICTURE) as path:
             plots.save(plots.labelled_rows(shown, dataset.shape, title="Test images, and samples of each model"), path)
     with output.writing(PAGE) as path:

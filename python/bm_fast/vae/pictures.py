@@ -52,8 +52,7 @@ def latent_plane(model: VAE, shape: tuple[int, int], n: int = 20) -> Figure:
     """What a model with two units in its top layer draws over their plane: n x n images by ``decode``.
 
     The coordinates are the quantiles Φ⁻¹((i + ½) / n) of p(hᴸ), so that equal parts of the picture are equally probable
-    under it. Unit 0 grows to the right, unit 1 upwards, as in ``latent_map``. Source: Kingma and Welling (2014),
-    appendix A.
+    under it. Unit 0 grows to the right, unit 1 upwards. Source: Kingma and Welling (2014), appendix A.
     """
     count("n", n)
     if model.latents[-1] != 2:
