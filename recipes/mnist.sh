@@ -22,9 +22,18 @@ esac
 run="runs/mnist-$recipe"
 results="recipes/results/mnist-$recipe"
 mkdir -p recipes/results
-bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 --output "$run" --json "$@" >"$results.train.json"
-bm-fast evaluate "$run" --output "$run/evaluation" --json >"$results.evaluate.json"
+
+# An older result stays unless there is a new one.
+record() {
+    local file="$1" found
+    shift
+    found=$("$@") || { local code=$? && echo "$found" && exit "$code"; }
+    echo "$found" >"$file"
+}
+
+record "$results.train.json" bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 --output "$run" --json "$@"
+record "$results.evaluate.json" bm-fast evaluate "$run" --output "$run/evaluation" --json
 if [ "$recipe" != hidden20 ]; then
-    bm-fast evaluate "$run" --method bracket --runs 64 --output "$run/bracket" --json >"$results.bracket.json"
+    record "$results.bracket.json" bm-fast evaluate "$run" --method bracket --runs 64 --output "$run/bracket" --json
 fi
 bm-fast sample "$run" --output "$run/samples"
