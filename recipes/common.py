@@ -7,13 +7,13 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bm_fast import RBM
@@ -28,7 +28,6 @@ from bm_fast.training import (
     Trainer,
     UpDown,
     lift,
-    robbins_monro,
 )
 
 FOLDER = Path(__file__).parent
@@ -45,20 +44,20 @@ def fit(
     rate: float,
     weight_decay: float,
     centred: bool,
-    half_life: float | None = None,
+    schedule: Callable[[Optimizer], LRScheduler] | None = None,
     validation: Tensor | None = None,
 ) -> History:
     """Trains ``model`` in place, from the checkpoint where there is one; weights alone decay."""
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = SGD([{"params": weights, "weight_decay": weight_decay}, {"params": biases}], lr=rate, momentum=0.5)
-    schedule: LRScheduler | None = None if half_life is None else robbins_monro(optimizer, half_life)
+    scheduler = None if schedule is None else schedule(optimizer)
     history = History()
     callbacks = [history, ProgressBar(), Checkpoint(path)]
     if path.exists():
-        trainer = Trainer.resume(path, model, optimizer, schedule, callbacks)
+        trainer = Trainer.resume(path, model, optimizer, scheduler, callbacks)
     else:
-        trainer = Trainer(model, optimizer, estimator, BATCH, SEED, centred, schedule, callbacks=callbacks)
+        trainer = Trainer(model, optimizer, estimator, BATCH, SEED, centred, scheduler, callbacks=callbacks)
     trainer.fit(train, epochs, validation=validation)
     return history
 

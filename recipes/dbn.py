@@ -21,7 +21,7 @@ from bm_fast import DBN, plots
 from bm_fast.data import load
 from bm_fast.data.dataset import Dataset
 from bm_fast.estimation import ais, base_biases, mean_dbn_bound
-from bm_fast.training import PCD, UpDown
+from bm_fast.training import PCD, UpDown, robbins_monro
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main() -> None:
         rate=recipe.rate,
         weight_decay=recipe.weight_decay,
         centred=True,
-        half_life=recipe.half_life,
+        schedule=lambda optimizer: robbins_monro(optimizer, recipe.half_life),
         validation=dataset.valid,
     )
     tuned = measure(dbn, dataset, binary, recipe)
