@@ -122,6 +122,12 @@ def test_settings_of_the_trainer(arguments, message):
         Trainer(MODEL, torch.optim.Adam(MODEL.parameters()), IWAE(2), **arguments)
 
 
+def test_estimators_without_settings():
+    for estimator, got in ((IWAE, "type"), (lambda model, x: x, "function")):
+        with pytest.raises(ValueError, match=f"estimator: expected a dataclass, whose .* can hold, got {got}"):
+            Trainer(MODEL, torch.optim.Adam(MODEL.parameters()), estimator)
+
+
 def test_parts_that_do_not_belong_together():
     adam = torch.optim.Adam(MODEL.parameters())
     with pytest.raises(ValueError, match="optimizer: expected parameters of model only"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from bm_fast.checkpoints import CheckpointError
 from bm_fast.data import load
 from bm_fast.training import CD, Callback, Checkpoint, EarlyStopping, Evaluate, History, TrainingError
 from bm_fast.training import Trainer as RBMTrainer
-from bm_fast.vae import CIWAE, ELBO, IWAE, PIWAE, VAE, DReG, Trainer, burda_schedule, evaluate
+from bm_fast.vae import CIWAE, ELBO, IWAE, PIWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate
 from vae_exact import linear_gaussian, linear_gaussian_log_likelihood
 
 GREY = load("digits").train[:60]
@@ -30,11 +31,11 @@ def made(estimator=None, **settings):
     return Trainer(model, optimizer, estimator or DReG(4), 25, scheduler=scheduler, **settings)
 
 
-def resumed(path, callbacks=()):
+def resumed(path, callbacks=(), estimator=None):
     model = VAE(64, (6, 3), [[10], [5]], seed=99)
     optimizer = torch.optim.Adam(model.parameters(), lr=77.0)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    return Trainer.resume(path, model, optimizer, scheduler, callbacks)
+    return Trainer.resume(path, model, optimizer, scheduler, callbacks, estimator)
 
 
 def same_parameters(a: VAE, b: VAE) -> bool:
@@ -90,6 +91,52 @@ def test_resumed_training_has_the_same_bits(tmp_path, estimator, mixed_precision
     assert same_parameters(again.model, whole.model)
 
 
+@dataclass(frozen=True)
+class Halved:
+    """An estimator of the user's own: the gradient of IWAE times ``share``."""
+
+    k: int
+    share: float
+
+    @property
+    def n_samples(self) -> int:
+        return self.k
+
+    def backward(self, model, x, generator=None):
+        bounds = model.iwae_bound(x, self.k, generator)
+        (-self.share * bounds.mean()).backward()
+        return bounds.detach()
+
+
+def test_an_estimator_of_ones_own_resumes_to_the_same_bits(tmp_path):
+    path = tmp_path / "run.safetensors"
+    whole, part = made(Halved(3, 0.5)), made(Halved(3, 0.5))
+    whole.fit(GREY, epochs=2)
+    part.fit(GREY, epochs=1)
+    part.save(path)
+    with pytest.raises(CheckpointError, match="trained with Halved, none of ELBO, .*; give an estimator"):
+        resumed(path)
+    with pytest.raises(CheckpointError, match=r"expected the estimator \{'name': 'Halved', 'k': 3, 'share': 0\.5\}, got"):
+        resumed(path, estimator=Halved(3, 0.25))
+    again = resumed(path, estimator=Halved(3, 0.5))
+    again.fit(GREY, epochs=2)
+    assert same_parameters(again.model, whole.model)
+
+
+@pytest.mark.parametrize("estimator", [ELBO(2), STL(2), IWAE(4), DReG(4), PIWAE(2, 2), CIWAE(4, 0.5)], ids=str)
+@pytest.mark.parametrize("frozen", ["recognition.0", "observation", "recognition", "p"])
+def test_parts_may_be_frozen(estimator, frozen):
+    trainer = made(estimator)
+    parts = (trainer.model.priors, trainer.model.observation) if frozen == "p" else (trainer.model.get_submodule(frozen),)
+    for part in parts:
+        part.requires_grad_(False)
+    still = {id(parameter) for part in parts for parameter in part.parameters()}
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.fit(GREY, epochs=1)
+    for old, parameter in zip(before, trainer.model.parameters(), strict=True):
+        assert torch.equal(old, parameter) == (id(parameter) in still)
+
+
 @pytest.mark.parametrize("update", [1, 4, 6])
 def test_ctrl_c_saves_and_goes_on_to_the_same_bits(tmp_path, update):
     path, history = tmp_path / "run.safetensors", History()
@@ -119,6 +166,31 @@ def test_a_bound_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint
         trainer.fit(GREY, epochs=2)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("name", ["recognition.1.log_scale.bias", "observation.output.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path, name, value):
+    path = tmp_path / "run.safetensors"
+    trainer = made(callbacks=[Checkpoint(path)])
+    trainer.fit(GREY, epochs=1)
+    good = path.read_bytes()
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    spoilt = trainer.model.get_parameter(name)
+    spoilt.register_hook(lambda gradient: gradient.flatten().index_fill(0, torch.tensor([1]), value).view_as(gradient))
+    with pytest.raises(TrainingError, match=rf"update 4, epoch 2: the gradient of parameter '{name}' is not finite"):
+        trainer.fit(GREY, epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.update == 3
+    assert path.read_bytes() == good
+
+
+def test_finite_gradients_whose_sum_overflows_are_no_error():
+    trainer = made()
+    weight = trainer.model.observation.output.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    trainer.fit(GREY, epochs=1)
+    assert trainer.update == 3
 
 
 def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bm_fast.arguments import count
 from bm_fast.vae.model import VAE, Form
@@ -145,10 +145,12 @@ class PIWAE(_Groups):
     def backward(self, model: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_w = model.log_weights_and_samples(x, self.n_samples, generator)[0]
         bounds = _bound(log_w)
-        of_q = list(model.recognition.parameters())
-        of_p = [*model.priors.parameters(), *model.observation.parameters()]
-        (-bounds.mean()).backward(inputs=of_p, retain_graph=True)  # type: ignore[no-untyped-call]
-        (-_bound_in_groups(log_w, self.m).mean()).backward(inputs=of_q)  # type: ignore[no-untyped-call]
+        of_q = _trained(model.recognition)
+        of_p = [*_trained(model.priors), *_trained(model.observation)]
+        if of_p:
+            (-bounds.mean()).backward(inputs=of_p, retain_graph=True)  # type: ignore[no-untyped-call]
+        if of_q:
+            (-_bound_in_groups(log_w, self.m).mean()).backward(inputs=of_q)  # type: ignore[no-untyped-call]
         return bounds.detach()
 
 
@@ -178,6 +180,11 @@ def _bound(log_w: Tensor) -> Tensor:
 def _bound_in_groups(log_w: Tensor, m: int) -> Tensor:
     groups = log_w.reshape(m, -1, log_w.shape[1])
     return (groups.logsumexp(1) - math.log(groups.shape[1])).mean(0)
+
+
+def _trained(part: nn.Module) -> list[nn.Parameter]:
+    """Its parameters but for frozen ones."""
+    return [parameter for parameter in part.parameters() if parameter.requires_grad]
 
 
 def _descend(bounds: Tensor) -> Tensor:

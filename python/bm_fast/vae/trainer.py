@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
-from bm_fast import data
+from bm_fast import checkpoints, data
 from bm_fast.arguments import count
+from bm_fast.checkpoints import CheckpointError
 from bm_fast.training.batches import ArrayBatches, Batches, Data, LoaderBatches
 from bm_fast.training.callbacks import Callback
 from bm_fast.training.loop import Loop, TrainingError, check_epochs
@@ -66,6 +67,10 @@ class Trainer(Loop):
         count("batch_size", batch_size)
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, got {seed}")
+        if not is_dataclass(estimator) or isinstance(estimator, type):
+            raise ValueError(
+                f"estimator: expected a dataclass, whose settings a checkpoint can hold, got {type(estimator).__name__}"
+            )
         if binarise not in (None, "dynamic", "none"):
             raise ValueError(f"binarise: expected 'dynamic' or 'none', got {binarise!r}")
         if binarise == "dynamic" and model.visible == "gaussian":
@@ -92,8 +97,8 @@ class Trainer(Loop):
             them with the estimator's number of samples, grey levels binarised once and the samples the same each time.
 
         Ctrl-C finishes the update, lets the callbacks save, and raises KeyboardInterrupt; ``fit`` can then go on. A
-        second Ctrl-C interrupts at once. TrainingError names the update, and the row, whose bound is not finite; that
-        update is not made.
+        second Ctrl-C interrupts at once. TrainingError names the update, and the row whose bound or the parameter whose
+        gradient is not finite; that update is not made.
         """
         check_epochs(epochs)
         grey = self.binarise == "dynamic"
@@ -112,7 +117,7 @@ class Trainer(Loop):
 
     def _step(self, values: Tensor, numbers: Tensor) -> None:
         x = torch.bernoulli(values, generator=self._noise) if self.binarise == "dynamic" else values
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             bounds = self.estimator.backward(self.model, x, self._noise)
         total = float(bounds.sum(dtype=torch.float64))
@@ -122,9 +127,23 @@ class Trainer(Loop):
                 f"update {self.update + 1}, epoch {self.epoch + 1}: the bound of training row {int(numbers[row])} is "
                 f"{float(bounds[row])}; a lower learning rate may help"
             )
+        self._check_gradients()
         self.optimizer.step()
         self._sum, self._rows = self._sum + total, self._rows + len(bounds)
         self._last_batch = x
+
+    def _check_gradients(self) -> None:
+        """TrainingError naming the first parameter whose gradient is not finite."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        # one number of all, for a GPU to hand over; where finite gradients overflow it, the search below finds none
+        if not gradients or math.isfinite(float(torch.stack([gradient.sum() for gradient in gradients]).sum())):
+            return
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                raise TrainingError(
+                    f"update {self.update + 1}, epoch {self.epoch + 1}: the gradient of parameter {name!r} is not "
+                    "finite, though the bounds are; a lower learning rate may help"
+                )
 
     def _measure(self, batches: Batches, validation: Tensor | None) -> dict[str, float]:
         metrics = {"bound": self._sum / self._rows}
@@ -148,7 +167,7 @@ class Trainer(Loop):
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "estimator": {"name": type(self.estimator).__name__, **asdict(cast(Any, self.estimator))},
+            "estimator": _described(self.estimator),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "binarise": self.binarise,
@@ -170,19 +189,35 @@ class Trainer(Loop):
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
         callbacks: Sequence[Callback] = (),
+        estimator: Estimator | None = None,
     ) -> Trainer:
         """Goes on where ``save`` left: same bits as an uninterrupted run with the same data, build and threads.
 
-        model, optimizer, scheduler, callbacks: made as for the first run; their states come from the file. Errors as in
-        ``checkpoints.load``; CheckpointError as well for a file whose model or parts are other ones.
+        model, optimizer, scheduler, callbacks: made as for the first run; their states come from the file.
+        estimator: only where the first run's was one of your own: one made with the same settings.
+
+        Errors as in ``checkpoints.load``; CheckpointError as well for a file whose model or parts are other ones.
         """
         saved, held = cls._read(path, model, optimizer, scheduler, callbacks)
         settings = dict(held["settings"])
-        described = dict(settings.pop("estimator"))
-        estimator = ESTIMATORS[described.pop("name")](**described)
+        kept = settings.pop("estimator")
+        if estimator is None:
+            if kept["name"] not in ESTIMATORS:
+                raise CheckpointError(
+                    f"{os.fspath(path)!r}: trained with {kept['name']}, none of {', '.join(ESTIMATORS)}; give an "
+                    "estimator with the same settings"
+                )
+            estimator = cast(Estimator, ESTIMATORS[kept["name"]](**{k: v for k, v in kept.items() if k != "name"}))
+        elif not checkpoints.same(_described(estimator), kept):
+            raise CheckpointError(f"{os.fspath(path)!r}: expected the estimator {kept}, got {_described(estimator)}")
         trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)
         trainer._restore(saved, held)
         return trainer
+
+
+def _described(estimator: Estimator) -> dict[str, Any]:
+    """What a checkpoint holds of an estimator."""
+    return {"name": type(estimator).__name__, **asdict(cast(Any, estimator))}
 
 
 def burda_schedule(optimizer: Optimizer, epochs: int = 3280) -> LambdaLR:
