@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bm_fast import ops
+from bm_fast.cli.common import commit
 
 PACKAGES = ("bm_fast", "torch", "numpy", "scikit-learn", "rbms", "thrml", "jax")
 MAX_REPETITIONS = 1000
@@ -73,17 +73,10 @@ def environment() -> dict[str, object]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit or "unknown",
+        "commit": commit() or "unknown",
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],

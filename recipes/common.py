@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bm_fast import RBM
+from bm_fast.cli.common import commit
 from bm_fast.model import LayeredModel
 from bm_fast.training import (
     CD,
@@ -89,11 +89,10 @@ def stack(
 
 def write_record(name: str, command: str, began: float, figures: dict[str, Any]) -> Path:
     """Writes ``figures`` and how they came about to ``results/NAME.json``; began: by ``time.monotonic``."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FOLDER)
     record = {
         "command": command,
         "seed": SEED,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "seconds_in_all": round(time.monotonic() - began),
         "processor_seconds_in_all": round(time.process_time()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,30 @@ def test_info_says_what_runs(capsys):
     assert result["torch"] == torch.__version__
     assert main(["info"]) == 0
     assert "instruction set" in capsys.readouterr().out
+
+
+def test_commit_is_that_of_the_checkout_or_the_one_that_was_installed(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(common.bm_fast, "__file__", str(package / "__init__.py"))
+    git("init")
+    assert common.commit() is None  # a package beside somebody's project is not of its commit
+    (package / "commit.txt").write_text("0123456789ab\n")
+    assert common.commit() == "0123456789ab"
+    git("add", "package/__init__.py")
+    git("commit", "-m", "first")
+    head = next((tmp_path / ".git" / "refs" / "heads").iterdir()).read_text()[:12]
+    assert common.commit() == head
+    (package / "__init__.py").write_text("changed = True")
+    assert common.commit() == f"{head}-dirty"
+    (package / "commit.txt").write_text("")
+    monkeypatch.setenv("PATH", "")  # no git at all
+    assert common.commit() is None
 
 
 def test_bench_says_where_the_benchmark_is_when_it_is_not_installed(tmp_path, capsys, monkeypatch):

@@ -268,7 +268,7 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, capsys):
     assert "expected binary visible units, whose likelihoods compare" in error
     (tmp_path / "empty").mkdir()
     error = refused(capsys, tmp_path, runs["rbm"], tmp_path / "empty", code=1)
-    assert f"no checkpoint.safetensors or dbm.safetensors in {tmp_path / 'empty'}" in error
+    assert f"model.safetensors, dbm.safetensors or dbn.safetensors in {tmp_path / 'empty'}" in error
     assert "no checkpoint file" in refused(capsys, tmp_path, runs["rbm"], tmp_path / "none", code=1)
     assert "expected two runs or more" in refused(capsys, tmp_path, runs["rbm"])
     assert "names of their own, got tiny more than once" in refused(capsys, tmp_path, runs["rbm"], runs["rbm"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bm_fast import DBM, RBM, data
+from bm_fast import DBM, DBN, RBM, checkpoints, data
 from bm_fast.cli import main
 from bm_fast.estimation import exact_log_likelihood, exact_log_z, variational_bound
 from bm_fast.training import Callback, ProgressBar, lift, stack_estimator, stitch
@@ -219,6 +219,14 @@ def test_info_describes_machines(deep, trained, tmp_path, capsys):
     assert call(capsys, "info", trained)[1]["model"] == "rbm"
     DBM((5, 4)).save(tmp_path / "model.safetensors")
     assert call(capsys, "info", tmp_path / "model.safetensors")[1]["configuration"] == {}
+    assert call(capsys, "info", tmp_path)[1]["model"] == "dbm"  # a folder without settings, as the demo leaves it
+    DBN((5, 4, 3)).save(tmp_path / "other.safetensors")
+    assert call(capsys, "info", tmp_path / "other.safetensors")[1]["layers"][2] == {"kind": "bernoulli", "units": 3}
+    code, result, _ = call(capsys, "sample", tmp_path / "other.safetensors")
+    assert (code, "holds a belief net, and this command takes" in result["error"]) == (1, True)
+    checkpoints.save(tmp_path / "thing.safetensors", {"thing": 1})
+    code, result, _ = call(capsys, "info", tmp_path / "thing.safetensors")
+    assert (code, "expected a model out of rbm, dbm, dbn, vae, it holds ['thing']" in result["error"]) == (1, True)
     code, result, _ = call(capsys, "info", tmp_path / "none")
     assert code == 1
     assert "no checkpoint file" in result["error"]

@@ -49,7 +49,7 @@ def test_vae_writes_all_that_it_names(tmp_path, capsys):
 
 def test_vae_measures_what_the_library_measures(finished):
     written = json.loads((finished / "evaluation.json").read_text())
-    images = load("digits").binarised(0).split("test")[:30]
+    images = load("digits").binarised(0).split("test")[::10]  # 30 of 300
     found = evaluate(VAE.load(finished / "checkpoint.safetensors"), images, (1, 5, 20))
     assert written["bounds"]["20"]["mean"] == pytest.approx(found.bounds[20].mean)
     assert written["protocol"] == "fixed-sample, seed 0"
@@ -89,7 +89,12 @@ def test_a_fixed_sample_is_the_same_in_every_epoch_and_two_units_have_a_plane(tm
     assert torch.equal(torch.stack(seen[3:]).sum(0), expected)
     assert result["protocol"] == "fixed-sample, seed 0"
     written = json.loads((tmp_path / "run" / "configuration.json").read_text())
-    assert written["data"] == {"name": "digits", "protocol": "fixed-sample, seed 0", "shape": [8, 8]}
+    assert written["data"] == {
+        "name": "digits",
+        "protocol": "fixed-sample, seed 0",
+        "shape": [8, 8],
+        "rows": {"train": 1197, "valid": 300, "test": 300},
+    }
     assert (str(tmp_path / "run" / "latent_plane.png") in result["files"]) == (layers == "8-2")
 
 
@@ -157,6 +162,33 @@ def test_resume_refuses_settings_and_other_folders(tmp_path, capsys, finished):
     code, result, _ = call(capsys, "vae", "--resume", tmp_path)
     assert code == 1
     assert "no configuration.json of an autoencoder" in result["error"]
+
+
+def test_info_describes_an_autoencoder(tmp_path, capsys, finished):
+    code, result, _ = call(capsys, "info", finished)
+    assert code == 0
+    assert result["model"] == "vae"
+    assert result["layers"] == [{"kind": "bernoulli", "units": 64}, {"kind": "gaussian", "units": 4}]
+    assert result["perceptrons"] == [[8]]
+    assert (result["epochs"], result["updates"], result["estimator"]) == (4, 12, {"name": "IWAE", "k": 3})
+    assert result["parameters"] == sum(p.numel() for p in VAE(64, (4,), ((8,),)).parameters())
+    assert main(["info", str(finished)]) == 0
+    shown = capsys.readouterr().out
+    assert "64 bernoulli - 4 gaussian" in shown
+    assert "4 epochs, 12 updates" in shown
+    assert "digits (dynamic): 1,197 train, 300 valid, 300 test" in shown
+    VAE(5, (2,), ((),)).save(tmp_path / "model.safetensors")  # alone: neither training nor settings are known
+    code, result, _ = call(capsys, "info", tmp_path)
+    assert (code, result["configuration"], "epochs" in result) == (0, {}, False)
+    assert main(["info", str(tmp_path)]) == 0
+    assert "linear" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_commands_for_machines_say_what_takes_an_autoencoder(tmp_path, capsys, finished, command):
+    code, result, _ = call(capsys, command, finished, "--output", tmp_path / "out")
+    assert code == 1
+    assert "holds an autoencoder, and this command takes RBMs and DBMs; bm-fast vae --resume" in result["error"]
 
 
 def test_an_older_run_is_not_lost(capsys, finished):

@@ -114,9 +114,11 @@ def test_an_estimator_of_ones_own_resumes_to_the_same_bits(tmp_path):
     whole.fit(GREY, epochs=2)
     part.fit(GREY, epochs=1)
     part.save(path)
-    with pytest.raises(CheckpointError, match="trained with Halved, none of ELBO, .*; give an estimator"):
+    with pytest.raises(CheckpointError, match=r"trained with Halved, none of ELBO, .*; give an estimator"):
         resumed(path)
-    with pytest.raises(CheckpointError, match=r"expected the estimator \{'name': 'Halved', 'k': 3, 'share': 0\.5\}, got"):
+    with pytest.raises(
+        CheckpointError, match=r"expected the estimator \{'name': 'Halved', 'k': 3, 'share': 0\.5\}, got"
+    ):
         resumed(path, estimator=Halved(3, 0.25))
     again = resumed(path, estimator=Halved(3, 0.5))
     again.fit(GREY, epochs=2)
@@ -127,7 +129,9 @@ def test_an_estimator_of_ones_own_resumes_to_the_same_bits(tmp_path):
 @pytest.mark.parametrize("frozen", ["recognition.0", "observation", "recognition", "p"])
 def test_parts_may_be_frozen(estimator, frozen):
     trainer = made(estimator)
-    parts = (trainer.model.priors, trainer.model.observation) if frozen == "p" else (trainer.model.get_submodule(frozen),)
+    parts = (
+        (trainer.model.priors, trainer.model.observation) if frozen == "p" else (trainer.model.get_submodule(frozen),)
+    )
     for part in parts:
         part.requires_grad_(False)
     still = {id(parameter) for part in parts for parameter in part.parameters()}

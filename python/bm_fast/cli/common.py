@@ -27,6 +27,8 @@ from bm_fast.model import BoltzmannModel
 from bm_fast.rbm import RBM
 
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTS = (CHECKPOINT, "model.safetensors", "dbm.safetensors", "dbn.safetensors")
+"""The model in a folder, as ``train`` and ``vae``, the demo and the recipes call it."""
 CONFIGURATION = "configuration.json"
 
 Result = dict[str, Any]
@@ -124,14 +126,20 @@ def version() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout that the package runs from; None for an installed package."""
+    """The git commit of the package, with "-dirty" where files were changed since.
+
+    That of the checkout it runs from; of an installed copy the one it was built from, None where that is not known.
+    """
     folder = Path(bm_fast.__file__).parent
-    for command in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
+    described = None
+    for command in (["ls-files", "--error-unmatch", "__init__.py"], ["describe", "--always", "--dirty", "--abbrev=12"]):
         try:
             done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
-            return None
-    return done.stdout.strip()
+            built_from = folder / "commit.txt"
+            return (built_from.read_text().strip() or None) if built_from.is_file() else None
+        described = done.stdout.strip()
+    return described
 
 
 # --- argument types ---------------------------------------------------------------------------------------------------
@@ -204,6 +212,11 @@ def load_data(source: str, protocol: str | None = None) -> Dataset:
     raise UsageError(f"data: expected one of {', '.join(data.NAMES)}, or a path to a .npy or .npz file, got {source!r}")
 
 
+def spread(n: int, of: int) -> Tensor:
+    """Numbers of ``n`` rows at equal distances among ``of``, whose order may say something: by class, or by writer."""
+    return torch.arange(n) * of // n
+
+
 def binary_split(dataset: Dataset, split: str, seed: int) -> tuple[Tensor, str]:
     """0/1 images of a split, and the protocol by which they are binary."""
     images = dataset.split(split)
@@ -228,15 +241,36 @@ class Trained:
         return None if shape is None else (int(shape[0]), int(shape[1]))
 
 
-def load_model(source: str) -> Trained:
-    """From a checkpoint file, or from the folder that ``train`` wrote."""
+def open_checkpoint(source: str) -> tuple[Path, Result]:
+    """Path and content of a checkpoint file, or of the one in the folder of a run."""
     path = Path(source)
-    path = path / CHECKPOINT if path.is_dir() else path
-    held = checkpoints.load(path)
+    if path.is_dir():
+        found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"no {', '.join(CHECKPOINTS[:-1])} or {CHECKPOINTS[-1]} in {path}")
+        path = found
+    return path, checkpoints.load(path)
+
+
+def load_model(source: str) -> Trained:
+    """An RBM or a DBM from a checkpoint file, or from the folder of a run; others are refused with what takes them."""
+    path, held = open_checkpoint(source)
     for kind in (RBM, DBM):
         if kind.name in held:
             return Trained(kind.load(path), path, read_configuration(path.parent))
+    for name, (what, instead) in _OTHER_KINDS.items():
+        if name in held:
+            raise CheckpointError(f"{path} holds {what}, and this command takes RBMs and DBMs; {instead}")
     raise CheckpointError(f"{str(path)!r} holds no rbm and no dbm, only {sorted(held)}")
+
+
+_OTHER_KINDS = {
+    "vae": (
+        "an autoencoder",
+        "bm-fast vae --resume RUN measures and draws that of a run again, bm-fast compare measures any",
+    ),
+    "dbn": ("a belief net", "docs/belief-nets.md says how it is measured and sampled"),
+}
 
 
 def read_configuration(folder: Path) -> Result:

@@ -26,6 +26,7 @@ from bm_fast.cli.common import (
     UsageError,
     binary_split,
     commit,
+    spread,
     version,
     whole,
 )
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     dataset = contenders[0].dataset
     images, protocol = binary_split(dataset, "test", options.seed)
     n_rows = min(options.rows or len(images), len(images))
-    rows = torch.arange(n_rows) * len(images) // n_rows
+    rows = spread(n_rows, len(images))
     images = images[rows].contiguous()
     names = (PAGE, RESULT, *([PICTURE] if dataset.shape else []))
     output = Output(options.output, names, overwrite=options.overwrite)
@@ -238,7 +239,7 @@ def page(result: Result, options: argparse.Namespace, *, picture: bool) -> str:
         "",
         f"Nats per image on {of_all} test images. Training protocol: {result['protocol']['training']}. Test protocol: "
         f"{result['protocol']['test']}; the same binary images for every model. bm_fast {result['version']}"
-        + (f", commit {result['commit'][:7]}." if result["commit"] else "."),
+        + (f", commit {result['commit']}." if result["commit"] else "."),
         "",
         "| run | model | nats | by reverse, forward annealing | L_1 | what it is | parameters | training |",
         "|---|---|---|---|---|---|---|---|",

@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 
 from bm_fast import checkpoints
-from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Console, Result, UsageError, read_configuration
+from bm_fast.cli.common import (
+    CHECKPOINTS,
+    CONFIGURATION,
+    Console,
+    Result,
+    UsageError,
+    open_checkpoint,
+    read_configuration,
+)
 from bm_fast.cli.vae import training_data
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM
@@ -20,7 +28,6 @@ from bm_fast.rbm import RBM
 from bm_fast.training.batches import ArrayBatches
 from bm_fast.vae import VAE
 
-_OTHER_CHECKPOINTS = ("dbm.safetensors",)
 _STACK = "rbm[0-9]*.safetensors"
 """Checkpoints of the machines that a deep one began with, in its folder."""
 
@@ -75,8 +82,7 @@ class Contender:
 
 def load(source: str, data: str | None, console: Console) -> Contender:
     """A run from its folder or checkpoint. UsageError where it cannot be compared, and why."""
-    path = _checkpoint(Path(source))
-    state = checkpoints.load(path)
+    path, state = open_checkpoint(source)
     kinds: dict[str, type[RBM | DBM | VAE]] = {kind.name: kind for kind in (RBM, DBM, VAE)}
     kind = next((kinds[name] for name in kinds if name in state), None)
     if kind is None:
@@ -96,18 +102,8 @@ def load(source: str, data: str | None, console: Console) -> Contender:
     seconds = [_seconds(trainer), *(_seconds(checkpoints.load(part).get("trainer", {})) for part in stack)]
     if stack:
         console.say(f"{path}: its training includes {', '.join(part.name for part in stack)}")
-    name = path.parent.name if path.name in (CHECKPOINT, *_OTHER_CHECKPOINTS) else path.stem
+    name = path.parent.name if path.name in CHECKPOINTS else path.stem
     return Contender(name, path, model, dataset, trainer, sum(seconds), settings.get("epochs"))
-
-
-def _checkpoint(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    paths = [source / name for name in (CHECKPOINT, *_OTHER_CHECKPOINTS)]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"no {' or '.join(path.name for path in paths)} in {source}")
-    return found
 
 
 def _check_rows(path: Path, dataset: Dataset, trained_on: str, *, told: bool, is_vae: bool) -> None:

@@ -1,7 +1,7 @@
-"""Says what runs here, or what a trained machine is.
+"""Says what runs here, or what a trained model is.
 
 Without an argument: version, instruction sets, threads and GPU. With the folder of a training run, or a checkpoint
-file: kind and size of the machine, and the settings and data of the run where they are known.
+file: kind and size of the model (RBM, DBM, belief net or autoencoder), and what is known of its training.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from typing import Any
 import torch
 
 from bm_fast import data, ops
-from bm_fast.cli.common import Console, Result, Trained, commit, load_model, version
+from bm_fast.checkpoints import CheckpointError
+from bm_fast.cli.common import Console, Result, commit, open_checkpoint, read_configuration, version
+from bm_fast.dbm import DBM
+from bm_fast.dbn import DBN
+from bm_fast.model import LayeredModel
+from bm_fast.rbm import RBM
+from bm_fast.vae import VAE
 
 NAME = "info"
-SUMMARY = "version, instruction sets, threads, GPU; or what a trained machine is"
+SUMMARY = "version, instruction sets, threads, GPU; or what a trained model is"
 EXAMPLES = """\
 examples:
   bm-fast info
@@ -34,34 +40,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Result:
-    result, rows = _here() if options.checkpoint is None else _machine(load_model(options.checkpoint))
+    result, rows = _here() if options.checkpoint is None else _model(options.checkpoint)
     for name, value in rows.items():
         console.say(f"{name:16s} {value}")
     return result
 
 
-def _machine(trained: Trained) -> tuple[Result, dict[str, Any]]:
-    model, configuration = trained.model, trained.configuration
+def _model(source: str) -> tuple[Result, dict[str, Any]]:
+    path, held = open_checkpoint(source)
+    kinds: tuple[type[LayeredModel | VAE], ...] = (RBM, DBM, DBN, VAE)
+    kind = next((kind for kind in kinds if kind.name in held), None)
+    if kind is None:
+        raise CheckpointError(
+            f"{path}: expected a model out of {', '.join(kind.name for kind in kinds)}, it holds {sorted(held)}"
+        )
+    model, configuration = kind.load(path), read_configuration(path.parent)
+    layers = _layers(model)
     result: Result = {
         "model": model.name,
-        "layers": [{"kind": layer.kind.name.lower(), "units": layer.units} for layer in model.graph.layers],
+        "layers": layers,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "checkpoint": str(trained.path),
+        "checkpoint": str(path),
         "configuration": configuration,
     }
     rows = {
         "model": model.name.upper(),
-        "layers": " - ".join(f"{layer['units']} {layer['kind']}" for layer in result["layers"]),
+        "layers": " - ".join(f"{layer['units']} {layer['kind']}" for layer in layers),
         "parameters": f"{result['parameters']:,}",
-        "checkpoint": trained.path,
+        "checkpoint": path,
     }
+    if isinstance(model, VAE):
+        result["perceptrons"] = model.hidden
+        rows["perceptrons"] = " - ".join("-".join(map(str, sizes)) or "linear" for sizes in model.hidden)
+    if "trainer" in held:
+        epochs, _, updates = held["trainer"]["counts"]
+        result |= {"epochs": epochs, "updates": updates, "estimator": held["trainer"]["settings"]["estimator"]}
+        rows["trained"] = f"{epochs:,} epochs, {updates:,} updates"
     if configuration:
-        data = configuration["data"]
-        sizes = ", ".join(f"{n:,} {split}" for split, n in data["rows"].items())
-        rows["data"] = f"{data['name']} ({data['protocol']}): {sizes}"
-        rows["trained by"] = f"bm_fast {configuration['version']}"
-        rows |= {name.replace("_", " "): value for name, value in configuration["settings"].items() if name != "data"}
+        rows |= {name: value for name, value in _told(configuration).items() if name not in rows}
     return result, rows
+
+
+def _layers(model: LayeredModel | VAE) -> list[Result]:
+    if isinstance(model, VAE):
+        hidden = [{"kind": "gaussian", "units": units} for units in model.latents]
+        return [{"kind": model.visible, "units": model.n_visible}, *hidden]
+    return [{"kind": layer.kind.name.lower(), "units": layer.units} for layer in model.graph.layers]
+
+
+def _told(configuration: Result) -> dict[str, Any]:
+    """What the command that trained has written down; runs of older versions lack some of it."""
+    rows = {"trained by": f"bm_fast {configuration['version']}"}
+    data = configuration.get("data")
+    if data is not None:
+        sizes = ", ".join(f"{n:,} {split}" for split, n in data.get("rows", {}).items())
+        rows["data"] = f"{data['name']} ({data['protocol']})" + (f": {sizes}" if sizes else "")
+    settings = {name.replace("_", " "): value for name, value in configuration["settings"].items()}
+    return settings | rows
 
 
 def _here() -> tuple[Result, dict[str, Any]]:
@@ -77,7 +112,7 @@ def _here() -> tuple[Result, dict[str, Any]]:
     }
     compiled, usable = ", ".join(result["isas_compiled"]), ", ".join(result["isas_usable"])
     rows = {
-        "bm_fast": result["version"] + (f" (commit {result['commit'][:12]})" if result["commit"] else ""),
+        "bm_fast": result["version"] + (f" (commit {result['commit']})" if result["commit"] else ""),
         "python, torch": f"{result['python']}, {result['torch']}",
         "backend": result["backend"],
         "instruction set": f"{result['isa']} (compiled: {compiled}; this processor has: {usable})"

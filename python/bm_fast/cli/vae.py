@@ -32,10 +32,11 @@ from bm_fast.cli.common import (
     load_data,
     read_configuration,
     real,
+    spread,
     version,
     whole,
 )
-from bm_fast.data import NAMES, Dataset
+from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.training import Checkpoint, History, ProgressBar
 from bm_fast.vae import ELBO, IWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate, pictures
 
@@ -105,7 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     setting("--mixed-precision", "train with products in bfloat16", action=argparse.BooleanOptionalAction)
     setting("--seed", "decides initial weights, order, binarisation and samples", type=SEED, metavar="N")
     parser.add_argument("--test-k", type=whole(1), default=5000, help="samples of the evaluation (default: 5000)")
-    parser.add_argument("--test-rows", type=whole(1), metavar="N", help="rows of the evaluation (default: all)")
+    parser.add_argument(
+        "--test-rows", type=whole(1), metavar="N", help="rows of the evaluation, spread over the split (default: all)"
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
     parser.add_argument("--output", metavar="FOLDER", help="folder for the results (default: vae-output)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older run in that folder")
@@ -130,7 +133,12 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         "commit": commit(),
         "torch": torch.__version__,
         "settings": settings,
-        "data": {"name": dataset.name, "protocol": dataset.protocol, "shape": dataset.shape},
+        "data": {
+            "name": dataset.name,
+            "protocol": dataset.protocol,
+            "shape": dataset.shape,
+            "rows": {split: len(dataset.split(split)) for split in SPLITS if getattr(dataset, split) is not None},
+        },
     }
     if not options.resume:
         output.write_json(CONFIGURATION, configuration, [name for name in names if name != CONFIGURATION])
@@ -144,7 +152,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     seconds = time.monotonic() - started
     split = "test" if dataset.test is not None else "train"
     images, protocol = binary_split(dataset, split, seed=0)
-    images = images[: options.test_rows]
+    rows = spread(min(options.test_rows or len(images), len(images)), len(images))
+    images = images[rows]
     ks = sorted({k for k in (1, 5, 50) if k < options.test_k} | {options.test_k})
     found = evaluate(trainer.model, images, ks, progress=True)
     result: Result = {
@@ -167,12 +176,20 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         f"{found.effective_sample_size:.1f} of {options.test_k}"
     )
     output.write_json(RESULT, result)
-    _draw(output, trainer.model, history, dataset, images, split)
+    labels: Tensor | None = getattr(dataset, f"{split}_labels")
+    _draw(output, trainer.model, history, dataset.shape, images, None if labels is None else labels[rows])
     output.announce(console)
     return {**result, "files": output.files}
 
 
-def _draw(output: Output, model: VAE, history: History, dataset: Dataset, images: Tensor, split: str) -> None:
+def _draw(
+    output: Output,
+    model: VAE,
+    history: History,
+    shape: tuple[int, int] | None,
+    images: Tensor,
+    labels: Tensor | None,
+) -> None:
     figures = {}
     series = {
         name: ([row["epoch"] for row in history.rows], [row[key] for row in history.rows])
@@ -181,16 +198,15 @@ def _draw(output: Output, model: VAE, history: History, dataset: Dataset, images
     }
     if series:
         figures[CURVE_PICTURE] = plots.learning_curve({"bound (nats)": series})
-    if dataset.shape is not None:
-        figures["samples.png"] = pictures.samples(model, dataset.shape)
-        figures["reconstructions.png"] = pictures.reconstructions(model, images[:_DRAWN_ROWS], dataset.shape)
-        figures["traversals.png"] = pictures.traversals(model, images[:_MAP_ROWS], dataset.shape)
+    if shape is not None:
+        figures["samples.png"] = pictures.samples(model, shape)
+        figures["reconstructions.png"] = pictures.reconstructions(model, images[:_DRAWN_ROWS], shape)
+        figures["traversals.png"] = pictures.traversals(model, images[:_MAP_ROWS], shape)
         if model.latents[-1] == 2:
-            figures["latent_plane.png"] = pictures.latent_plane(model, dataset.shape)
+            figures["latent_plane.png"] = pictures.latent_plane(model, shape)
     if model.latents[-1] >= 2:
-        rows = images[:_MAP_ROWS]
-        labels: Tensor | None = getattr(dataset, f"{split}_labels")
-        figures["latent_map.png"] = pictures.latent_map(model, rows, None if labels is None else labels[: len(rows)])
+        shown = None if labels is None else labels[:_MAP_ROWS]
+        figures["latent_map.png"] = pictures.latent_map(model, images[:_MAP_ROWS], shown)
     for name, figure in figures.items():
         with output.writing(name) as path:
             plots.save(figure, path)

@@ -67,7 +67,7 @@ class Trainer(Loop):
         count("batch_size", batch_size)
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, got {seed}")
-        if not is_dataclass(estimator) or isinstance(estimator, type):
+        if not is_dataclass(type(estimator)):
             raise ValueError(
                 f"estimator: expected a dataclass, whose settings a checkpoint can hold, got {type(estimator).__name__}"
             )
