@@ -87,16 +87,29 @@ def stack(
     return rbms
 
 
-def write_record(name: str, command: str, began: float, figures: dict[str, Any]) -> Path:
-    """Writes ``figures`` and how they came about to ``results/NAME.json``; began: by ``time.monotonic``."""
+def pictures(name: str) -> Path:
+    """The folder ``results/NAME``, beside the record."""
+    folder = FOLDER / "results" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_record(name: str, command: str, began: float, figures: dict[str, Any], history: History) -> Path:
+    """Writes ``figures``, how they came about, and some twenty epochs of ``history`` to ``results/NAME.json``.
+
+    began: by ``time.monotonic``. The history of joint training has its seconds, over all calls that took part.
+    """
+    step = max(1, len(history.rows) // 20)
+    rows = history.rows[step - 1 :: step]
     record = {
         "command": command,
         "seed": SEED,
         "commit": commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "seconds_in_all": round(time.monotonic() - began),
-        "processor_seconds_in_all": round(time.process_time()),
+        "seconds_of_this_call": round(time.monotonic() - began),
+        "processor_seconds_of_this_call": round(time.process_time()),
         **figures,
+        "history": [{key: float(f"{value:.4g}") for key, value in row.items()} for row in rows],
     }
     path = FOLDER / "results" / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")

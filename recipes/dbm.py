@@ -6,7 +6,7 @@
     python recipes/dbm.py ocr-letters    128-500-1000
 
 Every part is saved in runs/dbm-NAME after each epoch, and the same command goes on where an interrupted one stopped.
-Results go to recipes/results/dbm-NAME.json. The schedule is that of Salakhutdinov and Hinton (2009), shortened.
+Results go to recipes/results/dbm-NAME.json, pictures to the folder of that name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from common import SEED, fit, stack, write_record
+from common import SEED, fit, pictures, stack, write_record
 from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 
@@ -54,22 +54,23 @@ RECIPES = {
 }
 
 
-def draw(dbm: DBM, dataset: Dataset, test: Tensor, run: Path) -> None:
+def draw(dbm: DBM, dataset: Dataset, test: Tensor, folder: Path) -> None:
     """Samples, completions of lower halves, and filters of each layer carried down to the pixels."""
     shape = dataset.shape
     assert shape is not None
     chains = dbm.sample(dbm.chains(100, SEED, test[:100].contiguous()), 1000)
     means = dbm.machine().layer_means(full_update(dbm.graph, 0), chains.layers)
-    plots.save(plots.image_grid(means, shape, title="samples after 1,000 sweeps"), run / "samples.png")
+    plots.save(plots.image_grid(means, shape, title="samples after 1,000 sweeps"), folder / "samples.png")
     known = torch.arange(dataset.n_units) < dataset.n_units // 2
     halves = torch.where(known, test[:10].float(), torch.zeros(()))
     rows = torch.cat([test[:10].float(), halves, dbm.complete(test[:10].contiguous(), known, sweeps=500)])
-    plots.save(plots.image_grid(rows, shape, columns=10, title="case, upper half, completion"), run / "completions.png")
+    figure = plots.image_grid(rows, shape, columns=10, title="case, upper half, completion")
+    plots.save(figure, folder / "completions.png")
     filters = torch.eye(dataset.n_units)
     for level, weight in enumerate(dbm.weights, 1):
         filters = filters @ weight.detach()
         figure = plots.filters(filters, shape, title=f"filters of hidden layer {level}")
-        plots.save(figure, run / f"filters{level}.png")
+        plots.save(figure, folder / f"filters{level}.png")
 
 
 def main() -> None:
@@ -82,7 +83,8 @@ def main() -> None:
         if len(options.epochs) != len(recipe.epochs):
             parser.error(f"--epochs: expected {len(recipe.epochs)} numbers, got {len(options.epochs)}")
         recipe = replace(recipe, epochs=tuple(options.epochs))
-    run = Path("runs") / f"dbm-{options.recipe}"
+    name = f"dbm-{options.recipe}"
+    run = Path("runs") / name
     run.mkdir(parents=True, exist_ok=True)
     dataset = load(recipe.data)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
@@ -107,23 +109,19 @@ def main() -> None:
         schedule=lambda optimizer: PolynomialLR(optimizer, recipe.epochs[-1]),
         validation=None if recipe.with_validation else dataset.valid,
     )
-    trained = time.monotonic() - began
     log_z = ais(dbm, n_runs=100, betas=recipe.n_betas, base=base_biases(dbm, train), seed=SEED, progress=True)
-    bounds = {name: mean_variational_bound(dbm, binary.split(name), log_z) for name in ("train", "test")}
+    bounds = {split: mean_variational_bound(dbm, binary.split(split), log_z) for split in ("train", "test")}
     print(log_z)
-    for name, bound in bounds.items():
-        print(f"bound on the {name} log-likelihood ({binary.protocol}): {bound}")
-    draw(dbm, dataset, test, run)
+    for split, bound in bounds.items():
+        print(f"bound on the {split} log-likelihood ({binary.protocol}): {bound}")
+    draw(dbm, dataset, test, pictures(name))
     figures = {
         "recipe": asdict(recipe),
-        "seconds_of_training_in_this_call": round(trained),
         "protocol": binary.protocol,
         "log_z": str(log_z),
-        "bound": {name: str(bound) for name, bound in bounds.items()},
-        "unconverged": history.rows[-1]["unconverged"] if history.rows else None,
+        "bound": {split: str(bound) for split, bound in bounds.items()},
     }
-    results = write_record(f"dbm-{options.recipe}", f"python recipes/dbm.py {options.recipe}", began, figures)
-    print(f"results in {results}, pictures in {run}")
+    print("results in", write_record(name, f"python recipes/dbm.py {options.recipe}", began, figures, history))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python recipes/dbn.py mnist     784-500-2000, the sizes of Salakhutdinov and Murray (2008)
 
 Every part is saved in runs/dbn-NAME after each epoch, and the same command goes on where an interrupted one stopped.
-Results go to recipes/results/dbn-NAME.json.
+Results go to recipes/results/dbn-NAME.json, pictures to the folder of that name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import SEED, fit, stack, write_record
+from common import SEED, fit, pictures, stack, write_record
 
 from bm_fast import DBN, plots
 from bm_fast.data import load
@@ -56,17 +56,17 @@ def measure(dbn: DBN, dataset: Dataset, binary: Dataset, recipe: Recipe) -> dict
     return figures
 
 
-def draw(dbn: DBN, dataset: Dataset, run: Path) -> None:
+def draw(dbn: DBN, dataset: Dataset, folder: Path) -> None:
     """Samples, and filters of each layer carried down to the pixels by the generative weights."""
     shape = dataset.shape
     assert shape is not None
     chains = dbn.sample(dbn.chains(100, SEED), 5000, progress=True)
     means = dbn.visible_means(chains.layers[1])
-    plots.save(plots.image_grid(means, shape, title="samples after 5,000 sweeps"), run / "samples.png")
+    plots.save(plots.image_grid(means, shape, title="samples after 5,000 sweeps"), folder / "samples.png")
     filters = torch.eye(dataset.n_units)
     for level, weight in enumerate((*dbn.generative_weights, dbn.top.weight), 1):
         filters = filters @ weight.detach()
-        plots.save(plots.filters(filters, shape, title=f"filters of layer {level}"), run / f"filters{level}.png")
+        plots.save(plots.filters(filters, shape, title=f"filters of layer {level}"), folder / f"filters{level}.png")
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
     rbms = stack(recipe.hidden, estimators, dataset.train, recipe.epochs, run, **rates, centred=True)
     dbn = DBN.from_rbms(rbms)
     greedy = measure(dbn, dataset, binary, recipe)
-    fit(
+    history = fit(
         dbn,
         UpDown(estimator),
         dataset.train,
@@ -100,10 +100,9 @@ def main() -> None:
     tuned = measure(dbn, dataset, binary, recipe)
     for stage, figures in (("greedy", greedy), ("fine-tuned", tuned)):
         print(f"{stage}: {figures}")
-    draw(dbn, dataset, run)
+    draw(dbn, dataset, pictures(name))
     figures = {"recipe": asdict(recipe), "protocol": binary.protocol, "greedy": greedy, "fine-tuned": tuned}
-    path = write_record(name, f"python recipes/dbn.py {options.recipe}", began, figures)
-    print(f"results in {path}, pictures in {run}")
+    print("results in", write_record(name, f"python recipes/dbn.py {options.recipe}", began, figures, history))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def test_digits_in_small_and_again_from_their_checkpoints(
         assert records[0][stage] == records[1][stage]
         assert "nats" in records[0][stage]["test"]
     assert records[0]["greedy"] != records[0]["fine-tuned"]
+    assert [row["epoch"] for row in records[0]["history"]] == [1, 2] == [row["epoch"] for row in records[1]["history"]]
     assert records[0]["command"] == "python recipes/dbn.py digits"
-    pictures = {path.name for path in (tmp_path / "runs" / "dbn-digits").glob("*.png")}
+    pictures = {path.name for path in (tmp_path / "results" / "dbn-digits").glob("*.png")}
     assert pictures == {"samples.png", "filters1.png", "filters2.png"}
