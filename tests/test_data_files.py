@@ -113,6 +113,26 @@ def test_no_network(cache):
         files.fetch(published("http://127.0.0.1:9/thing.bin"))
 
 
+def test_a_folder_that_gets_no_file_is_not_left_behind(cache):
+    with pytest.raises(ConnectionError, match=r"thing\.bin is not in .*cache, which is not there, and could not be"):
+        files.fetch(published("http://127.0.0.1:9/thing.bin"))
+    assert not cache.exists()
+    cache.mkdir()
+    with pytest.raises(ConnectionError, match=r"thing\.bin is not in .*cache and could not be"):
+        files.fetch(published("http://127.0.0.1:9/thing.bin"))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_mistyped_folder_is_refused_and_not_made(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("BM_FAST_DATA", str(tmp_path / "dtaa" / "sets"))
+    with pytest.raises(FileNotFoundError, match=r"BM_FAST_DATA: expected a folder.* got '.*sets'; there is no .*dtaa"):
+        files.fetch(published(address + "thing.bin"))
+    assert not (tmp_path / "dtaa").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BM_FAST_DATA", "new")  # in the current folder, which exists
+    assert files.fetch(published(address + "thing.bin")).read_bytes() == CONTENT
+
+
 def test_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("BM_FAST_DATA", str(tmp_path / "file"))

@@ -284,7 +284,7 @@ def spread(n: int, sd: float) -> Tensor:
         (spread(1000, 2.2), "1000 runs are worth .* independent ones"),
         (torch.cat((torch.zeros(9), torch.full((991,), -60.0))), "1000 runs are worth 9.0 independent ones"),
         (torch.cat((torch.zeros(40), torch.full((960,), -60.0))), "1000 runs are worth 40.0 independent ones"),
-        (torch.zeros(5), "5 runs are too few to judge the spread of their weights"),
+        (torch.zeros(5), "5 runs are too few to judge the spread of their weights; use more runs"),
         (torch.zeros(1), "1 runs are too few"),
         (torch.tensor([0.0] * 20 + [math.nan]), "some log weights are not finite"),
         (torch.tensor([0.0] * 20 + [-math.inf]), "some log weights are not finite"),
@@ -296,6 +296,18 @@ def test_verdicts(log_weights: Tensor, reason: str) -> None:
     estimate = AISEstimate.from_log_weights(log_weights.double(), 10)
     assert estimate.trustworthy == (reason == "")
     assert re.match(reason, estimate.reason)
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "cure"),
+    [
+        (spread(12, 0.6), "at least 14 runs, or more betas"),  # a good share of too few runs
+        (torch.cat((torch.zeros(40), torch.full((960,), -60.0))), "more betas or another base"),
+        (torch.cat((torch.zeros(99), torch.tensor([50.0]))), "more betas or another base"),
+    ],
+)
+def test_the_advice_fits_what_is_wrong(log_weights: Tensor, cure: str) -> None:
+    assert AISEstimate.from_log_weights(log_weights.double(), 10).reason.endswith(f"; use {cure}")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import DBM, RBM, Kind
+from bm_fast import DBM, RBM, Kind, MeanFieldNotConverged
 from bm_fast.estimation import ais, base_biases, exact_log_likelihood, exact_log_z, variational_bound
 from bm_fast.mean_field import upward_program
 from bm_fast.program import Input
@@ -65,6 +67,17 @@ def test_classes_have_their_exact_probabilities(units: tuple[int, ...], backend:
     assert (model.predict(v, 300, 1e-6) == p.argmax(1)).float().mean() > (0.99 if len(units) == 2 else 0.85)
     if len(units) == 2:
         torch.testing.assert_close(-model.class_free_energies(v), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ask", [DBM.predict, DBM.label_probabilities, DBM.class_free_energies])
+def test_classes_that_do_not_converge_are_reported_once(ask: Callable[..., Tensor]) -> None:
+    model = labelled((6, 7, 5), sd=2.0)
+    with pytest.warns(MeanFieldNotConverged, match=r"\d+\.\d% of 64 cases") as warned:
+        ask(model, all_states(6), iterations=3, tolerance=1e-6)
+    assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(model, all_states(6), iterations=3, tolerance=0)
 
 
 def test_log_z_and_likelihood_count_the_labels() -> None:
@@ -193,6 +206,10 @@ def test_bad_labels_are_named(bad: str) -> None:
         (lambda: dbm().mean_field(V, labels=torch.zeros(16, dtype=torch.int64)), "model: expected one with labels"),
         (lambda: dbm().labelled_chains(torch.zeros(2, dtype=torch.int64), 0), "model: expected one with labels"),
         (lambda: labelled().labelled_chains(torch.zeros(0, dtype=torch.int64), 0), "n_chains: expected 1 to"),
+        (
+            lambda: labelled().mean_field(V[:0], labels=torch.zeros(0, dtype=torch.int64)),
+            "labels: expected at least one",
+        ),
         (lambda: (m := dbm()).sample(m.chains(2, 0), 1, hold=["labels"]), "hold: no layer 'labels'; the layers are"),
         (lambda: DBM((4, 3), n_classes=1), "units of layer 'labels': expected at least 2 softmax units, got 1"),
         (lambda: DBM((4, 3), Kind.SOFTMAX), "visible: expected BERNOULLI or GAUSSIAN, got SOFTMAX"),

@@ -17,7 +17,7 @@ from bm_fast.checkpoints import CheckpointError
 from bm_fast.estimation import exact_log_z, log_likelihood
 from bm_fast.program import gibbs_program
 from bm_fast.tempering import CoupledTempering, Gibbs, Operator, TemperedTransitions, Tempering, TrajectoryTempering
-from bm_fast.training import PCD, FastPCD, MeanFieldPCD, PersistentChains, Trainer
+from bm_fast.training import PCD, FastPCD, MeanFieldPCD, PersistentChains, Trainer, TrainingError
 from bm_fast.training.deep import DBMLearner
 from enumeration import all_states, enumerate_machine
 
@@ -227,6 +227,13 @@ def test_fast_weights_follow_the_gradient_and_move_the_chains() -> None:
             assert parameter.grad is not None
             fast.mul_(0.9).add_(parameter.grad, alpha=-0.3)
     assert all(torch.equal(a, b) for a, b in zip(estimator.fast, expected, strict=True))
+
+
+def test_fast_weights_that_leave_the_grid_are_named_with_their_rate() -> None:
+    rbm = RBM(8, 4, seed=1)
+    trainer = Trainer(rbm, torch.optim.SGD(rbm.parameters(), lr=0.01), FastPCD(20, rate=1e38), batch_size=8)
+    with pytest.raises(TrainingError, match=r"FastPCD: rate 1e\+38 .* off the integer grid .* a lower rate may help"):
+        trainer.fit(single_flips(8), 5)
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -53,6 +53,8 @@ def labels(
         raise ValueError(f"{name}: expected a torch tensor or a numpy array, got {type(values).__name__}")
     if values.dtype not in (torch.int64, np.int64) or tuple(values.shape) != (n,):
         raise ValueError(f"{name}: expected int64 [{n}], got {values.dtype} {list(values.shape)}")
+    if n < 1:
+        raise ValueError(f"{name}: expected at least one label, got none")
     checked = values.detach() if isinstance(values, Tensor) else torch.from_numpy(values.copy()).to(device)
     if checked.device != device:
         raise ValueError(f"{name}: expected a tensor on {device}, where the model is, got one on {checked.device}")

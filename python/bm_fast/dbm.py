@@ -230,18 +230,27 @@ class DBM(BoltzmannModel):
         Exact for one hidden layer: -log Σ_h exp(-E(v, h, y)). For more of them F_Q(v, y), the bound that mean field
         with the label clamped gives; the other arguments are those of ``mean_field``.
         """
+        return arrays.given_kind(self._class_free_energies(v, iterations, tolerance, damping), v)
+
+    def _class_free_energies(
+        self, v: Tensor | NDArray[np.generic], iterations: int, tolerance: float, damping: float
+    ) -> Tensor:
         n_classes, machine = self._require_labels(), self.machine()
         values = arrays.rows("v", v, self.graph.layers[VISIBLE], self.device)
-        columns = []
+        columns, changes = [], torch.zeros(len(values), device=self.device)
         for y in range(n_classes):
             states = arrays.one_hot(torch.full((len(values),), y, device=self.device), n_classes)
             if len(self.units) == 2:
                 unread = torch.zeros(len(values), self.units[1], dtype=torch.uint8, device=self.device)
                 columns.append(machine.free_energy((full_update(self.graph, 1),), (values, unread, states))[0])
             else:
-                layers = self._infer(machine, values, iterations, tolerance, damping, states).layers
-                columns.append(mean_field.free_energy(machine, layers, (VISIBLE, len(self.units))))
-        return arrays.given_kind(torch.stack(columns, 1), v)
+                top = len(self.units)
+                posterior = mean_field.settle(machine, {VISIBLE: values, top: states}, iterations, tolerance, damping)
+                columns.append(mean_field.free_energy(machine, posterior.layers, (VISIBLE, top)))
+                changes = torch.maximum(changes, posterior.changes)
+        # once in all: a case counts where it did not come to rest beside any one of the classes
+        mean_field.warn_of_unconverged(changes, iterations, tolerance, stacklevel=3)
+        return torch.stack(columns, 1)
 
     def label_probabilities(
         self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
@@ -251,15 +260,15 @@ class DBM(BoltzmannModel):
         Exact for one hidden layer. For more of them each class is judged by its own bound, which costs a mean field for
         every class.
         """
-        energies = self.class_free_energies(v, iterations, tolerance, damping)
-        return arrays.given_kind(torch.softmax(-torch.as_tensor(energies), 1), v)
+        energies = self._class_free_energies(v, iterations, tolerance, damping)
+        return arrays.given_kind(torch.softmax(-energies, 1), v)
 
     def predict(
         self, v: Array, iterations: int = ITERATIONS, tolerance: float = TOLERANCE, damping: float = 0.0
     ) -> Array:
         """The most probable class of each case by ``label_probabilities``, int64 ``[n]``."""
-        energies = self.class_free_energies(v, iterations, tolerance, damping)
-        return arrays.given_kind(torch.as_tensor(energies).argmin(1), v)
+        energies = self._class_free_energies(v, iterations, tolerance, damping)
+        return arrays.given_kind(energies.argmin(1), v)
 
     def labelled_chains(self, labels: Tensor | NDArray[np.generic], seed: int) -> Chains:
         """One chain at sweep 0 for each label, int64 ``[n_chains]``, which its label layer holds.

@@ -112,6 +112,15 @@ def infer(
     Warns with ``MeanFieldNotConverged`` where a tolerance above 0 was not reached; it states the share of the cases.
     stacklevel: whose call the warning shows, as for ``warnings.warn`` in the caller.
     """
+    posterior = settle(machine, given, iterations, tolerance, damping)
+    warn_of_unconverged(posterior.changes, iterations, tolerance, stacklevel + 1)
+    return posterior
+
+
+def settle(
+    machine: Machine, given: dict[int, Tensor], iterations: int, tolerance: float, damping: float = 0.0
+) -> Posterior:
+    """As ``infer``, without its warning."""
     graph = machine.graph
     n = len(next(iter(given.values())))
     layers = [
@@ -123,15 +132,22 @@ def infer(
         program, layers, iterations, start=start, tolerance=tolerance, damping=damping
     )
     converged = changes <= tolerance if tolerance > 0 else torch.zeros_like(changes, dtype=torch.bool)
-    posterior = Posterior(tuple(layers), changes, performed, converged)
-    if tolerance > 0 and posterior.unconverged > 0:
+    return Posterior(tuple(layers), changes, performed, converged)
+
+
+def warn_of_unconverged(changes: Tensor, iterations: int, tolerance: float, stacklevel: int) -> None:
+    """Warns with ``MeanFieldNotConverged`` where cases changed by more than a tolerance above 0 in the last iteration.
+
+    changes: float32 ``[n]``, as a ``Posterior`` has them. stacklevel: as for ``warnings.warn`` in the caller.
+    """
+    moving = 1 - float((changes <= tolerance).float().mean())
+    if tolerance > 0 and moving > 0:
         warnings.warn(
-            f"mean field: {posterior.unconverged:.1%} of {n} cases still changed by more than {tolerance:g} after "
+            f"mean field: {moving:.1%} of {len(changes)} cases still changed by more than {tolerance:g} after "
             f"{iterations} iterations (the largest by {changes.max().item():.2g}); allow more of them, or damp them",
             MeanFieldNotConverged,
             stacklevel=stacklevel + 1,
         )
-    return posterior
 
 
 def free_energy(machine: Machine, layers: Sequence[Tensor], clamped: Collection[int] = (0,)) -> Tensor:

@@ -6,6 +6,7 @@ file is looked for in that folder and in its data set's sub-folder. One that is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -75,16 +76,31 @@ def require(file: File) -> Path:
     return path
 
 
+def _refuse_mistyped() -> None:
+    """FileNotFoundError where ``BM_FAST_DATA`` names a folder in a place that does not exist: most likely a slip.
+
+    A new folder in a place that exists is made, as a cache is.
+    """
+    chosen, folder = os.environ.get("BM_FAST_DATA"), cache_folder()
+    if chosen and not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"BM_FAST_DATA: expected a folder, or a new one in a folder that exists, got {chosen!r}; there is no "
+            f"{folder.absolute().parent}"
+        )
+
+
 def fetch(file: File) -> Path:
     """Path of the verified file, downloaded if it is not there.
 
-    DataError for wrong bytes, PermissionError or another OSError where the folder cannot be written, ConnectionError
-    where no address answers; every message says what to do.
+    FileNotFoundError for a ``BM_FAST_DATA`` in no folder, DataError for wrong bytes, PermissionError or another OSError
+    where the folder cannot be written, ConnectionError where no address answers; every message says what to do.
     """
     path = find(file)
     if path is not None:
         return path
+    _refuse_mistyped()
     folder = cache_folder() / file.folder
+    made = [path for path in (folder, cache_folder()) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -114,7 +130,11 @@ def fetch(file: File) -> Path:
             failures.append(f"{url}: {type(error).__name__}")
         except ValueError as error:
             raise DataError(f"{url}: other bytes than the published ones came; nothing was kept. {error}") from error
+    for path in made:  # a folder that got no file is no use to anyone
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    absent = "" if cache_folder().is_dir() else ", which is not there,"
     raise ConnectionError(
-        f"{file.name} is not in {cache_folder()} and could not be downloaded ({'; '.join(failures)}). "
+        f"{file.name} is not in {cache_folder()}{absent} and could not be downloaded ({'; '.join(failures)}). "
         f"Without a network, put the file into {folder} yourself, or set BM_FAST_DATA to a folder that holds it"
     )

@@ -158,11 +158,14 @@ def _distrust(log_weights: Tensor, effective: float) -> str:
     if not bool(torch.isfinite(log_weights).all()):
         return "some log weights are not finite"
     if n_runs < MIN_EFFECTIVE_SAMPLES:
-        return f"{n_runs} runs are too few to judge the spread of their weights"
+        return f"{n_runs} runs are too few to judge the spread of their weights; use more runs"
     if effective < MIN_EFFECTIVE_SAMPLES or effective < MIN_EFFECTIVE_FRACTION * n_runs:
         share = (log_weights - log_weights.logsumexp(0)).exp().max().item()
+        cure = "more betas or another base"
+        if effective >= MIN_EFFECTIVE_FRACTION * n_runs:  # a fair share of the runs counts, there are just few of them
+            cure = f"at least {math.ceil(MIN_EFFECTIVE_SAMPLES * n_runs / effective)} runs, or more betas"
         return (
             f"{n_runs} runs are worth {effective:.1f} independent ones, and the largest weight makes up {share:.0%} "
-            "of the sum; use more betas or another base"
+            f"of the sum; use {cure}"
         )
     return ""

@@ -183,4 +183,6 @@ def _distrust(report: TemperingReport, overlaps: Tensor, n_groups: int) -> str:
 
 
 def _too_few(n_groups: int) -> str:
-    return "" if n_groups >= _GROUPS else f"{n_groups} parts of the run are too few to measure its error"
+    return (
+        "" if n_groups >= _GROUPS else f"{n_groups} parts of the run are too few to measure its error; use more rounds"
+    )

@@ -22,6 +22,7 @@ from bm_fast.ops import Machine
 from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from bm_fast.rbm import HIDDEN, VISIBLE
 from bm_fast.training.gradient import Block
+from bm_fast.training.loop import TrainingError
 
 _ANY_RBM = chain_graph((1, 1))  # programs name layers and couplings only, so one serves machines of every size
 _HIDDEN_UPDATE = full_update(_ANY_RBM, HIDDEN)
@@ -151,7 +152,13 @@ class FastPCD(Persistent):
         if self.fast:
             weight, *biases = self.fast
             shifted = [bias + fast for bias, fast in zip(parameters.biases, biases, strict=True)]
-            machine = Machine.build(machine.graph, [parameters.weight(0) + weight], shifted, parameters.precisions)
+            try:
+                machine = Machine.build(machine.graph, [parameters.weight(0) + weight], shifted, parameters.precisions)
+            except ValueError as error:
+                raise TrainingError(
+                    f"FastPCD: rate {self.rate:g} took parameters and fast weights together off the integer grid "
+                    f"({error}); a lower rate may help"
+                ) from error
         machine.sweep(_SWEEP, chains, self.sweeps, means={HIDDEN: block.model_means})
 
     @torch.no_grad()
