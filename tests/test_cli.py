@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bm_fast.cli import bench, common, main
+from bm_fast.cli import COMMANDS, bench, common, console, main
 from cli_calls import call
 
 
@@ -38,6 +38,22 @@ def test_wrong_arguments_exit_with_2(arguments, message, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_command_explains_itself(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    top = capsys.readouterr().out
+    for name, summary in COMMANDS.items():
+        assert f"  {name} " in top
+        assert summary.split()[0] in top
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        assert f"usage: bm-fast {name}" in text
+        assert "examples:" in text
+        assert "--json" in text
 
 
 def test_failures_exit_with_1_and_one_line(tmp_path, capsys):
@@ -146,4 +162,4 @@ def test_demo_measures_and_draws_and_may_run_again(hidden, method, tmp_path, cap
 
 def test_plain_json_has_no_infinity():
     given = {"a": float("inf"), 1: [float("nan"), 2.0], "p": Path("x"), "t": (True, None, "s")}
-    assert common.plain(given) == {"a": None, "1": [None, 2.0], "p": "x", "t": [True, None, "s"]}
+    assert console.plain(given) == {"a": None, "1": [None, 2.0], "p": "x", "t": [True, None, "s"]}

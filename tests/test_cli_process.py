@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bm_fast.cli import main
-from bm_fast.cli.common import version
+from bm_fast.cli.console import version
 from bm_fast.rbm import RBM
 
 COMMAND = [sys.executable, "-m", "bm_fast"]
@@ -108,6 +108,17 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
         os.close(writer)
     assert done.returncode == 0, done.stderr
     assert "Broken" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["frobnicate"]])
+def test_what_needs_no_torch_does_not_wait_for_it(arguments):
+    program = (
+        "import sys; from bm_fast.cli import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE).returncode == 0
 
 
 def test_training_interrupted_and_resumed_ends_at_the_same_bits(tmp_path):

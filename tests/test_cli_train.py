@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bm_fast.cli import common, main
+from bm_fast.cli import console, main
 from bm_fast.cli.learning import optimiser
 from bm_fast.cli.train import DEFAULTS
 from bm_fast.data import NAMES
@@ -44,7 +44,7 @@ def test_train_writes_all_that_it_names(tmp_path, capsys):
         "shape": [8, 8],
         "rows": {"train": 1197, "valid": 300, "test": 300},
     }
-    assert configuration["version"] == common.version()
+    assert configuration["version"] == console.version()
     with (tmp_path / "run" / "learning_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]

@@ -76,3 +76,10 @@ def test_command_is_installed() -> None:
     command = Path(sys.executable).with_name("bm-fast")
     done = subprocess.run([str(command), "--version"], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["bm-fast", PROJECT["version"]]
+
+
+def test_the_package_offers_its_names_when_they_are_asked_for() -> None:
+    assert set(bm_fast.__all__) <= set(dir(bm_fast))
+    assert all(getattr(bm_fast, name).__name__ == name for name in bm_fast.__all__)
+    with pytest.raises(AttributeError, match="module 'bm_fast' has no attribute 'RMB'"):
+        bm_fast.RMB  # noqa: B018

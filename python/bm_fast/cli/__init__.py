@@ -9,13 +9,21 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-import torch
+from bm_fast.cli.console import Console, UsageError, emit, plain, version, whole
 
-from bm_fast.cli import bench, compare, demo, evaluate, info, sample, train, vae
-from bm_fast.cli.common import Console, UsageError, emit, plain, version, whole
-
-COMMANDS = (train, sample, evaluate, vae, compare, info, bench, demo)
+COMMANDS = {
+    "train": "train a machine; writes a checkpoint, the learning curve and the configuration",
+    "sample": "draw samples from a trained machine; writes an array and a picture",
+    "evaluate": "log-likelihood of test data with its standard error; exact, or by annealed importance sampling",
+    "vae": "train, measure and draw a variational or importance-weighted autoencoder",
+    "compare": "RBM, DBM, VAE and IWAE side by side: likelihoods on the same test images, training time, samples",
+    "info": "version, instruction sets, threads, GPU; or what a trained model is",
+    "bench": "measure the speed beside other libraries (needs a source checkout)",
+    "demo": "train on handwritten digits, print the test log-likelihood and draw pictures; under a minute",
+}
+"""Each command, a module of this package, and what it does."""
 
 EXAMPLES = """\
 examples:
@@ -29,8 +37,8 @@ Each command explains itself: bm-fast train --help. Files of results go into the
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what could be saved was saved)."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The command line, with the arguments of the chosen command alone: a command loads torch, which takes a second."""
     top = argparse.ArgumentParser(
         prog="bm-fast",
         description="Trains, samples and measures Boltzmann machines.",
@@ -39,14 +47,12 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"bm-fast {version()}")
     commands = top.add_subparsers(metavar="command", required=True)
-    for command in COMMANDS:
-        sub = commands.add_parser(
-            command.NAME,
-            help=command.SUMMARY,
-            description=command.__doc__,
-            epilog=command.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name != chosen:
+            continue
+        command = import_module(f"bm_fast.cli.{name}")
+        sub.description, sub.epilog = command.__doc__, command.EXAMPLES
         command.add_arguments(sub)
         general = sub.add_argument_group("general")
         general.add_argument("--json", action="store_true", help="print one JSON object; all other text goes to stderr")
@@ -58,12 +64,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = next((word for word in given if not word.startswith("-")), None)
     try:
-        options = parser().parse_args(arguments)
+        options = parser(chosen).parse_args(given)
     except SystemExit:
         emit("", sys.stdout, end="")  # a reader of --help may have gone
         raise
     if options.threads is not None:
+        import torch
+
         torch.set_num_threads(options.threads)
     console = Console(options.json)
     try:

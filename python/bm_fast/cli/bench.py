@@ -12,10 +12,8 @@ import sys
 from pathlib import Path
 
 import bm_fast
-from bm_fast.cli.common import Console, Result
+from bm_fast.cli.console import Console, Result
 
-NAME = "bench"
-SUMMARY = "measure the speed beside other libraries (needs a source checkout)"
 EXAMPLES = """\
 examples:
   bm-fast bench                                            everything; about an hour on two cores

@@ -1,19 +1,14 @@
-"""What the commands share: what they print, where they write, and how they find models and data."""
+"""What the commands share: where they write, and how they find models and data."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -21,6 +16,7 @@ from torch import Tensor
 import bm_fast
 from bm_fast import checkpoints, data
 from bm_fast.checkpoints import CheckpointError, replacing
+from bm_fast.cli.console import Console, Result, UsageError, plain
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM
 from bm_fast.model import BoltzmannModel
@@ -30,33 +26,6 @@ CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINTS = (CHECKPOINT, "model.safetensors", "dbm.safetensors", "dbn.safetensors")
 """The model in a folder, as ``train`` and ``vae``, the demo and the recipes call it."""
 CONFIGURATION = "configuration.json"
-
-Result = dict[str, Any]
-"""What a command found, ready for JSON: plain numbers, strings, lists and mappings."""
-
-
-class UsageError(Exception):
-    """The command line asks for something that does not exist or does not fit together; exit code 2."""
-
-
-@dataclass(frozen=True)
-class Console:
-    """Where text goes: to standard output for people, to standard error where that is kept free for JSON."""
-
-    json: bool
-
-    def say(self, text: str = "") -> None:
-        emit(text, sys.stderr if self.json else sys.stdout)
-
-
-def emit(text: str, stream: TextIO, end: str = "\n") -> None:
-    """Prints a line; once the reader has gone (``| head``), text goes nowhere and the work goes on."""
-    try:
-        print(text, file=stream, end=end, flush=True)
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # what the stream still holds is flushed at the end of the process
-        os.close(nowhere)
 
 
 class Output:
@@ -107,24 +76,6 @@ class Output:
         return [str(self.folder / name) for name in self.written]
 
 
-def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: infinities and NaN, which it does not know, become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def version() -> str:
-    try:
-        return metadata.version("bm_fast")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def commit() -> str | None:
     """The git commit of the package, with "-dirty" where files were changed since.
 
@@ -140,53 +91,6 @@ def commit() -> str | None:
             return (built_from.read_text().strip() or None) if built_from.is_file() else None
         described = done.stdout.strip()
     return described
-
-
-# --- argument types ---------------------------------------------------------------------------------------------------
-
-
-def whole(low: int, high: int = 2**31 - 1) -> Any:
-    """Type of an argument that is a whole number in a range."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text!r}")
-        return value
-
-    return parse
-
-
-def real(low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    """Type of an argument that is a finite number of at least ``low`` (or above it) and at most ``high``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and (value > low if above else value >= low) and value <= high):
-            limits = f"{'above' if above else 'of at least'} {low:g}" + (
-                f" and at most {high:g}" if high < math.inf else ""
-            )
-            raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
-        return value
-
-    return parse
-
-
-SEED = whole(0, 2**63 - 1)
-
-
-def image_shape(text: str) -> tuple[int, int]:
-    """Type of an argument like 28x28."""
-    rows, _, columns = text.partition("x")
-    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
-        raise argparse.ArgumentTypeError(f"expected rows x columns, as in 28x28, got {text!r}")
-    return int(rows), int(columns)
 
 
 # --- models and data --------------------------------------------------------------------------------------------------

@@ -18,18 +18,8 @@ import torch
 from torch import Tensor
 
 from bm_fast import plots
-from bm_fast.cli.common import (
-    SEED,
-    Console,
-    Output,
-    Result,
-    UsageError,
-    binary_split,
-    commit,
-    spread,
-    version,
-    whole,
-)
+from bm_fast.cli.common import Output, binary_split, commit, spread
+from bm_fast.cli.console import SEED, Console, Result, UsageError, version, whole
 from bm_fast.cli.contenders import Contender, check_alike, load
 from bm_fast.data import NAMES, Dataset
 from bm_fast.estimation import (
@@ -45,8 +35,6 @@ from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
 from bm_fast.vae import VAE, evaluate
 
-NAME = "compare"
-SUMMARY = "RBM, DBM, VAE and IWAE side by side: likelihoods on the same test images, training time, samples"
 EXAMPLES = """\
 examples:
   bm-fast compare runs/mnist runs/mnist-dbm runs/vae runs/iwae --output comparison

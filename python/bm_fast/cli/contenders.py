@@ -10,15 +10,8 @@ from pathlib import Path
 import torch
 
 from bm_fast import checkpoints
-from bm_fast.cli.common import (
-    CHECKPOINTS,
-    CONFIGURATION,
-    Console,
-    Result,
-    UsageError,
-    open_checkpoint,
-    read_configuration,
-)
+from bm_fast.cli.common import CHECKPOINTS, CONFIGURATION, open_checkpoint, read_configuration
+from bm_fast.cli.console import Console, Result, UsageError
 from bm_fast.cli.vae import training_data
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM

@@ -15,7 +15,8 @@ import warnings
 import torch
 
 from bm_fast import plots
-from bm_fast.cli.common import SEED, Console, Output, Result, binary_split, whole
+from bm_fast.cli.common import Output, binary_split
+from bm_fast.cli.console import SEED, Console, Result, whole
 from bm_fast.cli.learning import CURVE_PICTURE, FILTERS, draw, optimiser
 from bm_fast.cli.sample import snapshots
 from bm_fast.data import Dataset, load
@@ -23,8 +24,6 @@ from bm_fast.estimation import UntrustworthyEstimate, ais, exact_log_z, mean_log
 from bm_fast.rbm import RBM
 from bm_fast.training import PCD, Callback, Evaluate, History, Progress, ProgressBar, Trainer
 
-NAME = "demo"
-SUMMARY = "train on handwritten digits, print the test log-likelihood and draw pictures; under a minute"
 EXAMPLES = """\
 examples:
   bm-fast demo

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from bm_fast import plots
-from bm_fast.cli.common import SEED, Console, Output, Result, UsageError, binary_split, load_data, load_model, whole
+from bm_fast.cli.common import Output, binary_split, load_data, load_model
+from bm_fast.cli.console import SEED, Console, Result, UsageError, whole
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
 from bm_fast.estimation import (
@@ -42,8 +43,6 @@ from bm_fast.mean_field import MeanFieldNotConverged
 from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
 
-NAME = "evaluate"
-SUMMARY = "log-likelihood of test data with its standard error; exact, or by annealed importance sampling"
 EXAMPLES = """\
 examples:
   bm-fast evaluate runs/mnist                              the test split of the data of the run

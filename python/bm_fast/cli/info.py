@@ -15,15 +15,14 @@ import torch
 
 from bm_fast import data, ops
 from bm_fast.checkpoints import CheckpointError
-from bm_fast.cli.common import Console, Result, commit, open_checkpoint, read_configuration, version
+from bm_fast.cli.common import commit, open_checkpoint, read_configuration
+from bm_fast.cli.console import Console, Result, version
 from bm_fast.dbm import DBM
 from bm_fast.dbn import DBN
 from bm_fast.model import LayeredModel
 from bm_fast.rbm import RBM
 from bm_fast.vae import VAE
 
-NAME = "info"
-SUMMARY = "version, instruction sets, threads, GPU; or what a trained model is"
 EXAMPLES = """\
 examples:
   bm-fast info

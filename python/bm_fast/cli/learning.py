@@ -12,7 +12,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import plots
-from bm_fast.cli.common import CHECKPOINT, Console, Output, Result, binary_split
+from bm_fast.cli.common import CHECKPOINT, Output, binary_split
+from bm_fast.cli.console import Console, Result
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM
 from bm_fast.estimation import pseudo_log_likelihood

@@ -17,25 +17,11 @@ from tqdm import tqdm
 
 from bm_fast import plots
 from bm_fast.chains import Chains
-from bm_fast.cli.common import (
-    SEED,
-    Console,
-    Output,
-    Result,
-    Trained,
-    UsageError,
-    binary_split,
-    image_shape,
-    load_data,
-    load_model,
-    real,
-    whole,
-)
+from bm_fast.cli.common import Output, Trained, binary_split, load_data, load_model
+from bm_fast.cli.console import SEED, Console, Result, UsageError, image_shape, real, whole
 from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
 
-NAME = "sample"
-SUMMARY = "draw samples from a trained machine; writes an array and a picture"
 EXAMPLES = """\
 examples:
   bm-fast sample runs/mnist --chains 64 --sweeps 1000 --output samples

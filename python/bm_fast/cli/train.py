@@ -20,29 +20,13 @@ from typing import Any
 
 import torch
 
-from bm_fast.cli.common import (
-    CHECKPOINT,
-    CONFIGURATION,
-    SEED,
-    Console,
-    Output,
-    Result,
-    UsageError,
-    commit,
-    load_data,
-    plain,
-    read_configuration,
-    real,
-    version,
-    whole,
-)
+from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Output, commit, load_data, read_configuration
+from bm_fast.cli.console import SEED, Console, Result, UsageError, plain, real, version, whole
 from bm_fast.cli.learning import CURVE, CURVE_PICTURE, draw, new_model, new_trainer, pretrain
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
 from bm_fast.training import History
 
-NAME = "train"
-SUMMARY = "train a machine; writes a checkpoint, the learning curve and the configuration"
 EXAMPLES = """\
 examples:
   bm-fast train digits --hidden 64 --epochs 50 --output runs/digits

@@ -22,26 +22,18 @@ from bm_fast import plots
 from bm_fast.cli.common import (
     CHECKPOINT,
     CONFIGURATION,
-    SEED,
-    Console,
     Output,
-    Result,
-    UsageError,
     binary_split,
     commit,
     load_data,
     read_configuration,
-    real,
     spread,
-    version,
-    whole,
 )
+from bm_fast.cli.console import SEED, Console, Result, UsageError, real, version, whole
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.training import Checkpoint, History, ProgressBar
 from bm_fast.vae import ELBO, IWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate, pictures
 
-NAME = "vae"
-SUMMARY = "train, measure and draw a variational or importance-weighted autoencoder"
 EXAMPLES = """\
 examples:
   bm-fast vae digits --epochs 50 --output runs/vae-digits                       a minute or two
