@@ -27,6 +27,7 @@ KERNELS = (
     *("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "real_energies.cu", "statistics.cu", "swap.cu"),
     "weights.cu",
 )
+HOPPER_EMULATION = ("cooperative_emulation.cpp", "hopper_emulation.cpp")
 HOPPER_KERNELS = ("hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
 HOST_SOURCES = (  # of the module, with what takes the place of csrc/cuda/device.cpp
     *("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/energy.cpp", "csrc/cuda/launch.cpp"),
@@ -94,7 +95,7 @@ def emulated_module(folder: Path) -> Path:
     compiler = host_compiler()
     binding = (f"-isystem{headers}", f"-isystem{sysconfig.get_path('include')}", "-fvisibility=hidden")
     objects = [compiled(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt/emulation.cpp")]
-    objects.append(compiled(compiler, HOST_FLAGS, ROOT / "csrc/simt/hopper_emulation.cpp"))
+    objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/simt" / name) for name in HOPPER_EMULATION]
     objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in (*KERNELS, *HOPPER_KERNELS)]
     objects += [compiled(compiler, (*HOST_FLAGS, *binding), ROOT / name) for name in HOST_SOURCES]
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"

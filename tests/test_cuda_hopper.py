@@ -36,7 +36,8 @@ from engine_cases import make_machine, tree
 from test_cuda_kernels import random_case
 
 SOURCES = (
-    *("csrc/simt/emulation.cpp", "csrc/simt/hopper_emulation.cpp", "tests/cuda/hopper_runner.cpp"),
+    *("csrc/simt/emulation.cpp", "csrc/simt/hopper_emulation.cpp", "csrc/simt/cooperative_emulation.cpp"),
+    *("tests/cuda/hopper_runner.cpp", "tests/cuda/hopper_checks.cpp"),
     *(f"csrc/cuda/{name}" for name in ("pack.cu", *HOPPER_KERNELS)),
 )
 ORDERS = ("fair", "ahead", "random:1")
@@ -48,11 +49,12 @@ def emulated(folder: Path, sanitizer: str = "plain", change: tuple[str, str, str
     compiler, flags = host_compiler(), HOST_FLAGS
     watched, objects = SANITIZERS[sanitizer], list[Path]()
     for name in SOURCES:
-        source, first = ROOT / name, ()
+        source, first = ROOT / name, tuple[str, ...]()
         if change is not None and name.endswith(change[0]):
             text = source.read_text()
             assert text.count(change[1]) == 1, f"{name}: expected once: {change[1]}"
-            source, first = folder / change[0], (f"-I{folder}",)
+            first = (f"-I{folder}", f"-I{source.parent}")
+            source = folder / change[0]
             source.write_text(text.replace(change[1], change[2]))
         objects.append(compiled(compiler, (*first, *flags, *watched), source))
     program = folder / "runner"

@@ -24,6 +24,8 @@
 namespace simt {
 namespace emulation {
 
+uint32_t (*load_word)(const void*) = nullptr;
+
 constexpr unsigned kWarp = 32, kWarpgroup = 128, kMaxCopies = 256;
 constexpr size_t kStackBytes = 64 * 1024, kMaxSharedBytes = 227 * 1024;  // the largest block of any GPU so far
 
@@ -257,6 +259,9 @@ void push_copy(const Copy& copy) {
   Copy& slot = self.copies[self.end_copy++ % kMaxCopies];
   slot = copy;
   slot.group = self.group;
+  if (!load_word) return;
+  for (int i = 0; i < (copy.bytes + 3) / 4; i++) slot.read[i] = load_word(static_cast<const uint32_t*>(copy.from) + i);
+  slot.from = slot.read;
 }
 
 bool pop_copy(unsigned open, Copy& copy) {

@@ -36,7 +36,12 @@ struct Copy {
   const void* from;
   int bytes;
   unsigned group;
+  uint32_t read[4];  // takes the place of `from` where words are loaded by load_word
 };
+
+// How words of memory are loaded where blocks that run at the same time see each other's stores late; null: as they
+// are.
+extern uint32_t (*load_word)(const void* word);
 
 void push_copy(const Copy& copy);
 bool pop_copy(unsigned open, Copy& copy);  // the oldest one that must have landed when at most `open` groups are open
@@ -71,7 +76,7 @@ SIMT_DEVICE void copy_async16(void* to, const void* from, int bytes) {
   if (bytes < 0 || bytes > 16) emulation::fail("copy_async16: expected 0 to 16 bytes");
   auto* words = static_cast<emulation::Word64*>(to);
   words[0] = words[1] = 0xa5a5a5a5a5a5a5a5u;
-  emulation::push_copy({to, from, bytes, 0});
+  emulation::push_copy({to, from, bytes, 0, {}});
 }
 
 template <int kOpen>
@@ -89,11 +94,16 @@ SIMT_DEVICE void copy_wait() {
 
 SIMT_DEVICE uint32_t load4(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 4 != 0) emulation::fail("load4: the address is no multiple of 4");
-  return *static_cast<const emulation::Word32*>(from);
+  return emulation::load_word ? emulation::load_word(from) : *static_cast<const emulation::Word32*>(from);
 }
 
 SIMT_DEVICE Words4 load16(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulation::fail("load16: the address is no multiple of 16");
+  if (emulation::load_word) {
+    const auto* words = static_cast<const uint32_t*>(from);
+    return {{emulation::load_word(words), emulation::load_word(words + 1), emulation::load_word(words + 2),
+             emulation::load_word(words + 3)}};
+  }
   const auto* words = static_cast<const emulation::Word64*>(from);
   return {{static_cast<uint32_t>(words[0]), static_cast<uint32_t>(words[0] >> 32), static_cast<uint32_t>(words[1]),
            static_cast<uint32_t>(words[1] >> 32)}};

@@ -217,26 +217,30 @@ SIMT_DEVICE void multiply(int32_t (&acc)[n], const uint32_t (&a)[4], uint64_t b,
 }
 
 template <class Arguments>
-void launch_cluster(void (*kernel)(Arguments), const Size& size, unsigned blocks, void* stream,
-                    const Arguments& arguments) {
+void launch_with(const cudaLaunchAttribute& attribute, void (*kernel)(Arguments), const Size& size, void* stream,
+                 const Arguments& arguments, const char* what) {
   check_size(size);
-  if (size.shared_bytes > kPlainSharedBytes)
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size.shared_bytes)),
-        "shared memory of a kernel");
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = blocks;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  allow_shared(reinterpret_cast<const void*>(kernel), size.shared_bytes);
+  cudaLaunchAttribute attributes[] = {attribute};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(size.blocks_x, size.blocks_y);
   config.blockDim = dim3(size.threads);
   config.dynamicSmemBytes = size.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
+  config.attrs = attributes;
   config.numAttrs = 1;
   void* parameters[] = {const_cast<Arguments*>(&arguments)};
-  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), parameters), "launch of a cluster kernel");
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), parameters), what);
+}
+
+template <class Arguments>
+void launch_cluster(void (*kernel)(Arguments), const Size& size, unsigned blocks, void* stream,
+                    const Arguments& arguments) {
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = blocks;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  launch_with(cluster, kernel, size, stream, arguments, "launch of a cluster kernel");
 }
 
 inline int device_attribute(cudaDeviceAttr attribute, const char* what) {

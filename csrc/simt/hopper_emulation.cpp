@@ -15,7 +15,6 @@ namespace {
 
 constexpr uint32_t kFirstAddress = 1024;  // of a block's shared memory; what lies before it is the device's own
 constexpr uint32_t kScrambled = 0x5a5a5a5au;
-constexpr int kMultiprocessors = 8;  // few, so that kernels that fill a device do so with few chains
 
 struct BulkCopy {
   void* to;
@@ -127,7 +126,7 @@ void* in_block(void* here, unsigned rank) {
   const auto offset = static_cast<size_t>(static_cast<unsigned char*>(here) - shared_of(running_block()));
   if (offset >= shared_bytes()) fail("an address outside of the block's shared memory");
   if (rank >= blocks_of_cluster) fail("a block outside of the cluster");
-  return shared_of(rank) + offset;
+  return shared_of(running_block() / blocks_of_cluster * blocks_of_cluster + rank) + offset;
 }
 
 void copy_bulk(void* to, const void* from, int bytes, Barrier* barrier, bool to_all) {
@@ -135,7 +134,7 @@ void copy_bulk(void* to, const void* from, int bytes, Barrier* barrier, bool to_
     fail("copy_bulk: an address is no multiple of 16");
   if (bytes <= 0 || bytes % 16 != 0) fail("copy_bulk: expected a multiple of 16 bytes");
   for (unsigned rank = 0; rank < blocks_of_cluster; rank++) {
-    if (!to_all && rank != running_block()) continue;
+    if (!to_all && rank != cluster_rank()) continue;
     auto* there = static_cast<unsigned char*>(in_block(to, rank));
     in_block(static_cast<unsigned char*>(to) + bytes - 1, rank);
     std::memset(there, 0xa5, static_cast<size_t>(bytes));
@@ -178,13 +177,13 @@ void wait_multiply(unsigned open, int line) {
   meet(Who::kWarp, "multiply_wait", line);  // the products of a whole warp are done, not of a lane
 }
 
-void run_cluster(void (*lane)(const void*), const void* context, const Size& size, unsigned blocks) {
+void run_cluster(void (*lane)(const void*), const void* context, const Size& size, unsigned blocks, unsigned together) {
   if (blocks == 0 || size.blocks_x % blocks != 0)
     throw std::runtime_error("launch: expected whole clusters of " + std::to_string(blocks) + " blocks, got " +
                              std::to_string(size.blocks_x));
   cluster = std::make_unique<Cluster>();
   blocks_of_cluster = blocks;
-  run(lane, context, size, blocks);
+  run(lane, context, size, together);
   for (const auto& [barrier, p] : cluster->barriers)
     if (!p.copies.empty()) {
       std::fprintf(stderr, "simt: the kernel ended with copies that nothing waited for\n");
@@ -202,8 +201,11 @@ void run_cluster(void (*lane)(const void*), const void* context, const Size& siz
 
 using emulation::cluster;
 
-unsigned cluster_rank() { return emulation::running_block(); }
-void sync_cluster(int line) { emulation::meet(emulation::Who::kAll, "sync_cluster", line); }
+unsigned cluster_rank() { return emulation::running_block() % emulation::blocks_of_cluster; }
+void sync_cluster(int line) {
+  using emulation::Who;
+  emulation::meet(emulation::blocks_of_cluster == 1 ? Who::kBlock : Who::kAll, "sync_cluster", line);
+}
 
 void arrive_threads_of(int id, int n) {
   emulation::Named& named = cluster->named[{emulation::running_block(), id}];
@@ -269,10 +271,16 @@ void multiply_commit(int line) {
   cluster->products[emulation::running_lane()].group++;
 }
 
-int multiprocessors() { return emulation::kMultiprocessors; }
-int compute_capability() {
-  const char* chosen = std::getenv("SIMT_COMPUTE_CAPABILITY");
-  return chosen ? static_cast<int>(std::strtol(chosen, nullptr, 10)) : 90;
+namespace {
+
+int chosen_or(const char* variable, int otherwise) {
+  const char* chosen = std::getenv(variable);
+  return chosen ? static_cast<int>(std::strtol(chosen, nullptr, 10)) : otherwise;
 }
+
+}  // namespace
+
+int multiprocessors() { return chosen_or("SIMT_MULTIPROCESSORS", 8); }
+int compute_capability() { return chosen_or("SIMT_COMPUTE_CAPABILITY", 90); }
 
 }  // namespace simt

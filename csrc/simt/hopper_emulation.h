@@ -5,7 +5,8 @@
 //     shows, and leaves scrambled sums until then. Operands in registers that changed before stop the program.
 //   - Where cells lie is taken from the bits of `operand`, as PTX describes them.
 //   - A store to another block lands at once; lanes of all blocks of a cluster run in the order that SIMT_ORDER says.
-//   - The device is of compute capability 9.0, or of SIMT_COMPUTE_CAPABILITY in the environment (80 for 8.0).
+//   - The device is of compute capability 9.0, or of SIMT_COMPUTE_CAPABILITY in the environment (80 for 8.0), and has 8
+//     multiprocessors, or SIMT_MULTIPROCESSORS: few, so that few chains fill it.
 #pragma once
 
 #include <string.h>
@@ -18,7 +19,9 @@ void begin_multiply(int32_t* acc, const uint32_t* a, uint64_t b, unsigned column
 void wait_multiply(unsigned open, int line);
 void copy_bulk(void* to, const void* from, int bytes, Barrier* barrier, bool to_all);
 void* in_block(void* here, unsigned rank);  // the same place in the shared memory of a block of the cluster
-void run_cluster(void (*lane)(const void* context), const void* context, const Size& size, unsigned blocks);
+// blocks of a cluster; and of those that run together, which is more where clusters wait for each other
+void run_cluster(void (*lane)(const void* context), const void* context, const Size& size, unsigned blocks,
+                 unsigned together);
 
 }  // namespace emulation
 
@@ -95,7 +98,7 @@ void launch_cluster(void (*kernel)(Arguments), const Size& size, unsigned blocks
         const Call& c = *static_cast<const Call*>(context);
         c.kernel(c.arguments);
       },
-      &call, size, blocks);
+      &call, size, blocks, blocks);
 }
 
 }  // namespace simt

@@ -124,13 +124,16 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
+inline void allow_shared(const void* kernel, size_t bytes) {
+  if (bytes > kPlainSharedBytes)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "shared memory of a kernel");
+}
+
 template <class Arguments>
 void launch(void (*kernel)(Arguments), const Size& size, void* stream, const Arguments& arguments) {
   check_size(size);
-  if (size.shared_bytes > kPlainSharedBytes)
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size.shared_bytes)),
-        "shared memory of a kernel");
+  allow_shared(reinterpret_cast<const void*>(kernel), size.shared_bytes);
   void* parameters[] = {const_cast<Arguments*>(&arguments)};
   check(cudaLaunchKernel(kernel, dim3(size.blocks_x, size.blocks_y), dim3(size.threads), parameters, size.shared_bytes,
                          static_cast<cudaStream_t>(stream)),

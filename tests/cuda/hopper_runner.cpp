@@ -4,6 +4,7 @@
 //   hopper_runner streamed CASE OUT   the program in the file CASE, a launch for each update; OUT gets the same
 //   hopper_runner choose UNITS OTHER CHAINS   prints the kernel for such a task (cuda/hopper.h)
 //   hopper_runner products            compares the products of a warpgroup with plain loops; 1 where they differ
+//   hopper_runner together            the same for bytes that go round between blocks that run at the same time
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +12,7 @@
 #include "arrays.h"
 #include "cuda/hopper.h"
 #include "cuda/pack.h"
-#include "simt/hopper.h"
+#include "hopper_checks.h"
 
 namespace {
 
@@ -200,80 +201,13 @@ void streamed(Case& c) {
     }
 }
 
-// --- products --------------------------------------------------------------------------------------------------------
-
-struct Products {
-  const uint32_t* a;  // [64][32] bytes
-  const uint32_t* b;  // B transposed [64][32] bytes
-  int32_t* c;         // [64][64]
-};
-
-constexpr int kColumns = 64, kCellsBytes = kColumns * 32;
-
-SIMT_KERNEL void SIMT_BOUNDS(128, 1) products_kernel(SIMT_PARAMETER Products p) {
-  const unsigned thread = simt::thread_x(), row = thread / 32 * 16 + thread % 32 / 4, t = thread % 4;
-  unsigned char* shared = simt::dynamic_shared();
-  auto* barrier = reinterpret_cast<simt::Barrier*>(shared + kCellsBytes);
-  if (thread == 0) {
-    simt::barrier_init(barrier, 1);
-    simt::barriers_ready();
-  }
-  simt::sync_cluster();
-  if (thread == 0) {  // a cell of 8 columns and 16 inputs at a time, as rows of 16 bytes
-    simt::barrier_expect(barrier, kCellsBytes);
-    for (int column = 0; column < kColumns; column++)
-      for (int half = 0; half < 2; half++)
-        simt::copy_bulk(shared + column / 8 * 256 + half * 128 + column % 8 * 16, p.b + column * 8 + half * 4, 16,
-                        barrier);
-  }
-  simt::barrier_wait(barrier, 0);
-  const uint32_t a[4] = {p.a[row * 8 + t], p.a[(row + 8) * 8 + t], p.a[row * 8 + 4 + t], p.a[(row + 8) * 8 + 4 + t]};
-  int32_t c[kColumns / 2] = {}, narrow[3][kColumns / 2] = {};
-  const uint64_t b = simt::operand(shared, 128, 256);
-  simt::multiply_begin();
-  simt::multiply<kColumns>(c, a, b, false);
-  simt::multiply<kColumns>(c, a, b, true);
-  simt::multiply<16>(narrow[0], a, b, false);
-  simt::multiply<32>(narrow[1], a, b, false);
-  simt::multiply<48>(narrow[2], a, b, false);
-  simt::multiply_commit();
-  simt::multiply_wait<0>();
-  simt::settle(c);
-  for (int i = 0; i < 3; i++) {
-    simt::settle(narrow[i]);
-    for (int j = 0; j < kColumns / 2; j++) c[j] += narrow[i][j];
-  }
-  for (unsigned i = 0; i < kColumns / 2; i++) p.c[(row + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + 2 * t + i % 2] = c[i];
-}
-
-int products() {
-  std::vector<uint32_t> a(64 * 8), b(kColumns * 8);
-  uint32_t word = 1;
-  for (auto* operand : {&a, &b})
-    for (uint32_t& value : *operand) value = word = word * 1664525u + 1013904223u;
-  Buffer<uint32_t> a_there(a), b_there(b);
-  Buffer<int32_t> c_there(64 * kColumns);
-  simt::launch_cluster(products_kernel, {1, 1, 128, kCellsBytes + 16}, 1, nullptr,
-                       Products{a_there.data(), b_there.data(), c_there.data()});
-  const std::vector<int32_t> c = c_there.read();
-  int differences = 0;
-  for (int i = 0; i < 64; i++)
-    for (int j = 0; j < kColumns; j++) {
-      int32_t sum = 0;
-      for (int k = 0; k < 32; k++)
-        sum += static_cast<uint8_t>(a[i * 8 + k / 4] >> k % 4 * 8) * static_cast<int8_t>(b[j * 8 + k / 4] >> k % 4 * 8);
-      differences += (5 - j / 16) * sum != c[i * kColumns + j];  // a column of all products, or of fewer
-    }
-  std::printf("products: %d differences\n", differences);
-  return differences != 0;
-}
-
 }  // namespace
 
 int main(int n, char** arguments) {
   try {
     const std::string what = n > 1 ? arguments[1] : "";
     if (what == "products" && n == 2) return products();
+    if (what == "together" && n == 2) return together();
     if (what == "choose" && n == 5) {
       const char* names[] = {"portable", "resident", "streamed"};
       const hopper::Task task{std::atoi(arguments[2]), std::atoi(arguments[3]), std::atoi(arguments[4])};
@@ -286,7 +220,7 @@ int main(int n, char** arguments) {
       write_case(c, arguments[3]);
       return 0;
     }
-    std::fprintf(stderr, "expected: products, choose UNITS OTHER CHAINS, or resident or streamed CASE OUT\n");
+    std::fprintf(stderr, "expected: products, together, choose UNITS OTHER CHAINS, or resident or streamed CASE OUT\n");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
   }
