@@ -1,4 +1,4 @@
-"""What the recipes of deep models share: training that goes on from its checkpoint, stacks of RBMs, records."""
+"""What recipes share: training that goes on from its checkpoint, stacks of RBMs, records."""
 
 from __future__ import annotations
 
@@ -94,6 +94,15 @@ def pictures(name: str) -> Path:
     return folder
 
 
+def provenance(command: str) -> dict[str, Any]:
+    """Where figures come from."""
+    return {
+        "command": command,
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
 def write_record(name: str, command: str, began: float, figures: dict[str, Any], history: History) -> Path:
     """Writes ``figures``, how they came about, and some twenty epochs of ``history`` to ``results/NAME.json``.
 
@@ -102,10 +111,8 @@ def write_record(name: str, command: str, began: float, figures: dict[str, Any],
     step = max(1, len(history.rows) // 20)
     rows = history.rows[step - 1 :: step]
     record = {
-        "command": command,
+        **provenance(command),
         "seed": SEED,
-        "commit": commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "seconds_of_this_call": round(time.monotonic() - began),
         "processor_seconds_of_this_call": round(time.process_time()),
         **figures,

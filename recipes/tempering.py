@@ -1,11 +1,11 @@
 """Transition operators compared: what learning reaches with the same number of Gibbs updates.
 
     python recipes/tempering.py                     all data sets, one seed
-    python recipes/tempering.py bars modes          some of them
-    python recipes/tempering.py bars --seeds 1 2 3
+    python recipes/tempering.py bars modes --seeds 1 2 3
 
 Small machines whose modes are far apart on purpose, and small RBMs on OCR letters and MNIST, all with exact
-likelihoods. Every method makes the same 200 sweeps of a chain per update (tempered transitions 190). Results are joined
+likelihoods. Every method makes the same 200 sweeps of a chain per update (tempered transitions 190; parallel trajectory
+tempering 20 for each machine that it has kept and 20 for the present one, which the record counts). Results are joined
 with those in recipes/results/tempering.json, from which the table and the picture beside it are made.
 """
 
@@ -15,6 +15,8 @@ import argparse
 import itertools
 import json
 import math
+import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import provenance
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,11 +32,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from bm_fast import RBM, plots
 from bm_fast.data import load
 from bm_fast.estimation import exact_log_z, mean_log_likelihood
-from bm_fast.tempering import CoupledTempering, TemperedTransitions, Tempering
+from bm_fast.tempering import CoupledTempering, TemperedTransitions, Tempering, TrajectoryTempering
 from bm_fast.training import PCD, FastPCD, PersistentChains, Trainer
 
 RESULTS = Path(__file__).parent / "results"
 LOOKS = 10
+BELOW = "nats below the optimum"
 
 Estimator = PCD | FastPCD | PersistentChains
 
@@ -43,6 +47,7 @@ METHODS: dict[str, Callable[[float], Estimator]] = {
     "parallel tempering": lambda rate: PersistentChains(20, Tempering(10)),
     "tempered transitions": lambda rate: PersistentChains(10, TemperedTransitions(10)),
     "coupled tempering": lambda rate: PersistentChains(100, CoupledTempering(10)),
+    "trajectory tempering": lambda rate: PersistentChains(20, TrajectoryTempering()),
 }
 
 
@@ -62,7 +67,7 @@ class Task:
     epochs: int
     rate: float
     score: Callable[[RBM], float]
-    unit: str = "nats below the optimum"
+    unit: str = BELOW
 
 
 def all_states(n: int) -> Tensor:
@@ -86,8 +91,10 @@ def bars() -> Task:
 
 
 def shifting() -> Task:
-    cases = torch.stack([torch.arange(12).add(shift).remainder(12) < 4 for shift in range(12)]).to(torch.uint8)
-    return patterns("shifting bars: 4 neighbours of a ring of 12 pixels", cases, 5000, 0.5)
+    """A bar as wide as half a ring: all neighbours differ by four pixels, and opposite bars by all of them."""
+    ring = torch.arange(16)
+    cases = torch.stack([(ring - shift).remainder(16) < 8 for shift in range(0, 16, 2)]).to(torch.uint8)
+    return patterns("shifting bars: 8 of a ring of 16 pixels on, shifted by 2 pixels at a time", cases, 5000, 0.5)
 
 
 def modes() -> Task:
@@ -134,35 +141,51 @@ def learn(task: Task, estimator: Estimator, seed: int) -> dict[str, Any]:
     falling = LambdaLR(optimizer, lambda epoch: min(1.0, (task.epochs - epoch) / (0.6 * task.epochs) + 0.01))
     trainer = Trainer(rbm, optimizer, estimator, task.batch, seed, scheduler=falling)
     looks = sorted({math.ceil(task.epochs * k / LOOKS) for k in range(1, LOOKS + 1)})
-    updates, scores, seconds = [], [], 0.0
+    updates, scores, machines, seconds = [], [], [], 0.0
     for epochs in looks:
         began = time.process_time()
         trainer.fit(task.train, epochs)
         seconds += time.process_time() - began
         updates.append(trainer.update)
         scores.append(round(task.score(rbm), 4))
-    return {"updates": updates, "scores": scores, "cpu_seconds": round(seconds, 1)}
+        if isinstance(estimator, PersistentChains) and isinstance(estimator.operator, TrajectoryTempering):
+            machines.append(len(estimator.operator.kept) + 1)
+    run = {"updates": updates, "scores": scores, "cpu_seconds": round(seconds, 1)}
+    return {**run, "machines": machines} if machines else run
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """The record, its table and its picture."""
     (folder / "tempering.json").write_text(json.dumps(results, indent=1) + "\n")
     lines = [
-        "| data | " + " | ".join(METHODS) + " |",
-        "|---|" + "---|" * len(METHODS),
+        "| data | seeds | " + " | ".join(METHODS) + " |",
+        "|---|---|" + "---:|" * len(METHODS),
     ]
-    panels = {}
+    panels, machines = {}, []
     for held in results.values():
-        cells = []
+        seeds = sorted({seed for runs in held["runs"].values() for seed in runs}, key=int)
+        cells, curves = [], {}
         for method in METHODS:
-            runs = held["runs"].get(method, {}).values()
+            runs = [run for seed in seeds if (run := held["runs"].get(method, {}).get(seed))]
             cells.append(", ".join(f"{run['scores'][-1]:.3f}".replace("-", "−") for run in runs))
-        lines.append(f"| {held['about']}; {held['unit']} | " + " | ".join(cells) + " |")
-        first = {method: next(iter(runs.values())) for method, runs in held["runs"].items()}
-        label = f"{held['about'].split(':')[0].split(',')[0]}: {held['unit']}"
-        panels[label] = {method: (run["updates"], run["scores"]) for method, run in first.items()}
+            machines += [run["machines"][-1] for run in runs if "machines" in run]
+            if runs:
+                middle = [statistics.median(each) for each in zip(*(run["scores"] for run in runs), strict=True)]
+                curves[method] = runs[0]["updates"], middle
+        lines.append(f"| {held['about']}; {held['unit']} | {', '.join(seeds)} | " + " | ".join(cells) + " |")
+        panels[f"{held['about'].split(':')[0].split(',')[0]}: {held['unit']}"] = curves
+    lines += ["", "Every method makes 200 sweeps of a chain per update, tempered transitions 190."]
+    if machines:
+        lines[-1] += (
+            f" Trajectory tempering makes 20 for each machine on its path, which were {min(machines)} to "
+            f"{max(machines)} in the end."
+        )
     (folder / "tempering.md").write_text("\n".join(lines) + "\n")
-    plots.save(plots.learning_curve(panels, x="update"), folder / "tempering.png")
+    figure = plots.learning_curve(panels, x="update")
+    for axes in figure.axes:
+        if axes.get_ylabel().endswith(BELOW):
+            axes.set_yscale("log")
+    plots.save(figure, folder / "tempering.png")
 
 
 def main() -> None:
@@ -177,6 +200,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     record = RESULTS / "tempering.json"
     results = json.loads(record.read_text()) if record.exists() else {}
+    source = provenance(" ".join(["python recipes/tempering.py", *sys.argv[1:]]))  # before results change the files
     for name in options.tasks or TASKS:
         task = TASKS[name]()
         settings = {
@@ -189,7 +213,7 @@ def main() -> None:
         held = results[name] = {**settings, "runs": results.get(name, {}).get("runs", {})}
         for method, seed in itertools.product(options.methods, options.seeds):
             run = learn(task, METHODS[method](task.rate), seed)
-            held["runs"].setdefault(method, {})[str(seed)] = run
+            held["runs"].setdefault(method, {})[str(seed)] = {**run, **source}
             print(f"{name:12s} {method:22s} seed {seed}  {run['scores'][-1]:9.3f} {task.unit}", flush=True)
             write(results, RESULTS)
 

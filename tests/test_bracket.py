@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import DBM, RBM
+from bm_fast import DBM, RBM, Kind
 from bm_fast.estimation import (
     UntrustworthyEstimate,
     estimate_log_likelihood,
     exact_log_likelihood,
     exact_log_z,
     log_likelihood,
+    mean_log_likelihood,
     mean_variational_bound,
 )
 from bm_fast.estimation.bracket import _doubts
@@ -101,6 +103,56 @@ def test_the_bracket_of_a_deep_machine_holds_its_bound(name: str) -> None:
     assert high - low < 0.3
     assert estimate.mean - 4 * estimate.standard_error < float(exact_log_likelihood(built, v, exact_z).mean())
     assert str(estimate).startswith("lower bound -")
+
+
+def test_the_bracket_of_a_machine_with_labels_and_of_one_with_gaussian_units() -> None:
+    """The labels are inferred; both machines are small enough for exact figures."""
+    dbm, v = DBM((6, 5, 4), seed=1, weight_scale=0.8, n_classes=3), all_states(6)
+    estimate = estimate_log_likelihood(dbm, v, rounds=300, seed=1)
+    bound = mean_variational_bound(dbm, v, exact_log_z(dbm)).mean
+    assert estimate.trustworthy, estimate.reason
+    assert estimate.is_bound
+    assert abs(estimate.mean - bound) < 4 * estimate.standard_error < 0.2
+    assert bound < float(exact_log_likelihood(dbm, v, exact_log_z(dbm)).mean())
+    rbm = RBM(6, 4, visible=Kind.GAUSSIAN, seed=1, weight_scale=0.5)
+    x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    estimate = estimate_log_likelihood(rbm, x, rounds=300, seed=1)
+    assert estimate.trustworthy, estimate.reason
+    assert not estimate.is_bound
+    exact = mean_log_likelihood(rbm, x, exact_log_z(rbm)).mean
+    assert abs(estimate.mean - exact) < 4 * estimate.standard_error < 0.2
+
+
+@pytest.mark.parametrize("bias", [0.0, 60.0])
+def test_machines_of_independent_units_are_trusted(bias: float) -> None:
+    """Fair coins, or units that are always on: the energy at the target has one value, and all is known exactly."""
+    rbm = RBM(8, 4, weight_scale=0)
+    with torch.no_grad():
+        rbm.visible_bias.fill_(bias)
+    v, coins = torch.ones(5, 8, dtype=torch.uint8), [torch.zeros(8), torch.zeros(4)]
+    estimate = estimate_log_likelihood(rbm, v, base=coins, rounds=100)
+    assert estimate.trustworthy, estimate.reason
+    assert estimate.mean == pytest.approx(mean_log_likelihood(rbm, v, exact_log_z(rbm)).mean, abs=0.05)
+    assert "the energy at the target never changed" in str(estimate.report)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"v": torch.zeros(0, 4)}, r"v: expected shape \[n, 4\] with n >= 1, got \[0, 4\]"),
+        ({"v": torch.zeros(3, 5)}, r"v: expected shape \[n, 4\]"),
+        ({"v": torch.full((3, 4), 0.5)}, "v: expected 0 or 1 for Bernoulli units"),
+        ({"n_runs": 0}, "n_runs: expected 1 to"),
+        ({"rounds": 1}, "rounds: expected 2 to"),
+        ({"betas": [0.0, 0.6, 0.4, 1.0]}, "betas: expected values that rise from 0 to 1"),
+        ({"betas": 1}, "betas: expected at least 2"),
+        ({"base": [torch.zeros(4)]}, "base: expected one tensor for each of 2 layers, got 1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    given = {"v": torch.zeros(3, 4), "rounds": 20, **arguments}
+    with pytest.raises(ValueError, match=message):
+        estimate_log_likelihood(RBM(4, 3), **given)
 
 
 def test_a_model_and_numpy_cases_are_taken() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,8 +73,9 @@ def test_health_of_chains_that_mix() -> None:
         assert layer.worst_r_hat < 1.1
         assert float(layer.effective_sample_size.min()) > 500
         assert layer.frozen == 0
+        assert layer.stuck == 0
         assert 1 <= layer.autocorrelation < 5
-        assert "NOT" not in str(layer)
+        assert layer.faults == ()
 
 
 def test_health_of_chains_stuck_in_two_modes() -> None:
@@ -85,6 +88,30 @@ def test_health_of_chains_stuck_in_two_modes() -> None:
     assert visible.worst_r_hat > 1.5
     assert "NOT CONVERGED" in str(visible)
     assert float(visible.effective_sample_size.nan_to_num(nan=1e9).min()) < 50
+
+
+def test_health_of_chains_that_all_froze_in_one_state() -> None:
+    """No chain differs from another or from itself earlier, which is no sign of health."""
+    built = Machine.build(chain_graph((5, 3)), [torch.zeros(5, 3)], [torch.full((5,), -60.0), torch.zeros(3)])
+    chains = built.chains(10, seed=1)
+    chains.layers[0].zero_()
+    visible, hidden = chain_health(built, chains)
+    assert visible.stuck == 1
+    assert str(visible) == "visible: all 5 units are frozen; STUCK: 100% of the chains never changed"
+    assert hidden.faults == ()
+
+
+def test_chains_that_are_stuck_apart_and_few_that_are() -> None:
+    """A strong coupling holds a pair of units on in some chains, and off in the others."""
+    built = Machine.build(chain_graph((1, 1)), [torch.full((1, 1), 200.0)], [torch.full((1,), -100.0)] * 2)
+    chains = built.chains(20, seed=1)
+    for layer in chains.layers:
+        layer.zero_()
+        layer[:5] = 1
+    visible, _ = chain_health(built, chains)
+    assert (visible.frozen, visible.stuck, visible.worst_r_hat) == (0, 1, math.inf)
+    assert str(visible).endswith("NOT CONVERGED; STUCK: 100% of the chains never changed")
+    assert replace(visible, stuck=0.1, r_hat=torch.ones(1)).faults == ()
 
 
 # --- ArviZ ------------------------------------------------------------------------------------------------------------

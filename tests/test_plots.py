@@ -103,6 +103,15 @@ def test_learning_curve_draws_every_series(tmp_path):
     figure = plots.learning_curve(panels, title="Learning")
     assert [axes.get_ylabel() for axes in figure.axes] == ["log-likelihood", "gap"]
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[-5.0, -4.0], [-6.0, -5.0]]
+    assert not figure.legends
+    drawn(figure, tmp_path)
+
+
+def test_panels_of_the_same_series_share_a_legend(tmp_path):
+    series = {"plain": ([1, 2], [3.0, 2.0]), "tempered": ([1, 2], [2.0, 1.0])}
+    figure = plots.learning_curve({"bars": series, "modes": series})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "tempered"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
     drawn(figure, tmp_path)
 
 

@@ -76,12 +76,15 @@ def test_stuck_chains_and_large_weights_are_seen() -> None:
     assert "the largest weight is 30" in run(rbm).faults[-1]
 
 
-def test_free_chains_and_those_that_do_not_differ_are_not_stuck() -> None:
+def test_free_chains_are_not_stuck_and_those_that_all_froze_in_one_state_are() -> None:
     assert run(RBM(12, 6, seed=1)).rows[-1]["stuck chains"] == 0
     frozen = RBM(12, 6, seed=1)
     with torch.no_grad():
         frozen.visible_bias.fill_(-40)
-    assert run(frozen).rows[-1]["stuck chains"] == 0
+    report = run(frozen)
+    assert report.rows[0]["stuck chains"] < 0.01  # from fair coins
+    assert report.rows[-1]["stuck chains"] == 1
+    assert "100% of the chains hardly moved" in str(report)
 
 
 def test_every_hidden_layer_of_a_deep_machine_is_looked_at() -> None:

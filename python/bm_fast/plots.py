@@ -82,12 +82,17 @@ def labelled_rows(rows: Mapping[str, Array], shape: tuple[int, int], *, title: s
 def learning_curve(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str = "epoch", title: str = ""
 ) -> Figure:
-    """One panel for each quantity, one line for each series: quantity -> series -> (epochs, values)."""
+    """One panel for each quantity, one line for each series: quantity -> series -> (epochs, values).
+
+    Panels of the same several series share one legend above them.
+    """
     if not panels:
         raise ValueError("panels: expected at least one quantity, got none")
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(4.6 * len(panels), 3.4)
+    names = [list(series) for series in panels.values()]
+    shared = len(panels) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names)
+    figure = _figure(4.6 * len(panels), 3.4 + 0.4 * shared)
     figure.set_layout_engine("constrained")
     for axes, (quantity, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for (name, (epochs, values)), colour in zip(series.items(), _colours(len(series)), strict=True):
@@ -96,7 +101,11 @@ def learning_curve(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(quantity)
         _plain(axes)
-        axes.legend(frameon=False)
+        if not shared:
+            axes.legend(frameon=False)
+    if shared:
+        lines = figure.axes[0].get_lines()
+        figure.legend(lines, names[0], loc="outside upper center", ncols=len(lines), frameon=False)
     figure.suptitle(title)
     return figure
 
@@ -275,7 +284,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _colours(n: int) -> list[str]:
-    return [(_BLUE, _ORANGE, "#4f772d", "#7b2d8b", _GREY)[i % 5] for i in range(n)]
+    return [(_BLUE, _ORANGE, "#4f772d", "#7b2d8b", _GREY, "#b5344a")[i % 6] for i in range(n)]
 
 
 def _columns(n: int, shape: tuple[int, int]) -> int:

@@ -46,8 +46,19 @@ class Enumeration:
             energies -= ((layers[coupling.lower] @ parameters.weight(i).double()) * layers[coupling.upper]).sum(1)
         for layer, bias in zip(layers, parameters.biases, strict=True):
             energies -= layer @ bias.double()
+        return cls._of_energies(graph, states, energies)
+
+    @classmethod
+    def _of_energies(cls, graph: Graph, states: Tensor, energies: Tensor) -> Enumeration:
         log_z = float((-energies).logsumexp(0))
         return cls(graph, states, energies, log_z, (-energies - log_z).exp())
+
+    def tempered(self, beta: float, base: Sequence[Tensor] | None) -> Enumeration:
+        """The distribution ∝ exp(-beta E - (1 - beta) E_base), E_base = -Σ base·h; base None: without that part."""
+        energies = beta * self.energies
+        if base is not None:
+            energies -= (1 - beta) * (self.states.double() @ torch.cat(list(base)).double())
+        return self._of_energies(self.graph, self.states, energies)
 
     def layers(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """The states with these numbers, per layer uint8 ``[n, units]``."""

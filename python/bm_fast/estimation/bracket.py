@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bm_fast.arguments import whole_number
 from bm_fast.arrays import tensor
 from bm_fast.estimation._machine import hidden_layers_are_independent
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
@@ -83,7 +84,7 @@ def estimate_log_likelihood(
     """Mean log p(v) over cases with a bracket, and a verdict on whether to believe it; of any graph.
 
     Where hidden layers are coupled to each other, as in a DBM, log p(v) has no closed form even with log Z, and its
-    ``variational_bound`` takes its place; the result says so in ``is_bound``.
+    ``variational_bound`` takes its place, in which labels are inferred too; the result says so in ``is_bound``.
     Ladders of parallel tempering are adapted, run half of ``rounds`` to forget their start, and then ``rounds`` rounds
     whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine.
     The verdict asks that the three agree within three standard errors, that the bracket is narrower than 1 nat, that
@@ -99,16 +100,17 @@ def estimate_log_likelihood(
     Warns with ``UntrustworthyEstimate`` where the verdict is no.
     """
     machine = as_machine(model)
-    base = base_biases(machine, v) if base is None else list(base)
+    n_runs, rounds = whole_number("n_runs", n_runs, 1, 2**20), whole_number("rounds", rounds, 2, 2**32)
     is_bound = not hidden_layers_are_independent(machine.graph)
     above_log_z = variational_bound if is_bound else log_likelihood
     each = above_log_z(machine, tensor("v", v), 0.0)  # checks v before the long part
+    base = base_biases(machine, v) if base is None else list(base)
     with warnings.catch_warnings():  # all of it is in the verdict
         warnings.simplefilter("ignore", PoorMixing)
         warnings.simplefilter("ignore", UntrustworthyEstimate)
         rungs = adapted_betas(machine, base=base, seed=seed, progress=progress)
         ladders = start(machine, n_runs, rungs, base=base, seed=seed)
-        run(machine, ladders, max(rounds // 2, 1), sweeps=sweeps, progress=progress)
+        run(machine, ladders, rounds // 2, sweeps=sweeps, progress=progress)
         report = run(machine, ladders, rounds, sweeps=sweeps, keep_gaps=True, progress=progress)
         tempered = tempered_log_z(machine, ladders, report)
         # random numbers of their own: ladders and annealing runs of one seed would share them
@@ -142,9 +144,11 @@ def estimate_log_likelihood(
 
 def _doubts(tempered: TemperedLogZ, forward: AISEstimate, reverse: AISEstimate, report: TemperingReport) -> list[str]:
     doubts = list(report.advice)
-    if report.autocorrelation is not None and report.rounds < FEWEST_AUTOCORRELATIONS * report.autocorrelation:
+    # infinite where the energy there has one value only, which is no fault as long as chains travel
+    slow = report.autocorrelation if report.autocorrelation not in (None, math.inf) else None
+    if slow is not None and report.rounds < FEWEST_AUTOCORRELATIONS * slow:
         doubts.append(
-            f"{report.rounds} rounds are few beside an autocorrelation of {report.autocorrelation:.0f} rounds at the "
+            f"{report.rounds} rounds are few beside an autocorrelation of {slow:.0f} rounds at the "
             "target; use more rounds, or more sweeps between swaps"
         )
     for name, estimate in (("tempering", tempered), ("forward annealing", forward), ("reverse annealing", reverse)):

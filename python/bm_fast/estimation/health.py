@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LARGEST_R_HAT = 1.1
 """Split R-hat above which chains still differ from each other, or from themselves earlier."""
 
+MOST_STUCK = 0.1
+"""Share of the chains that may keep all units of a layer as they are, beyond which they are called stuck."""
+
 
 @dataclass(frozen=True)
 class LayerHealth:
@@ -31,6 +34,7 @@ class LayerHealth:
     r_hat: split R-hat of each unit, float64 ``[units]``; NaN for units that never changed.
     effective_sample_size: of each unit's mean over all chains and samples, ``[units]``; NaN likewise.
     frozen: units that had one value in all chains and samples.
+    stuck: share of the chains in which no unit of the layer ever changed, be they all in one state or in many.
     autocorrelation: integrated autocorrelation time of the layer's mean activity, in samples; inf if it never changed.
     """
 
@@ -38,6 +42,7 @@ class LayerHealth:
     r_hat: Tensor
     effective_sample_size: Tensor
     frozen: int
+    stuck: float
     autocorrelation: float
 
     @property
@@ -46,16 +51,26 @@ class LayerHealth:
         moving = self.r_hat[~self.r_hat.isnan()]
         return float(moving.max()) if len(moving) else math.nan
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What speaks against the chains; empty where nothing does."""
+        found = []
+        if self.worst_r_hat > LARGEST_R_HAT:
+            found.append("NOT CONVERGED")
+        if self.stuck > MOST_STUCK:
+            found.append(f"STUCK: {self.stuck:.0%} of the chains never changed")
+        return tuple(found)
+
     def __str__(self) -> str:
         moving = self.effective_sample_size[~self.effective_sample_size.isnan()]
-        if not len(moving):
-            return f"{self.name}: all {self.frozen} units are frozen"
-        text = (
-            f"{self.name}: R-hat {self.worst_r_hat:.3f} at worst, effective sample size {float(moving.min()):.0f} at "
-            f"least, {self.frozen} of {len(self.r_hat)} units frozen, autocorrelation of the activity "
-            f"{self.autocorrelation:.1f} samples"
-        )
-        return text if self.worst_r_hat <= LARGEST_R_HAT else f"{text}; NOT CONVERGED"
+        text = f"{self.name}: all {self.frozen} units are frozen"
+        if len(moving):
+            text = (
+                f"{self.name}: R-hat {self.worst_r_hat:.3f} at worst, effective sample size {float(moving.min()):.0f} "
+                f"at least, {self.frozen} of {len(self.r_hat)} units frozen, autocorrelation of the activity "
+                f"{self.autocorrelation:.1f} samples"
+            )
+        return "; ".join([text, *self.faults])
 
 
 def chain_health(model: Model, chains: Chains, n_samples: int = 100, sweeps: int = 1) -> list[LayerHealth]:
@@ -73,10 +88,9 @@ def chain_health(model: Model, chains: Chains, n_samples: int = 100, sweeps: int
     for layer, held in zip(machine.graph.layers, samples, strict=True):
         r_hat = torch.cat([split_r_hat(part) for part in torch.split(held, 64, 2)])
         size = torch.cat([effective_sample_size(part) for part in torch.split(held, 64, 2)])
-        activity = held.mean(2, dtype=torch.float64)
-        health.append(
-            LayerHealth(layer.name, r_hat, size, int(r_hat.isnan().sum()), integrated_autocorrelation(activity))
-        )
+        stuck = float((held == held[0]).all(0).all(1).double().mean())
+        autocorrelation = integrated_autocorrelation(held.mean(2, dtype=torch.float64))
+        health.append(LayerHealth(layer.name, r_hat, size, int(r_hat.isnan().sum()), stuck, autocorrelation))
     return health
 
 

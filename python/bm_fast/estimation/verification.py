@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bm_fast.arguments import count
 from bm_fast.chains import Chains
+from bm_fast.estimation._checks import Check, Fit, chi_squared_tail, dependence, shown, student_tails
 from bm_fast.estimation._enumeration import Enumeration
 from bm_fast.estimation._machine import hidden_layers_are_independent, visible_values
 from bm_fast.estimation._path import AnnealingPath
@@ -27,12 +28,12 @@ from bm_fast.machines import Model, as_machine
 from bm_fast.model import BoltzmannModel
 from bm_fast.ops import Machine
 from bm_fast.program import full_update
-from bm_fast.tempering import Gibbs
+from bm_fast.tempering import Gibbs, Replicas
 
 EXACT = 1e-5
 """Largest error of what should be exact but for float32 rounding, relative to the largest value or 1."""
 
-_FEWEST_EXPECTED = 5.0  # draws of a cell of the χ² test; rarer states are counted together
+_CALLS_AT_REST = 10  # after which chains of an operator's own are looked at, if they began at exact draws
 _SEED = 2**62  # of the exact draws, far from the seeds that users choose
 
 
@@ -52,24 +53,13 @@ class MovesChains(Protocol):
     def advance(self, machine: Machine, chains: Chains) -> None: ...
 
 
-@dataclass(frozen=True)
-class Check:
-    """One comparison with enumeration.
+@runtime_checkable
+class KeepsChains(Protocol):
+    """An operator that moves chains of its own, and copies some of them over those it is given."""
 
-    subject, what: of which part of the machinery, and what about it.
-    evidence: the figures, as text.
-    p_value: probability of so large a deviation by chance if all is right; None where nothing is left to chance.
-    passed: whether the error is within rounding, or the p-value above the level of the test.
-    """
+    def advance(self, machine: Machine, chains: Chains) -> None: ...
 
-    subject: str
-    what: str
-    evidence: str
-    p_value: float | None
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{'ok    ' if self.passed else 'FAILED'}  {self.subject}: {self.what}: {self.evidence}"
+    def replicas(self, machine: Machine) -> Sequence[Replicas]: ...
 
 
 @dataclass(frozen=True)
@@ -115,8 +105,11 @@ def verify(
 
     Model: energies, free energies, conditional means, log Z and log-likelihoods, to rounding.
     Operator: chains that all begin in the least probable state must have reached the machine's distribution after
-        ``n_calls`` calls of ``advance``, and exact draws from it must still have it after one; χ² tests over all
-        states. Default ``tempering.Gibbs()``; any object with such a method will do.
+        ``n_calls`` calls of ``advance``; exact draws from it must still have it after one more, and not depend on where
+        the chains were before they were put there. An operator that moves chains of its own lists them in a method
+        ``replicas`` (``tempering.Replicas``): those of every rung are then put at exact draws, and must have the rung's
+        distribution ten calls later; hold what adapts (``adapt_every=0``, ``rate=0``). χ² tests over all states.
+        Default ``tempering.Gibbs()``; any object with a method ``advance`` will do.
     Estimator of log Z: ``estimator(machine, seed)`` is called ``repeats`` times. (estimate - exact) / standard error
         must be standard normal in mean and spread. Default: AIS with 100 runs over 100 betas.
     Gradient: only where one is given. ``gradient(model, v, seed)`` puts into ``.grad`` an estimate of the gradient of
@@ -143,7 +136,7 @@ def verify(
     if (gradient is None) != (v is None):
         raise ValueError("v: expected the data of the gradient, together with the gradient")
     data = None if v is None else visible_values(machine, v)
-    level = false_alarms / (4 if gradient is None else 5)
+    level = false_alarms / (5 if gradient is None else 6)
     operator, estimator = operator or Gibbs(), estimator or _annealing
     checks = _model_checks(model, machine, truth)
     checks += _operator_checks(operator, machine, truth, n_chains, n_calls, seed, level)
@@ -228,46 +221,69 @@ def _summed_out(truth: Enumeration, layers: Collection[int]) -> Tensor:
 def _operator_checks(
     operator: MovesChains, machine: Machine, truth: Enumeration, n_chains: int, n_calls: int, seed: int, level: float
 ) -> list[Check]:
+    subject = type(operator).__name__
     chains = machine.chains(n_chains, seed)
-    least = truth.layers(truth.p.argmin().expand(n_chains))
-    exact = truth.draw(n_chains, _SEED + seed % _SEED)
-    checks = []
-    # an operator with a state of its own, such as ladders, has come to rest before chains are to stay where they are
-    for start, n, what in (
-        (least, n_calls, f"reaches the machine's distribution in {n_calls} calls from its least probable state"),
-        (exact, 1, "leaves exact draws from it alone"),
-    ):
-        for layer, state in zip(chains.layers, start, strict=True):
-            layer.copy_(state)
-        for _ in range(n):
-            operator.advance(machine, chains)
-        checks.append(_distribution_check(type(operator).__name__, what, truth, chains.layers, level))
-    return checks
+    _put(chains, truth.layers(truth.p.argmin().expand(n_chains)))
+    for _ in range(n_calls):
+        operator.advance(machine, chains)
+    what = f"reaches the machine's distribution in {n_calls} calls from its least probable state"
+    reaches = _fits(subject, what, truth, chains.layers, level)
+    before = tuple(layer.clone() for layer in chains.layers)
+    _put(chains, truth.draw(n_chains, _draw_seed(seed)))
+    if isinstance(operator, KeepsChains):
+        return [reaches, _rungs_check(operator, machine, truth, chains, seed, 2 * level)]
+    operator.advance(machine, chains)
+    left_alone = _fits(subject, "leaves exact draws from it alone", truth, chains.layers, level)
+    r, p = dependence(before, chains.layers)
+    evidence = f"correlation with what was there before is {r:.4f} at most, {shown(p, level)}"
+    if p < level:
+        evidence += "; an operator that moves chains of its own lists them in replicas(machine), see tempering.Replicas"
+    return [reaches, left_alone, Check(subject, "goes on from the states that it is given", evidence, p, p >= level)]
 
 
-def _distribution_check(subject: str, what: str, truth: Enumeration, layers: Sequence[Tensor], level: float) -> Check:
-    """Pearson's χ² test of independent states against the enumerated probabilities."""
-    if any(int(layer.max()) > 1 for layer in layers):
-        return Check(subject, what, "some units are neither 0 nor 1", None, False)
-    n = len(layers[0])
-    expected, order = (n * truth.p).sort()
-    seen = torch.bincount(truth.numbers(layers), minlength=len(truth.p)).double()[order]
-    # the rarest states are one cell, of as many of them as make it large enough itself
-    n_rare = int((expected < _FEWEST_EXPECTED).sum())
-    if n_rare > 0 and float(expected[:n_rare].sum()) < _FEWEST_EXPECTED:
-        n_rare += 1
-    if n_rare > 0:
-        expected, seen = (torch.cat([cells[:n_rare].sum()[None], cells[n_rare:]]) for cells in (expected, seen))
-    if len(expected) < 2:
-        raise ValueError(f"n_chains: expected so many that two states at least are seen often, got {n}")
-    chi_squared = float(((seen - expected).square() / expected).sum())
-    freedom = len(expected) - 1
-    p = _chi_squared_tail(chi_squared, freedom)
-    distance = float((seen - expected).abs().sum()) / (2 * n)
-    evidence = (
-        f"χ² {chi_squared:.1f} with {freedom} degrees of freedom, {_shown(p, level)}; total variation {distance:.4f}"
-    )
-    return Check(subject, what, evidence, p, p >= level)
+def _rungs_check(
+    operator: KeepsChains, machine: Machine, truth: Enumeration, chains: Chains, seed: int, level: float
+) -> Check:
+    """Whether chains of an operator's own, all begun at exact draws from their distributions, still have them later.
+
+    By now the operator has come to rest, so that which of its chains are on which rung is as likely as it should be.
+    """
+    for i, part in enumerate(operator.replicas(machine)):
+        draws = _distribution(part, machine, truth).draw(max(len(part.rows), 1), _draw_seed(seed + 1 + i))
+        for own, drawn in zip(part.chains.layers, draws, strict=True):
+            own[part.rows] = drawn[: len(part.rows)]
+    for _ in range(_CALLS_AT_REST):
+        operator.advance(machine, chains)
+    fits = {"what it copies out": Fit.of(truth, chains.layers)}
+    for part in operator.replicas(machine):
+        states = tuple(own[part.rows] for own in part.chains.layers)
+        fits[part.name] = Fit.of(_distribution(part, machine, truth), states)
+    worst = min(fits, key=lambda name: fits[name].p_value)
+    p = min(1.0, len(fits) * fits[worst].p_value)
+    evidence = f"the worst of {len(fits)} is {worst}, {fits[worst]}; of all {shown(p, level)}"
+    what = f"exact draws on all its rungs are exact after {_CALLS_AT_REST} calls"
+    return Check(type(operator).__name__, what, evidence, p, p >= level)
+
+
+def _distribution(part: Replicas, machine: Machine, truth: Enumeration) -> Enumeration:
+    of_machine = truth if part.machine is machine else Enumeration.of(part.machine.parameters)
+    return of_machine.tempered(part.beta, part.base)
+
+
+def _draw_seed(seed: int) -> int:
+    return _SEED + seed % _SEED
+
+
+def _put(chains: Chains, states: Sequence[Tensor]) -> None:
+    for layer, state in zip(chains.layers, states, strict=True):
+        layer.copy_(state)
+
+
+def _fits(subject: str, what: str, truth: Enumeration, layers: Sequence[Tensor], level: float) -> Check:
+    fit = Fit.of(truth, layers)
+    if fit.freedom == 0:
+        raise ValueError(f"n_chains: expected so many that two states at least are seen often, got {len(layers[0])}")
+    return Check(subject, what, f"{fit} (fails below {level:.1g})", fit.p_value, fit.p_value >= level)
 
 
 def _annealing(machine: Machine, seed: int) -> LogZEstimate:
@@ -293,13 +309,13 @@ def _log_z_checks(
     p = math.erfc(abs(offset) / math.sqrt(2)) if math.isfinite(offset) else 0.0
     mean = (
         f"{repeats} estimates, off by {float(difference.mean()):+.4f} on average, {offset:+.1f} of its standard "
-        f"errors, {_shown(p, level)}"
+        f"errors, {shown(p, level)}"
     )
     squares = float(z.square().sum())
-    exceeding = _chi_squared_tail(squares, repeats) if math.isfinite(squares) else 0.0
+    exceeding = chi_squared_tail(squares, repeats) if math.isfinite(squares) else 0.0
     both = 2 * min(exceeding, 1 - exceeding)
     # errors that are too large are harmless only where there is nothing to measure
-    spread = f"mean square of (estimate - exact) / error {squares / repeats:.2f}, {_shown(both, level)}"
+    spread = f"mean square of (estimate - exact) / error {squares / repeats:.2f}, {shown(both, level)}"
     exact = bool((difference.abs() <= EXACT * max(1.0, abs(truth.log_z))).all())
     return [
         Check(subject, f"log Z {truth.log_z:.4f}", mean, p, p >= level),
@@ -333,26 +349,9 @@ def _gradient_check(
     error = each.std(0) / math.sqrt(repeats)
     t = off / error.clamp(min=EXACT / math.sqrt(repeats))
     worst = int(t.abs().nan_to_num(nan=math.inf).argmax())
-    p = min(1.0, len(exact) * _student_tails(float(t[worst]), repeats - 1))
+    p = min(1.0, len(exact) * student_tails(float(t[worst]), repeats - 1))
     evidence = (
         f"mean of {repeats} estimates, {len(exact)} components, the worst off by {float(off[worst]):+.4f} from "
-        f"{float(exact[worst]):+.4f}, {float(t[worst]):+.1f} of its standard errors, {_shown(p, level)}"
+        f"{float(exact[worst]):+.4f}, {float(t[worst]):+.1f} of its standard errors, {shown(p, level)}"
     )
     return Check(getattr(gradient, "__name__", "gradient"), "gradient of -log p(v)", evidence, p, p >= level)
-
-
-def _chi_squared_tail(value: float, freedom: int) -> float:
-    half = torch.tensor([freedom / 2, value / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(half[0], half[1]))
-
-
-def _student_tails(t: float, freedom: int) -> float:
-    """Two-sided p-value of Student's t, by Wallace's normal approximation (1959), good to some percent far out."""
-    if not math.isfinite(t):
-        return 0.0
-    z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
-    return math.erfc(z / math.sqrt(2))
-
-
-def _shown(p: float, level: float) -> str:
-    return f"p = {p:.2g} (fails below {level:.1g})"

@@ -3,7 +3,7 @@
 from bm_fast.tempering.adaptation import adapted_betas
 from bm_fast.tempering.coupled import CoupledTempering, Walkers
 from bm_fast.tempering.ladders import Ladders, run, start
-from bm_fast.tempering.operators import Gibbs, Operator
+from bm_fast.tempering.operators import Gibbs, Operator, Replicas
 from bm_fast.tempering.parallel import Tempering
 from bm_fast.tempering.report import PoorMixing, TemperingReport, integrated_autocorrelation
 from bm_fast.tempering.trajectory import Trajectory, TrajectoryTempering, run_trajectory, start_trajectory
@@ -15,6 +15,7 @@ __all__ = [
     "Ladders",
     "Operator",
     "PoorMixing",
+    "Replicas",
     "TemperedTransitions",
     "Tempering",
     "TemperingReport",

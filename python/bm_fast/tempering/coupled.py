@@ -14,8 +14,8 @@ from bm_fast.chains import Chains
 from bm_fast.ops import EnergyGap, Machine
 from bm_fast.program import gibbs_program
 from bm_fast.tempering.decisions import chosen
-from bm_fast.tempering.ladders import Betas, ladder_betas
-from bm_fast.tempering.operators import check_continued, refuse_begun
+from bm_fast.tempering.ladders import Betas
+from bm_fast.tempering.operators import BetaOperator, Replicas, check_continued, refuse_begun
 
 _FIRST_WALKER = 2**30
 """Index of the first walker's random numbers beyond that of the first chain's: none are shared."""
@@ -82,7 +82,7 @@ class Walkers:
         return at_target
 
 
-class CoupledTempering:
+class CoupledTempering(BetaOperator):
     """Coupled adaptive simulated tempering (CAST): each chain has a walker, which wanders between temperatures.
 
     A round is ``sweeps`` sweeps of chain and walker and a move of the walker to another rung (``Walkers.step``). A
@@ -117,10 +117,8 @@ class CoupledTempering:
         base: Sequence[Tensor] | None = None,
         rate: float = 0.1,
     ) -> None:
-        self.betas = ladder_betas(betas)
-        self.base = None if base is None else tuple(base)
+        super().__init__(betas, base, sweeps)
         self.rounds = whole_number("rounds", rounds, 1, 2**32)
-        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
         if not 0 <= rate <= 1:
             raise ValueError(f"rate: expected 0 to 1, got {rate}")
         self.rate = rate
@@ -148,15 +146,14 @@ class CoupledTempering:
                 walkers.copy_(torch.where(meets, mine, walkers))
             chains.sweep, self.walkers = slow.sweep, fast
 
+    def replicas(self, machine: Machine) -> list[Replicas]:
+        """The walkers that are on each rung now."""
+        held = self.walkers
+        return [] if held is None else self.replicas_on(machine, self.betas, held.chains, held.rungs)
+
     def settings(self) -> dict[str, Any]:
         """What the operator was made with."""
-        return {
-            "betas": self.betas,
-            "rounds": self.rounds,
-            "sweeps": self.sweeps,
-            "base": self.base,
-            "rate": self.rate,
-        }
+        return {**super().settings(), "rounds": self.rounds, "rate": self.rate}
 
     def state_dict(self) -> dict[str, Any]:
         """The walkers, with their weights."""

@@ -177,7 +177,10 @@ def ladder_betas(betas: Betas) -> Tensor:
         if betas < 2:
             raise ValueError(f"betas: expected at least 2 rungs, got {betas}; one rung is plain Gibbs sampling")
         return torch.linspace(0, 1, betas, dtype=torch.float64).float()
-    values = torch.as_tensor(betas).to(torch.float32, copy=True)
+    try:
+        values = torch.as_tensor(betas).to(torch.float32, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"betas: expected a number of rungs or a sequence of betas, got {betas!r}") from error
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(
             f"betas: expected one dimension and at least 2 rungs, got {list(values.shape)}; one rung is plain Gibbs "

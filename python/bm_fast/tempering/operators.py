@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
+
+from torch import Tensor
 
 from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.ops import Machine
 from bm_fast.program import gibbs_program
+from bm_fast.tempering.ladders import Betas, ladder_betas
 
 
 class Operator(Protocol):
@@ -25,6 +29,26 @@ class Operator(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what ``state_dict`` gave."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Chains of an operator's own that should all have one distribution, ∝ exp(-beta E - (1 - beta) E_base).
+
+    An operator that keeps such chains from call to call, and does not start from the states that it is given, lists
+    them in a method ``replicas(machine)``, so that ``estimation.verify`` can start them at exact draws as well.
+
+    name: which ones, for messages.
+    machine, beta, base: what E and E_base = -Σ base·h are; base None: no base.
+    chains, rows: these rows of the operator's chains themselves, int64 ``[n]``; what is written there, it goes on from.
+    """
+
+    name: str
+    machine: Machine
+    beta: float
+    base: tuple[Tensor, ...] | None
+    chains: Chains
+    rows: Tensor
 
 
 class Gibbs:
@@ -47,6 +71,29 @@ class Gibbs:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to take up."""
+
+
+class BetaOperator:
+    """What operators on a ladder of betas have in common.
+
+    betas, base: as for ``tempering.start``. sweeps: at each beta.
+    """
+
+    def __init__(self, betas: Betas, base: Sequence[Tensor] | None, sweeps: int) -> None:
+        self.betas = ladder_betas(betas)
+        self.base = None if base is None else tuple(base)
+        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
+
+    def settings(self) -> dict[str, Any]:
+        """What the operator was made with."""
+        return {"betas": self.betas, "base": self.base, "sweeps": self.sweeps}
+
+    def replicas_on(self, machine: Machine, betas: Tensor, chains: Chains, rungs: Tensor) -> list[Replicas]:
+        """The replicas of each beta, of chains that are each on one of the rungs, ``[n_chains]``."""
+        return [
+            Replicas(f"beta = {beta:.4g}", machine, beta, self.base, chains, (rungs == i).nonzero()[:, 0])
+            for i, beta in enumerate(betas.tolist())
+        ]
 
 
 def refuse_begun(chains: Chains, begins: str) -> NoReturn:

@@ -11,12 +11,12 @@ from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.ops import EnergyGap, Machine, temper
 from bm_fast.tempering.adaptation import equal_rejection
-from bm_fast.tempering.ladders import Betas, Ladders, ladder_betas, start
-from bm_fast.tempering.operators import check_continued, refuse_begun
+from bm_fast.tempering.ladders import Betas, Ladders, start
+from bm_fast.tempering.operators import BetaOperator, Replicas, check_continued, refuse_begun
 from bm_fast.tempering.report import TemperingReport
 
 
-class Tempering:
+class Tempering(BetaOperator):
     """Parallel tempering: each chain is the target of a ladder, whose other rungs the operator keeps.
 
     A call runs ``rounds`` rounds of ``sweeps`` sweeps and one round of swaps. A swap can bring a whole new state to the
@@ -44,10 +44,8 @@ class Tempering:
         base: Sequence[Tensor] | None = None,
         adapt_every: int = 100,
     ) -> None:
-        self.betas = ladder_betas(betas)
-        self.base = None if base is None else tuple(base)
+        super().__init__(betas, base, sweeps)
         self.rounds = whole_number("rounds", rounds, 1, 2**32)
-        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
         self.adapt_every = whole_number("adapt_every", adapt_every, 0, 2**32)
         self.ladders: Ladders | None = None
         self._calls, self._wait = 0, self.adapt_every
@@ -89,15 +87,14 @@ class Tempering:
         rungs.acceptances.zero_()
         self._calls, self._wait = 0, 2 * self._wait
 
+    def replicas(self, machine: Machine) -> list[Replicas]:
+        """The chains of each rung, over all ladders."""
+        held = self.ladders
+        return [] if held is None else self.replicas_on(machine, held.betas, held.chains, held.rungs.rungs)
+
     def settings(self) -> dict[str, Any]:
         """What the operator was made with."""
-        return {
-            "betas": self.betas,
-            "base": self.base,
-            "rounds": self.rounds,
-            "sweeps": self.sweeps,
-            "adapt_every": self.adapt_every,
-        }
+        return {**super().settings(), "rounds": self.rounds, "adapt_every": self.adapt_every}
 
     def state_dict(self) -> dict[str, Any]:
         """The ladders, and how far the next adaptation is."""

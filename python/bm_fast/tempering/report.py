@@ -98,7 +98,12 @@ class TemperingReport:
             f"round trips {self.trips} (predicted {self.predicted_trips:.0f})",
         ]
         if self.autocorrelation is not None:
-            parts.append(f"autocorrelation {self.autocorrelation:.1f} rounds")
+            moved = self.autocorrelation < math.inf
+            parts.append(
+                f"autocorrelation {self.autocorrelation:.1f} rounds"
+                if moved
+                else "the energy at the target never changed"
+            )
         return "; ".join(parts) + "".join(f"\nPOOR MIXING: {advice}" for advice in self.advice)
 
 

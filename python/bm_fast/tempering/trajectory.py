@@ -16,7 +16,7 @@ from bm_fast.ops import Machine
 from bm_fast.parameters import Parameters
 from bm_fast.program import gibbs_program
 from bm_fast.tempering.decisions import accepted
-from bm_fast.tempering.operators import check_continued, refuse_begun
+from bm_fast.tempering.operators import Replicas, check_continued, refuse_begun
 
 _LOOK_AFTER = 20
 """Tries of the last pair of machines, of each chain, after which its acceptance is looked at."""
@@ -240,6 +240,16 @@ class TrajectoryTempering:
         held = self._loaded["trajectory"]
         self.trajectory = None if held is None else Trajectory.from_state_dict([*self.kept, machine], held)
         self._loaded = None
+
+    def replicas(self, machine: Machine) -> list[Replicas]:
+        """The replicas of each machine on the path."""
+        if self.trajectory is None:
+            return []
+        everywhere = torch.arange(self.trajectory.n_chains, device=machine.device)
+        return [
+            Replicas(f"machine {i} of the path", own, 1.0, None, chains, everywhere)
+            for i, (own, chains) in enumerate(zip(self.trajectory.machines, self.trajectory.replicas, strict=True))
+        ]
 
     def settings(self) -> dict[str, Any]:
         """What the operator was made with, but for machines: those that it kept are part of its state."""

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.ops import EnergyGap, Machine
 from bm_fast.program import Program, gibbs_program
 from bm_fast.tempering.decisions import accepted
-from bm_fast.tempering.ladders import Betas, ladder_betas
+from bm_fast.tempering.ladders import Betas
+from bm_fast.tempering.operators import BetaOperator
 
 
-class TemperedTransitions:
+class TemperedTransitions(BetaOperator):
     """Tempered transitions: each chain climbs down a ladder of betas and up again, and keeps what it finds, or not.
 
     A call makes ``sweeps`` plain sweeps, then an excursion: from the target beta_n = 1 to beta_0, where barriers are
@@ -38,9 +38,7 @@ class TemperedTransitions:
     """
 
     def __init__(self, betas: Betas = 10, *, sweeps: int = 1, base: Sequence[Tensor] | None = None) -> None:
-        self.betas = ladder_betas(betas)
-        self.base = None if base is None else tuple(base)
-        self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
+        super().__init__(betas, base, sweeps)
         self.attempts, self.acceptances = 0, 0.0
 
     @property
@@ -74,10 +72,6 @@ class TemperedTransitions:
 
     def _sweep(self, machine: Machine, program: Program, chains: Chains, beta: Tensor) -> None:
         machine.sweep(program, chains, self.sweeps, beta=beta.expand(chains.n_chains).contiguous(), base=self.base)
-
-    def settings(self) -> dict[str, Any]:
-        """What the operator was made with."""
-        return {"betas": self.betas, "sweeps": self.sweeps, "base": self.base}
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted; chains hold all the rest."""

@@ -36,7 +36,8 @@ class TrainingReport(Callback):
             sparse units count as dead.
         "decided LAYER": share of all means of the layer that are below 0.01 or above 0.99.
         "stuck chains": share of the chains whose visible state moved less than a quarter as far since the epoch before
-            as two chains lie apart (squared distance). Of persistent chains; those of CD start again at the data.
+            as two chains lie apart (squared distance), or not at all. Of persistent chains; those of CD start again at
+            the data.
         "typical weight", "largest weight": root mean square and largest size over all couplings.
     """
 
@@ -133,9 +134,12 @@ class TrainingReport(Callback):
 
 
 def _stuck(before: Tensor | None, now: Tensor) -> float:
-    """Share of chains that moved less than ``STUCK`` of the mean squared distance between two chains."""
+    """Share of chains that moved less than ``STUCK`` of the mean squared distance between two chains, or not at all.
+
+    Chains that all froze in one state have no distance between them, and none to move by.
+    """
     assert before is not None  # on_start
     states = now.double()
     moved = (states - before.to(now.device).double()).square().sum(1)
     apart = 2 * states.var(0, correction=0).sum() * len(states) / max(len(states) - 1, 1)  # between two different ones
-    return float((moved < STUCK * apart).double().mean())
+    return float(((moved < STUCK * apart) | (moved == 0)).double().mean())
