@@ -160,6 +160,10 @@ def test_demo_measures_and_draws_and_may_run_again(hidden, method, tmp_path, cap
     assert str(tmp_path / "demo") in errors
 
 
+def test_counted():
+    assert [console.counted(n, "epoch") for n in (0, 1, 2000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+
+
 def test_plain_json_has_no_infinity():
     given = {"a": float("inf"), 1: [float("nan"), 2.0], "p": Path("x"), "t": (True, None, "s")}
     assert console.plain(given) == {"a": None, "1": [None, 2.0], "p": "x", "t": [True, None, "s"]}

@@ -39,12 +39,14 @@ def test_evaluate_by_ais_agrees_with_exact(trained, tmp_path, capsys):
 
 
 def test_evaluate_measures_what_it_says(trained, tmp_path, capsys):
+    (tmp_path / "tempering.png").touch()  # beside no older evaluation, so it may be anybody's
     _, result, _ = call(capsys, "evaluate", trained, "--split", "valid", "--seed", 3, "--output", tmp_path)
     rbm = RBM.load(trained / "checkpoint.safetensors")
     images = data.load("digits", "fixed-sample", seed=3).split("valid")
     each = -rbm.free_energy(images) - result["log_z"]
     assert result["log_likelihood"] == pytest.approx(each.mean().item(), abs=1e-9)
     assert result["standard_error"] == pytest.approx(each.std().item() / math.sqrt(300), rel=1e-9)
+    assert (tmp_path / "tempering.png").exists()
 
 
 def test_evaluate_by_a_bracket_agrees_with_exact(trained, tmp_path, capsys):
@@ -62,10 +64,19 @@ def test_evaluate_by_a_bracket_agrees_with_exact(trained, tmp_path, capsys):
     assert high - low < 0.5
     assert result["standard_error"] > result["standard_error_from_cases"] == exact["standard_error_from_cases"]
     assert {path.name for path in (tmp_path / "bracket").iterdir()} == {"evaluation.json", "tempering.png"}
-    assert "bracket" in text
+    assert text.count("log-likelihood = ") == 1  # one headline, the details after it
+    headline, *details = text[text.index("log-likelihood = ") :].splitlines()
+    assert headline.endswith(f"per case, bracket {low:.2f} to {high:.2f}")
+    assert [line.split(":")[0].strip() for line in details[1:5]] == [
+        *("tempering", "forward annealing", "reverse annealing", "ladders")
+    ]
     _, uniform, _ = call(capsys, *arguments, "--base", "uniform", "--output", tmp_path / "uniform")
     assert uniform["base"] == "uniform"
     assert uniform["log_z"] != result["log_z"]
+    code, _, text = call(capsys, "evaluate", trained, "--output", tmp_path / "bracket", "--overwrite")
+    assert code == 0
+    assert [path.name for path in (tmp_path / "bracket").iterdir()] == ["evaluation.json"]
+    assert "Removed with the older results: tempering.png" in text
 
 
 def test_evaluate_counts_the_base_that_gives_the_higher_log_z(trained, tmp_path, capsys):
@@ -133,6 +144,7 @@ def test_evaluate_compares_the_bases(uniform, rates, best, reasons, trained, tmp
         (["--betas", "many"], "--betas: expected salakhutdinov-murray, adaptive, or a number"),
         (["--betas", "1"], "--betas: expected"),
         (["--method", "exact"], "--method: exact enumerates up to 25 units, the smaller layer has 30"),
+        (["--method", "bracket", "--base", "both"], "--base: expected data or uniform for a bracket"),
         (["--data", "nist"], "data: expected one of"),
         (["--data", "OWN"], "--data: expected 64 units as the machine has, got 3"),
         ([], "the data of the training run are not known"),

@@ -42,6 +42,8 @@ def test_sample_at_another_temperature_from_a_bare_model(trained, tmp_path, caps
     assert np.array_equal(np.load(tmp_path / "a" / "samples.npy"), expected.numpy())
     assert call(capsys, *arguments, "--shape", "8x8", "--output", tmp_path / "b")[0] == 0
     assert (tmp_path / "b" / "samples.png").exists()
+    assert call(capsys, *arguments, "--output", tmp_path / "b", "--overwrite")[0] == 0
+    assert not (tmp_path / "b" / "samples.png").exists()  # that of the older samples
     code, result, _ = call(capsys, *arguments, "--shape", "9x9", "--output", tmp_path / "c")
     assert code == 2
     assert "expected rows x columns = 64 visible units, got 9x9" in result["error"]
@@ -75,7 +77,14 @@ def test_sample_clamp_errors(trained, tmp_path, capsys):
     RBM(64, 4).save(tmp_path / "model.safetensors")
     code, result, _ = call(capsys, "sample", tmp_path / "model.safetensors", "--clamp", "top", *out)
     assert code == 2
-    assert "give --data and --shape" in result["error"]
+    assert "--clamp: the data of the training run are not known; name them with --data" in result["error"]
+    np.savez(tmp_path / "own.npz", train=np.zeros((2, 64), np.uint8), test=np.zeros((2, 64), np.uint8))
+    arguments = ("sample", tmp_path / "model.safetensors", "--clamp", "top", "--chains", 2, "--sweeps", 1)
+    code, result, _ = call(capsys, *arguments, "--data", tmp_path / "own.npz", *out)
+    assert code == 2
+    assert "--clamp: the shape of an image is not known; give it as --shape ROWSxCOLUMNS" in result["error"]
+    assert call(capsys, *arguments, "--data", "digits", "--output", tmp_path / "known")[0] == 0
+    assert (tmp_path / "known" / "samples.png").exists()
     assert not (tmp_path / "out").exists()
 
 

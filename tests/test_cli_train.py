@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from bm_fast.cli import console, main
+from bm_fast.cli import console, evaluate, main, sample, vae
 from bm_fast.cli.learning import optimiser
 from bm_fast.cli.train import DEFAULTS
 from bm_fast.data import NAMES
 from bm_fast.rbm import RBM
-from bm_fast.training import Trainer
+from bm_fast.training import ProgressBar, Trainer
 from cli_calls import TINY, call, snapshot
 
 
@@ -116,6 +117,49 @@ def test_resume_goes_on_with_the_settings_of_the_run(tmp_path, capsys):
     assert rows[2]["pseudo_log_likelihood_valid"] != rows[1]["pseudo_log_likelihood_valid"]
     code, result, _ = call(capsys, "train", "--resume", run / "checkpoint.safetensors")
     assert (code, result["updates"]) == (0, 12)  # all epochs are done
+
+
+@pytest.mark.parametrize("epochs", [[], ["--epochs", 1], ["--epochs", 2]])
+def test_resume_of_a_finished_run_says_so_and_leaves_it_true(epochs, trained, tmp_path, capsys):
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "learning_curve.png").unlink()
+    before = snapshot(trained)
+    code, result, errors = call(capsys, "train", "--resume", tmp_path, *epochs)
+    assert code == 0
+    assert "Nothing is left to train: 2 epochs done." in errors
+    assert (result["settings"]["epochs"], result["updates"]) == (2, 6)
+    after = snapshot(tmp_path)  # the picture that was missing is there again
+    assert {name for name in before if before[name] != after[name]} <= {"learning_curve.png", "filters.png"}
+
+
+def test_resume_of_an_interrupted_run_with_fewer_epochs_than_are_done(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ProgressBar, "on_epoch", lambda _, progress: signal.raise_signal(signal.SIGINT))
+    assert call(capsys, "train", "digits", *TINY, "--epochs", 3, "--output", tmp_path)[0] == 130
+    monkeypatch.undo()
+    code, result, errors = call(capsys, "train", "--resume", tmp_path, "--epochs", 1)
+    assert (code, result["settings"]["epochs"], result["updates"]) == (0, 3, 3)
+    assert "Nothing is left to train: 1 of 3 epochs done." in errors
+    assert json.loads((tmp_path / "configuration.json").read_text())["settings"]["epochs"] == 3
+    assert call(capsys, "train", "--resume", tmp_path)[1]["updates"] == 9
+
+
+def test_overwriting_removes_what_the_older_run_left_and_nothing_else(trained, tmp_path, capsys):
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    of_others = {*vae.PICTURES, vae.RESULT, evaluate.WEIGHTS, evaluate.WEIGHTS_PICTURE, evaluate.TEMPERING_PICTURE}
+    of_others |= {evaluate.RESULT, sample.SAMPLES, sample.PICTURE, "rbm1.safetensors", "filters2.png"}
+    own = {"notes.txt", "my_samples.png", "rbm.safetensors", "samples.csv"}
+    for name in of_others | own:
+        (tmp_path / name).write_text(name)
+    code, result, errors = call(capsys, "train", "digits", *TINY, "--output", tmp_path, "--overwrite")
+    assert code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {Path(f).name for f in result["files"]} | own
+    assert f"Removed with the older results: {', '.join(sorted(of_others))}" in errors
+    (tmp_path / "configuration.json").unlink()  # no run any more: the rest may be anybody's
+    (tmp_path / "samples.png").touch()
+    call(capsys, "train", "digits", *TINY, "--output", tmp_path, "--overwrite")
+    assert (tmp_path / "samples.png").exists()
 
 
 def test_resume_refuses_other_settings_and_other_folders(trained, tmp_path, capsys):

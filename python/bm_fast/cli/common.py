@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,20 @@ CHECKPOINTS = (CHECKPOINT, "model.safetensors", "dbm.safetensors", "dbn.safetens
 """The model in a folder, as ``train`` and ``vae``, the demo and the recipes call it."""
 CONFIGURATION = "configuration.json"
 
+_OF_A_RUN = re.compile(
+    r"checkpoint\.safetensors|rbm\d+\.safetensors|learning_curve\.(csv|png)|filters\d*\.png"
+    r"|evaluation\.json|log_weights\.(npy|png)|tempering\.png|samples\.(npy|png)"
+    r"|(reconstructions|traversals|latent_map|latent_plane)\.png"
+)
+"""What ``train``, ``vae``, ``evaluate`` and ``sample`` write about a run, beside its configuration."""
+
+
+def left_by_a_run(folder: Path) -> list[str]:
+    """Files about the run whose configuration lies in a folder; those of any other name may be the user's own."""
+    if not (folder / CONFIGURATION).is_file():
+        return []
+    return sorted(path.name for path in folder.iterdir() if _OF_A_RUN.fullmatch(path.name))
+
 
 class Output:
     """A folder for results, which never loses an older one: files are claimed before anything is computed."""
@@ -43,6 +58,7 @@ class Output:
         except OSError as error:
             raise type(error)(f"cannot make the output folder {self.folder}: {error.strerror}") from error
         self.written: list[str] = []
+        self.removed: list[str] = []
 
     def path(self, name: str) -> Path:
         """Path of a file that the command is about to write."""
@@ -54,7 +70,7 @@ class Output:
         """A temporary path to write to; the file gets its name when it is complete, and errors leave the old one."""
         return replacing(self.path(name), name)
 
-    def write_json(self, name: str, content: Result, stale: Sequence[str] = ()) -> None:
+    def write_json(self, name: str, content: Result, stale: Collection[str] = ()) -> None:
         """Writes a file, and removes the ``stale`` ones, which belong to what it replaces.
 
         They go when the new content is on the disk and before it gets its name: at no moment does the new file lie
@@ -65,11 +81,21 @@ class Output:
                 file.write(json.dumps(plain(content), indent=2) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            for other in stale:
-                (self.folder / other).unlink(missing_ok=True)
+            self.remove(stale)
+
+    def remove(self, names: Collection[str]) -> None:
+        """Removes files of older results that are there."""
+        for name in sorted(names):
+            path = self.folder / name
+            if path.exists():
+                path.unlink()
+                self.removed.append(name)
 
     def announce(self, console: Console) -> None:
         console.say(f"\nWritten to {self.folder}{os.sep}: {', '.join(self.written)}")
+        gone = [name for name in self.removed if name not in self.written]
+        if gone:
+            console.say(f"Removed with the older results: {', '.join(gone)}")
 
     @property
     def files(self) -> list[str]:

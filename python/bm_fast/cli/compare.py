@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bm_fast import plots
 from bm_fast.cli.common import Output, binary_split, commit, spread
-from bm_fast.cli.console import SEED, Console, Result, UsageError, version, whole
+from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, version, whole
 from bm_fast.cli.contenders import Contender, check_alike, load
 from bm_fast.data import NAMES, Dataset
 from bm_fast.estimation import (
@@ -274,7 +274,9 @@ def _training(row: Result) -> str:
     name = estimator["name"] + (f" with {settings}" if "k" in estimator else "")
     planned = training["planned_epochs"] or training["epochs"]
     epochs = (
-        f"{training['epochs']} epochs" if training["epochs"] >= planned else f"{training['epochs']} of {planned} epochs"
+        counted(training["epochs"], "epoch")
+        if training["epochs"] >= planned
+        else f"{training['epochs']} of {counted(planned, 'epoch')}"
     )
     time_taken = "time not recorded" if math.isnan(training["seconds"]) else f"{training['seconds']:,.0f} s"
     return f"{name}, {training['rows']:,} images, {epochs}, {time_taken}"

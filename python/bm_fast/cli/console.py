@@ -50,6 +50,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def counted(n: int, what: str) -> str:
+    """How many of something: "1 epoch", "2,000 epochs"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def version() -> str:
     try:
         return metadata.version("bm_fast")

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from bm_fast import plots
 from bm_fast.cli.common import Output, binary_split, load_data, load_model
-from bm_fast.cli.console import SEED, Console, Result, UsageError, whole
+from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, whole
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
 from bm_fast.estimation import (
     MAX_ENUMERATED_UNITS,
     AISEstimate,
+    LogLikelihoodEstimate,
     MeanLogLikelihood,
     UntrustworthyEstimate,
     ais,
@@ -95,7 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         choices=("both", *_BASES),
-        default="both",
         help="AIS starts at independent units with the rates of the training data (data) or at fair coins (uniform); "
         "both: the higher log Z counts, for either is too low on average, and bases that disagree are not trusted "
         "(default: both; a bracket has one base, by default the data)",
@@ -127,21 +127,35 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         what = "smaller layer has" if deep is None else "smaller of the odd and the even layers have"
         raise UsageError(f"--method: exact enumerates up to {MAX_ENUMERATED_UNITS} units, the {what} {smaller}")
     bracket = options.method == "bracket"
+    if bracket and options.base == "both":
+        raise UsageError("--base: expected data or uniform for a bracket, which has one base, got both")
     betas = _betas(options.betas or ("adaptive" if bracket else "salakhutdinov-murray"))
     pictures = () if exact else (TEMPERING_PICTURE,) if bracket else (WEIGHTS, WEIGHTS_PICTURE)
     output = Output(options.output, (RESULT, *pictures), overwrite=options.overwrite)
+    older = {WEIGHTS, WEIGHTS_PICTURE, TEMPERING_PICTURE} if (output.folder / RESULT).exists() else set()
     started = time.monotonic()
+    bracketed, details = "", list[str]()
     result: Result = {"data": dataset.name, "split": options.split, "cases": len(images), "protocol": protocol}
     if exact:
         exact_value = exact_log_z(model, progress=True)
         result |= {"method": "exact", "log_z": exact_value, "trustworthy": True, "reason": ""}
-        console.say(f"log Z = {exact_value:.4f}, exact")
+        details.append(f"log Z = {exact_value:.4f}, exact")
         likelihood = _likelihood(model, images, exact_value, deep=deep is not None)
     elif bracket:
-        likelihood, found = _bracket(model, dataset, images, betas, options, output, console)
-        result |= found
+        estimate = _bracket(model, dataset, images, betas, options)
+        with output.writing(TEMPERING_PICTURE) as path:
+            plots.save(plots.tempering(estimate.report), path)
+        result |= _of_bracket(estimate, options)
+        likelihood = MeanLogLikelihood(estimate.mean, estimate.case_error, estimate.standard_error)
+        bracketed = f", bracket {estimate.bracket[0]:.2f} to {estimate.bracket[1]:.2f}"
+        details += [
+            f"tempering: {estimate.tempered}",
+            f"forward annealing: {estimate.forward}",
+            f"reverse annealing: {estimate.reverse}",
+            *f"ladders: {estimate.report}".splitlines(),
+        ]
     else:
-        bases = _BASES if options.base == "both" else (options.base,)
+        bases = _BASES if options.base in (None, "both") else (options.base,)
         estimates = {name: _estimate(model, dataset, name, betas, options, console) for name in bases}
         best = max(bases, key=lambda name: (estimates[name].trustworthy, estimates[name].log_z))
         log_z = estimates[best]
@@ -159,14 +173,16 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         "standard_error_from_cases": likelihood.case_error,
     }
     console.say(
-        f"{'' if deep is None else 'lower bound of the '}log-likelihood = {likelihood} per case\n"
-        f"  {len(images):,} {options.split} cases of {dataset.name}, protocol: {protocol}"
+        f"{'' if deep is None else 'lower bound of the '}log-likelihood = {likelihood} per case{bracketed}\n"
+        f"  {counted(len(images), f'{options.split} case')} of {dataset.name}, protocol: {protocol}"
     )
+    for line in details:
+        console.say(f"  {line}")
     result |= _of_shallow(model, images, console) if deep is None else _of_deep(deep, images, result, console)
     result["seconds"] = time.monotonic() - started
     if not result["trustworthy"]:
         console.say(f"WARNING: do not trust this figure: {result['reason']}")
-    output.write_json(RESULT, result)
+    output.write_json(RESULT, result, older - set(output.written))
     output.announce(console)
     return {**result, "files": output.files}
 
@@ -236,14 +252,12 @@ def _bracket(
     images: Tensor,
     betas: str | int,
     options: argparse.Namespace,
-    output: Output,
-    console: Console,
-) -> tuple[MeanLogLikelihood, Result]:
+) -> LogLikelihoodEstimate:
     coins = [torch.zeros(layer.units) for layer in model.graph.layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
         warnings.simplefilter("ignore", MeanFieldNotConverged)  # and so is the share
-        estimate = estimate_log_likelihood(
+        return estimate_log_likelihood(
             model,
             images,
             base=coins if options.base == "uniform" else base_biases(model, dataset.train),
@@ -253,12 +267,10 @@ def _bracket(
             seed=options.seed,
             progress=True,
         )
-    console.say(f"{estimate}")
-    for part in ("report", "tempered", "forward", "reverse"):
-        console.say(f"{part}: {getattr(estimate, part)}")
-    with output.writing(TEMPERING_PICTURE) as path:
-        plots.save(plots.tempering(estimate.report), path)
-    found = {
+
+
+def _of_bracket(estimate: LogLikelihoodEstimate, options: argparse.Namespace) -> Result:
+    return {
         "method": "bracket",
         "base": "uniform" if options.base == "uniform" else "data",
         "runs": options.runs,
@@ -274,7 +286,6 @@ def _bracket(
         "trustworthy": estimate.trustworthy,
         "reason": estimate.reason,
     }
-    return MeanLogLikelihood(estimate.mean, estimate.case_error, estimate.standard_error), found
 
 
 def _figures(estimate: AISEstimate) -> Result:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import plots
 from bm_fast.cli.common import CHECKPOINT, Output, binary_split
-from bm_fast.cli.console import Console, Result
+from bm_fast.cli.console import Console, Result, counted
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM
 from bm_fast.estimation import pseudo_log_likelihood
@@ -108,7 +108,8 @@ def pretrain(dbm: DBM, dataset: Dataset, settings: Result, output: Output, conso
     data, rbms = dataset.train, []
     for level, (below, above) in enumerate(pairwise(dbm.units)):
         epochs, seed = settings["pretraining_epochs"][level], settings["seed"] + level
-        console.say(f"pretraining: RBM {level + 1} of {len(dbm.units) - 1}, {below}-{above}, {epochs} epochs")
+        which = f"RBM {level + 1} of {len(dbm.units) - 1}, {below}-{above}"
+        console.say(f"pretraining: {which}, {counted(epochs, 'epoch')}")
         rbm = RBM(below, above, seed=seed)
         rbm.initialise_biases(data)
         estimator = stack_estimator(level, len(dbm.units) - 1)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from bm_fast import plots
 from bm_fast.chains import Chains
 from bm_fast.cli.common import Output, Trained, binary_split, load_data, load_model
-from bm_fast.cli.console import SEED, Console, Result, UsageError, image_shape, real, whole
+from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, image_shape, real, whole
+from bm_fast.data import Dataset
 from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
 
@@ -58,13 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Result:
     trained = load_model(options.checkpoint)
-    model, shape = trained.model, options.shape or trained.shape
+    model = trained.model
+    dataset = _data_to_clamp(options, trained) if options.clamp else None
+    shape = options.shape or trained.shape or (dataset.shape if dataset else None)
     if shape is not None and shape[0] * shape[1] != model.n_visible:
         raise UsageError(
             f"--shape: expected rows x columns = {model.n_visible} visible units, got {shape[0]}x{shape[1]}"
         )
-    start, mask = _clamped(options, trained, shape) if options.clamp else (None, None)
-    output = Output(options.output, (SAMPLES, PICTURE) if shape else (SAMPLES,), overwrite=options.overwrite)
+    start, mask = _clamped(options, model, dataset, shape) if dataset else (None, None)
+    output = Output(options.output, (SAMPLES, PICTURE), overwrite=options.overwrite)
     chains = model.chains(options.chains, options.seed, start)
     started = time.monotonic()
     try:
@@ -76,12 +79,14 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         ) from None
     seconds = time.monotonic() - started
     _save_states(output, chains)
-    console.say(f"{options.chains} chains, {options.sweeps:,} sweeps at beta {options.beta:g} in {seconds:.1f} s")
+    work = f"{counted(options.chains, 'chain')}, {counted(options.sweeps, 'sweep')}"
+    console.say(f"{work} at beta {options.beta:g} in {seconds:.1f} s")
     if shape:
         picture = plots.samples_over_sweeps(states, shown, shape, title="Probabilities of the units over sweeps")
         with output.writing(PICTURE) as path:
             plots.save(picture, path)
     else:
+        output.remove([PICTURE])
         console.say("No picture: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
     output.announce(console)
     return {
@@ -135,14 +140,23 @@ def moments_until(sweeps: int) -> list[int]:
     return [0, *(m * 10**e for e in range(10) for m in (1, 2, 5) if m * 10**e < sweeps), *([sweeps] if sweeps else [])]
 
 
-def _clamped(options: argparse.Namespace, trained: Trained, shape: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Test images, one for each chain, and a mask of the half that is kept."""
+def _data_to_clamp(options: argparse.Namespace, trained: Trained) -> Dataset:
     source = options.data or trained.configuration.get("settings", {}).get("data")
-    if source is None or shape is None:
-        raise UsageError("--clamp: the data of the training run are not known; give --data and --shape")
-    images, _ = binary_split(load_data(source), "test", options.seed)
-    if images.shape[1] != trained.model.n_visible:
-        raise UsageError(f"--data: expected {trained.model.n_visible} units, got {images.shape[1]}")
+    if source is None:
+        raise UsageError("--clamp: the data of the training run are not known; name them with --data")
+    dataset = load_data(source)
+    if dataset.n_units != trained.model.n_visible:
+        raise UsageError(f"--data: expected {trained.model.n_visible} units, got {dataset.n_units}")
+    return dataset
+
+
+def _clamped(
+    options: argparse.Namespace, model: BoltzmannModel, dataset: Dataset, shape: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
+    """Test images, one for each chain, and a mask of the half that is kept."""
+    if shape is None:
+        raise UsageError("--clamp: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
+    images, _ = binary_split(dataset, "test", options.seed)
     if options.chains > len(images):
         raise UsageError(f"--chains: expected at most the {len(images)} test images, got {options.chains}")
     rows, columns = shape
@@ -153,6 +167,6 @@ def _clamped(options: argparse.Namespace, trained: Trained, shape: tuple[int, in
         "left": mask[:, : columns // 2],
         "right": mask[:, columns - columns // 2 :],
     }[options.clamp].fill_(1)
-    noise = trained.model.chains(options.chains, options.seed).layers[VISIBLE]
+    noise = model.chains(options.chains, options.seed).layers[VISIBLE]
     keep = mask.flatten()
     return torch.where(keep.bool(), images[: options.chains], noise), keep

@@ -14,14 +14,15 @@ import json
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Output, commit, load_data, read_configuration
-from bm_fast.cli.console import SEED, Console, Result, UsageError, plain, real, version, whole
+from bm_fast import checkpoints
+from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Output, commit, left_by_a_run, load_data, read_configuration
+from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, plain, real, version, whole
 from bm_fast.cli.learning import CURVE, CURVE_PICTURE, draw, new_model, new_trainer, pretrain
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
@@ -130,19 +131,32 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     model = new_model(settings, dataset)
     # a deep run that was stopped in its stack of RBMs has no checkpoint of the whole yet
     resume = bool(options.resume) and (settings["model"] == "rbm" or (folder / CHECKPOINT).exists())
+    done = _epochs_done(folder / CHECKPOINT) if resume else 0
+    epochs = max(options.epochs or settings["epochs"], done)
+    if epochs > done:
+        settings = {**settings, "epochs": epochs}
     trainer = new_trainer(model, dataset, settings, output, history, resume=resume)
-    console.say(
-        f"{settings['model'].upper()} with {'-'.join(str(layer.units) for layer in model.graph.layers)} units on "
-        f"{len(dataset.train):,} rows of {settings['data']} ({dataset.protocol}); {settings['epochs']} epochs, "
-        f"results in {output.folder}"
-    )
-    stale = () if options.resume else [name for name in names if name != CONFIGURATION]
-    _write_configuration(output, settings, dataset, stale)
+    if epochs == done:
+        of_all = f"{done} of " if done < settings["epochs"] else ""
+        console.say(
+            f"Nothing is left to train: {of_all}{counted(max(done, settings['epochs']), 'epoch')} done. --epochs takes "
+            "the number of all epochs, with those that are done"
+        )
+        output.written.remove(CHECKPOINT)  # nothing of it changes
+    else:
+        console.say(
+            f"{settings['model'].upper()} with {'-'.join(str(layer.units) for layer in model.graph.layers)} units on "
+            f"{counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
+            f"{counted(epochs, 'epoch')}, results in {output.folder}"
+        )
+        stale = () if options.resume else {*names, *left_by_a_run(folder)} - {CONFIGURATION}
+        _write_configuration(output, settings, dataset, stale)
     started = time.monotonic()
     try:
         if isinstance(model, DBM) and not resume and any(settings["pretraining_epochs"]):
             pretrain(model, dataset, settings, output, console)
-        trainer.fit(dataset.train, epochs=settings["epochs"], validation=dataset.valid)
+        if epochs > done:
+            trainer.fit(dataset.train, epochs=epochs, validation=dataset.valid)
     except KeyboardInterrupt:
         if trainer.update:
             draw(output, history, model, dataset.shape)
@@ -153,7 +167,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     draw(output, history, model, dataset.shape)
     last = history.rows[-1] if history.rows else {}
     seconds = time.monotonic() - started
-    console.say(f"\n{trainer.update:,} updates done, this call took {seconds:.1f} s")
+    console.say(f"\n{counted(trainer.update, 'update')} done, this call took {seconds:.1f} s")
     for name, value in last.items():
         if name.startswith(("pseudo", "free")):
             console.say(f"  {name.replace('_', ' ')}: {value:.2f} nats")
@@ -212,7 +226,12 @@ def _resumed_settings(options: argparse.Namespace) -> Result:
     model = {} if settings is None else DEFAULTS.get(settings.get("model"), {})
     if settings is None or set(settings) != {"model", "data", *model}:
         raise FileNotFoundError(f"--resume: no {CONFIGURATION} of a run in {folder}")
-    return settings if options.epochs is None else {**settings, "epochs": options.epochs}
+    return settings
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    epoch, _batch, _update = checkpoints.entry(checkpoints.load(checkpoint), "trainer", checkpoint)["counts"]
+    return int(epoch)
 
 
 def _run_folder(resume: str) -> Path:
@@ -222,7 +241,7 @@ def _run_folder(resume: str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _write_configuration(output: Output, settings: Result, dataset: Dataset, stale: Sequence[str]) -> None:
+def _write_configuration(output: Output, settings: Result, dataset: Dataset, stale: Collection[str]) -> None:
     """Writes what is not there already; the ``stale`` files of another run go before its configuration does."""
     sizes = {split: len(getattr(dataset, split)) for split in SPLITS if getattr(dataset, split) is not None}
     configuration = {

@@ -25,11 +25,12 @@ from bm_fast.cli.common import (
     Output,
     binary_split,
     commit,
+    left_by_a_run,
     load_data,
     read_configuration,
     spread,
 )
-from bm_fast.cli.console import SEED, Console, Result, UsageError, real, version, whole
+from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, real, version, whole
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.training import Checkpoint, History, ProgressBar
 from bm_fast.vae import ELBO, IWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate, pictures
@@ -117,8 +118,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     trainer = _trainer(dataset, settings, output, history, resume=bool(options.resume))
     console.say(
         f"VAE({trainer.model.extra_repr()}) with {trainer.estimator}\n"
-        f"on {len(dataset.train):,} rows of {settings['data']} ({dataset.protocol}); "
-        f"{settings['epochs']} epochs, results in {output.folder}"
+        f"on {counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
+        f"{counted(settings['epochs'], 'epoch')}, results in {output.folder}"
     )
     configuration = {
         "version": version(),
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         },
     }
     if not options.resume:
-        output.write_json(CONFIGURATION, configuration, [name for name in names if name != CONFIGURATION])
+        output.write_json(CONFIGURATION, configuration, {*names, *left_by_a_run(output.folder)} - {CONFIGURATION})
     started = time.monotonic()
     try:
         trainer.fit(dataset.train, settings["epochs"], dataset.valid)
@@ -163,7 +164,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     for bound in found.bounds.values():
         console.say(str(bound))
     console.say(
-        f"  {len(images):,} {split} cases of {dataset.name}, protocol: {protocol}\n"
+        f"  {counted(len(images), f'{split} case')} of {dataset.name}, protocol: {protocol}\n"
         f"  active units {found.active_units} of {trainer.model.latents}; effective sample size "
         f"{found.effective_sample_size:.1f} of {options.test_k}"
     )
