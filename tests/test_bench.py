@@ -51,6 +51,20 @@ def test_annealing_is_that_of_its_rival(tmp_path: Path) -> None:
     assert saved["settings"]["betas"] == 74
 
 
+def test_ladders_are_timed_beside_plain_chains(tmp_path: Path) -> None:
+    small = "--units 6 4 --rungs 4 --chains 8 16 --sweeps 1 2 --calls 2 --seconds 0.001"
+    command = [sys.executable, str(RUN.with_name("tempering.py")), *small.split(), "--name", str(tmp_path / "small")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    rows = json.loads((tmp_path / "small.json").read_text())["results"]
+    assert [(row["chains"], row["sweeps"]) for row in rows] == [(8, 1), (8, 2), (16, 1), (16, 2)]
+    for row, line in zip(rows, printed, strict=True):
+        assert row["ratio"] == pytest.approx(row["ladders"]["median"] / row["plain chains"]["median"])
+        assert f"{row['chains']} chains" in line
+        assert line.endswith(f"ratio {row['ratio']:.3f}")
+    refused = subprocess.run([*command, "--chains", "10"], check=False, capture_output=True, text=True)
+    assert "--chains: expected multiples of 4 rungs, got 10" in refused.stderr
+
+
 def test_the_moment_check_sees_a_wrong_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RUN.parent))
     from samplers import Problem, Torch, disagreement

@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from belief_exact import dbn, enumerate_dbn
 from bm_fast import DBN, RBM, Kind
 from bm_fast.estimation import (
+    AISEstimate,
     ais,
     base_biases,
     dbn_bound,
@@ -107,6 +108,31 @@ def test_bound_with_ais_on_the_top_rbm() -> None:
     assert exact.log_z_error == 0
     assert bound.case_error == pytest.approx(exact.case_error)
     assert abs(bound.mean - exact.mean) < 4 * estimate.standard_error + 1e-3
+
+
+def test_errors_of_the_mean_bound_are_calibrated() -> None:
+    """200 times 500 cases and log Z by 100 runs of AIS; the truth is the bound's mean over p(v), by enumeration.
+
+    The mean of 200 z-scores has a standard error of 0.07, their standard deviation one of 0.05: the bounds are five of
+    them. Of 200 values 0.6 lie beyond three errors; more than three do for one in 300 choices of the seeds. Bounds of
+    single cases are skewed, so that errors from 100 cases would not be normal yet.
+    """
+    model, v = dbn((4, 3, 3)), all_states(4)
+    truth = enumerate_dbn(model)
+    p = truth.log_visible().exp()
+    expected = float(p @ truth.bound())
+    log_weights = ais(model.top, 20_000, betas=30, seed=6).log_weights
+    generator = torch.Generator().manual_seed(2)
+    z = []
+    for seed, part in enumerate(log_weights.split(100)):
+        cases = v[torch.multinomial(p, 500, replacement=True, generator=generator)]
+        found = mean_dbn_bound(model, cases, AISEstimate.from_log_weights(part, 30), n_samples=2, seed=seed)
+        assert found.log_z_error > 0.1 * found.case_error, "log Z is too exact for this test to see its error"
+        z.append((found.mean - expected) / found.standard_error)
+    scores = torch.tensor(z)
+    assert abs(float(scores.mean())) < 0.4
+    assert 0.75 < float(scores.std()) < 1.25
+    assert int((scores.abs() > 3).sum()) <= 3
 
 
 def test_mean_bound_is_over_the_cases_and_keeps_its_numbers() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bm_fast import Kind, Machine, chain_graph, tempering
 from bm_fast.estimation import (
+    AISEstimate,
     UntrustworthyEstimate,
     exact_log_z,
     reverse_ais,
@@ -154,6 +155,25 @@ def test_weights_of_reverse_annealing_have_mean_one_over_z(name: str) -> None:
     assert estimate.log_z == pytest.approx(truth.log_z, abs=6 * error)
     assert estimate.interval[0] < truth.log_z < estimate.interval[1]
     assert all(torch.equal(a, b) for a, b in zip(samples, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["rbm", "dbm3", "semi_restricted"])
+def test_errors_of_reverse_annealing_are_calibrated(name: str) -> None:
+    """(estimate - exact) / error over 200 independent estimates of 100 exact samples each is nearly standard normal.
+
+    The mean of 200 such values has a standard error of 0.07 and their standard deviation one of 0.05: the bounds are
+    five of them, and leave room for the bias of a logarithm. Of 200 values 0.5 lie beyond three errors; more than two
+    do for one in 70 choices of the seeds of each machine.
+    """
+    built = machine(GRAPHS[name], coupling_sd=0.6)
+    truth = enumerate_machine(built)
+    samples = truth.draw(20_000, torch.Generator().manual_seed(4))
+    weights = reverse_ais(built, samples, betas=30, base=base_of(built), seed=5).log_weights
+    estimates = [AISEstimate.from_log_weights(part, 30) for part in weights.split(100)]  # of 1 / Z
+    z = torch.tensor([(-each.log_z - truth.log_z) / each.standard_error for each in estimates])
+    assert abs(float(z.mean())) < 0.4
+    assert 0.75 < float(z.std()) < 1.3
+    assert int((z.abs() > 3).sum()) <= 2
 
 
 def test_reverse_annealing_lies_above_log_z_on_average() -> None:

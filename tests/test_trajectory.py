@@ -102,6 +102,26 @@ def test_log_z_by_stepping_stones_along_the_trajectory() -> None:
     assert "put machines between them" in str(trajectory_log_z(0.0, apart))
 
 
+def test_errors_along_the_trajectory_are_calibrated() -> None:
+    """100 estimates of 40 trajectories each, independent of each other, by Bennett's ratio.
+
+    z has a t distribution with 39 degrees of freedom: variance 1.05, whose estimate has a standard error of 0.16, and
+    beyond three with probability 0.0047: four of 100 are for one in 700 choices of the seed, means beyond 0.4 for one
+    in 10,000, and variances outside of the bounds for one in 500.
+    """
+    machines = [grown(GRAPHS["rbm"], scale) for scale in (0.2, 0.6, 1.0)]
+    state = start_trajectory(machines, 4000, seed=4)
+    run_trajectory(state, 20)
+    energies = run_trajectory(state, 60, keep_energies=True)
+    assert energies is not None
+    first, exact = enumerate_machine(machines[0]).log_z, enumerate_machine(machines[-1]).log_z
+    estimates = [trajectory_log_z(first, part.contiguous()) for part in energies.split(40, 3)]
+    z = torch.tensor([(each.log_z - exact) / each.standard_error for each in estimates])
+    assert abs(float(z.mean())) < 0.4
+    assert 0.6 < float(z.var()) < 1.6
+    assert int((z.abs() > 3).sum()) <= 3
+
+
 def learning_rbm(n: int = 12) -> list[RBM]:
     """RBMs whose two modes, all units on and all off, grow apart."""
     models = []
