@@ -7,13 +7,28 @@
 #     recipes/iwae.sh short-2                  two stochastic layers; two-hours-2 and full-2 likewise
 #     recipes/iwae.sh short omniglot           another data set: mnist (default), omniglot or omniglot-chardata
 #     recipes/iwae.sh short mnist 5            k = 1 (the variational autoencoder), 5 or 50 (default)
+#     recipes/iwae.sh --resume runs/NAME       goes on after Ctrl-C, or measures a finished run again
 #
 # Needs bm-fast on the path (. .venv/bin/activate after make) and the data (BM_FAST_DATA, or for MNIST the network).
 # Runs go to runs/NAME, their results to recipes/results/NAME.json. Every other argument goes to bm-fast vae.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-recipe="${1:?which recipe: short, two-hours, full, or one of these with -2}"
+# An older result stays unless there is a new one.
+record() {
+    local name="$1" result
+    shift
+    result=$(bm-fast vae "$@" --json) || { local code=$? && echo "$result" && exit "$code"; }
+    mkdir -p recipes/results
+    echo "$result" >"recipes/results/$name.json"
+}
+
+recipe="${1:?which recipe: short, two-hours, full, or one of these with -2; or --resume and the folder of a run}"
+if [[ $recipe == --resume ]]; then
+    run="${2:?--resume: which run, as in runs/iwae-short}"
+    record "$(basename "$run")" "$@"
+    exit
+fi
 data=mnist
 k=50
 shift
@@ -44,7 +59,4 @@ esac
 name="iwae-$recipe"
 [[ $data != mnist ]] && name+="-$data"
 [[ $k != 50 ]] && name+="-k$k"
-mkdir -p recipes/results
-# an older result stays unless there is a new one
-result=$(bm-fast vae "$data" "${settings[@]}" --output "runs/$name" --json "$@") || { code=$? && echo "$result" && exit "$code"; }
-echo "$result" >"recipes/results/$name.json"
+record "$name" "$data" "${settings[@]}" --output "runs/$name" "$@"

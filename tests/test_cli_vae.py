@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bm_fast.cli import main
+from bm_fast.cli.common import commit, version
 from bm_fast.cli.vae import Trainer as CommandTrainer
 from bm_fast.data import load
 from bm_fast.vae import VAE, evaluate
@@ -53,6 +54,8 @@ def test_vae_measures_what_the_library_measures(finished):
     found = evaluate(VAE.load(finished / "checkpoint.safetensors"), images, (1, 5, 20))
     assert written["bounds"]["20"]["mean"] == pytest.approx(found.bounds[20].mean)
     assert written["protocol"] == "fixed-sample, seed 0"
+    program = {"version": version(), "commit": commit(), "torch": torch.__version__}
+    assert written["trained_by"] == written["measured_by"] == program
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, capsys, monkeypatch, finished):

@@ -121,10 +121,9 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         f"on {counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
         f"{counted(settings['epochs'], 'epoch')}, results in {output.folder}"
     )
+    program = {"version": version(), "commit": commit(), "torch": torch.__version__}
     configuration = {
-        "version": version(),
-        "commit": commit(),
-        "torch": torch.__version__,
+        **program,
         "settings": settings,
         "data": {
             "name": dataset.name,
@@ -133,7 +132,9 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             "rows": {split: len(dataset.split(split)) for split in SPLITS if getattr(dataset, split) is not None},
         },
     }
-    if not options.resume:
+    if options.resume:
+        configuration = read_configuration(output.folder)
+    else:
         output.write_json(CONFIGURATION, configuration, {*names, *left_by_a_run(output.folder)} - {CONFIGURATION})
     started = time.monotonic()
     try:
@@ -151,6 +152,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     found = evaluate(trainer.model, images, ks, progress=True)
     result: Result = {
         "settings": settings,
+        "trained_by": {name: configuration[name] for name in program},
+        "measured_by": program,
         "rows": len(images),
         "split": split,
         "protocol": protocol,
