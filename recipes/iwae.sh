@@ -9,7 +9,7 @@
 #     recipes/iwae.sh short mnist 5            k = 1 (the variational autoencoder), 5 or 50 (default)
 #     recipes/iwae.sh --resume runs/NAME       goes on after Ctrl-C, or measures a finished run again
 #
-# Needs bm-fast on the path (. .venv/bin/activate after make) and the data (BM_FAST_DATA, or for MNIST the network).
+# Needs bm-fast on the path (. .venv/bin/activate after make) and the data (BM_FAST_DATA, or the network).
 # Runs go to runs/NAME, their results to recipes/results/NAME.json. Every other argument goes to bm-fast vae.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

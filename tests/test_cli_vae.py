@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bm_fast.cli import main
-from bm_fast.cli.common import commit, version
+from bm_fast.cli.common import commit
+from bm_fast.cli.console import version
 from bm_fast.cli.vae import Trainer as CommandTrainer
 from bm_fast.data import load
 from bm_fast.vae import VAE, evaluate

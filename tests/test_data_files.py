@@ -108,6 +108,23 @@ def test_wrong_bytes_from_a_server_are_not_kept(cache, address, tmp_path):
     assert [p for p in cache.rglob("*") if p.is_file()] == []
 
 
+def test_a_file_that_a_git_repository_lists(cache, address, tmp_path):
+    """The empty blob and "hello\\n" have the names that every repository gives them."""
+    for name, content, git_blob in (
+        ("empty", b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        ("hello", b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+    ):
+        (tmp_path / "www" / name).write_bytes(content)
+        listed = files.File(name, "things", (address + name,), git_blob=git_blob)
+        assert files.fetch(listed).read_bytes() == content
+        other = replace(listed, name=f"other-{name}", git_blob="0" * 40)
+        with pytest.raises(
+            data.DataError, match=r"other bytes than the published ones came; nothing was kept.*got " + git_blob
+        ):
+            files.fetch(other)
+        assert not (cache / "things" / f"other-{name}").exists()
+
+
 def test_no_network(cache):
     with pytest.raises(ConnectionError, match=r"thing\.bin is not in .*127\.0\.0\.1:9.*put the file into .*things"):
         files.fetch(published("http://127.0.0.1:9/thing.bin"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
+import io
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +13,19 @@ import pytest
 import torch
 
 from bm_fast import data
+from bm_fast.data import sources
 
 N_TRAIN, N_TEST = 1500, 7
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
+    """Where other files than the published ones are taken, and nothing comes from outside."""
     monkeypatch.setenv("BM_FAST_DATA", str(tmp_path))
+    closed = ("http://127.0.0.1:9/",)
+    monkeypatch.setattr(sources, "CHARDATA", replace(sources.CHARDATA, urls=closed, git_blob=None))
+    files = tuple(replace(file, urls=closed, git_blob=None) for file in sources.OMNIGLOT_FILES)
+    monkeypatch.setattr(sources, "OMNIGLOT_FILES", files)
     return tmp_path
 
 
@@ -58,18 +67,91 @@ def test_omniglot_has_whole_characters_in_each_split(data_folder):
     assert fixed.protocol == "fixed-sample, seed 2 (28 x 28 by area average, split by character: not chardata.mat)"
 
 
-def test_omniglot_cannot_be_downloaded(folder):
-    for name, file in (("omniglot", "omniglot28.npz"), ("omniglot-chardata", "chardata.mat")):
-        with pytest.raises(
-            FileNotFoundError, match=rf"{file} is not in {re.escape(str(folder))}/omniglot .*put it there"
-        ):
+def averages(paper: np.ndarray) -> np.ndarray:
+    """Grey levels of boxes of 3.75 x 3.75 pixels, by repeating each pixel 4 x 4 times; white paper is True."""
+    fine = np.kron(~paper, np.ones((4, 4)))
+    return np.round(255 * fine.reshape(28, 15, 28, 15).mean((1, 3))).astype(np.uint8)
+
+
+@pytest.fixture
+def drawings(folder, monkeypatch) -> np.ndarray:
+    """Originals of 3 characters by 2 drawers in two archives, whose paths do not sort as the numbers do."""
+    image = pytest.importorskip("PIL.Image", reason="pillow writes PNG files of one bit")
+    papers = np.random.default_rng(0).random((6, 105, 105)) < 0.8
+    papers[0] = True
+    places = {"images_background": {1: "Zulu/character01", 2: "Alpha/character01"}, "images_evaluation": {3: "Beta/c"}}
+    for archive, characters in places.items():
+        with zipfile.ZipFile(folder / f"{archive}.zip", "w") as file:
+            for number, place in characters.items():
+                for drawer in (2, 1):
+                    png = io.BytesIO()
+                    image.fromarray(papers[2 * number + drawer - 3]).save(png, "PNG")
+                    file.writestr(f"{archive}/{place}/{number:04}_{drawer:02}.png", png.getvalue())
+    for name, value in (("_CHARACTERS", 3), ("_DRAWERS", 2), ("_BACKGROUND_CHARACTERS", 2), ("_VALID_CHARACTERS", 1)):
+        monkeypatch.setattr(sources, name, value)
+    expected = np.stack([averages(paper) for paper in papers])
+    monkeypatch.setattr(sources, "OMNIGLOT28_CONTENT", hashlib.sha256(expected.tobytes()).hexdigest())
+    return expected
+
+
+def test_omniglot_is_converted_from_the_originals_and_kept(folder, drawings):
+    for _ in range(2):
+        omniglot = data.load("omniglot")
+        images = torch.cat([omniglot.split(split) for split in data.SPLITS])
+        assert np.array_equal((images * 255).round().numpy().astype(np.uint8).reshape(-1, 28, 28), drawings)
+        assert [getattr(omniglot, f"{split}_labels").tolist() for split in data.SPLITS] == [[0, 0], [1, 1], [2, 2]]
+        for archive in folder.glob("*.zip"):
+            archive.unlink()  # the second time from what was kept
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*.*")] == ["omniglot/omniglot28.npz"]
+
+
+def test_other_originals_are_refused_and_nothing_is_kept(folder, drawings, monkeypatch):
+    monkeypatch.setattr(sources, "OMNIGLOT28_CONTENT", "0" * 64)
+    with pytest.raises(
+        data.DataError, match=r"evaluation\.zip: not the images of Omniglot; expected content with sha256 0"
+    ):
+        data.load("omniglot")
+    for content, message in (
+        (b"no archive", "damaged, or no archive of drawings"),
+        (b"PK\x05\x06" + bytes(18), r"expected images \[6, 28, 28\] of uint8, got \[4, 28, 28\]"),
+    ):
+        (folder / "images_evaluation.zip").write_bytes(content)
+        with pytest.raises(data.DataError, match=message):
+            data.load("omniglot")
+    (folder / "images_background.zip").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+    with pytest.raises(data.DataError, match=r"images_background\.zip and .*: no PNG files"):
+        data.load("omniglot")
+    assert not (folder / "omniglot" / "omniglot28.npz").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_costs_nothing_but_time(folder, drawings):
+    (folder / "omniglot").write_bytes(b"")  # a file where the sub-folder would be
+    assert len(data.load("omniglot").test) == 2
+
+
+def test_omniglot_without_a_network(folder):
+    for name, file in (("omniglot", "images_background.zip"), ("omniglot-chardata", "chardata.mat")):
+        with pytest.raises(ConnectionError, match=rf"{file} is not in .*put the file into .*omniglot yourself"):
             data.load(name)
 
 
 def test_another_omniglot28_is_refused(folder):
-    np.savez(folder / "omniglot28.npz", images=np.zeros((3, 28, 28), np.uint8))
-    with pytest.raises(data.DataError, match=r"omniglot28\.npz: truncated"):
+    path = folder / "omniglot28.npz"
+    for arrays, message in (
+        ({"images": np.zeros((3, 28, 28), np.uint8)}, r"expected images \[32460, 28, 28\] of uint8, got \[3, 28, 28\]"),
+        (
+            {"images": np.zeros((32460, 28, 28), np.uint8)},
+            "not the images of Omniglot; expected content with sha256 32b",
+        ),
+        ({"pictures": np.zeros(3)}, "damaged, or no images in it"),
+    ):
+        np.savez_compressed(path, **arrays)
+        with pytest.raises(data.DataError, match=rf"omniglot28\.npz: {message}"):
+            data.load("omniglot")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(data.DataError, match=r"omniglot28\.npz: damaged"):
         data.load("omniglot")
+    assert path.exists()
 
 
 def test_chardata_is_shuffled_and_split_as_in_the_paper(folder):
@@ -106,6 +188,13 @@ def test_another_chardata_is_refused_and_kept(folder, change, message):
     with pytest.raises(data.DataError, match=rf"chardata\.mat: not the chardata\.mat of Burda et al\.: {message}"):
         data.load("omniglot-chardata")
     assert path.exists()
+
+
+def test_another_chardata_than_the_published_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("BM_FAST_DATA", str(tmp_path))
+    (tmp_path / "chardata.mat").write_bytes(b"something else")
+    with pytest.raises(data.DataError, match="not the published file; expected git blob 016a3536ffe5"):
+        data.load("omniglot-chardata")
 
 
 def test_a_damaged_chardata_is_refused(folder):

@@ -23,13 +23,17 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class File:
-    """A published file. sha256 is None where only its content, not its bytes, has a known checksum."""
+    """A published file, with the checksum of its bytes where one is known: SHA-256, or the name that git gives to them.
+
+    git_blob: SHA-1 of "blob", the size and the bytes, as the repository lists it that publishes the file.
+    """
 
     name: str
     folder: str
     urls: tuple[str, ...]
     size: int | None = None
     sha256: str | None = None
+    git_blob: str | None = None
 
 
 def cache_folder() -> Path:
@@ -53,27 +57,27 @@ def find(file: File) -> Path | None:
 
 def verify(path: Path, file: File) -> None:
     """DataError, naming the file and both checksums, unless its bytes are the published ones. Leaves the file alone."""
-    if file.sha256 is None:
-        return
+    wrong = _difference(path, file)
+    if wrong is not None:
+        raise DataError(f"{path}: {wrong}. {LEFT_ALONE}")
+
+
+def _difference(path: Path, file: File) -> str | None:
+    """How the bytes in ``path`` differ from the published ones; None where they do not, or no checksum is known."""
+    size = path.stat().st_size
+    if file.sha256 is not None:
+        kind, expected, digest = "sha256", file.sha256, hashlib.sha256()
+    elif file.git_blob is not None:
+        kind, expected, digest = "git blob", file.git_blob, hashlib.sha1(b"blob %d\0" % size)
+    else:
+        return None
     with path.open("rb") as stream:
-        actual = hashlib.file_digest(stream, "sha256").hexdigest()
-    if actual != file.sha256:
-        size = path.stat().st_size
-        short = file.size is not None and size < file.size
-        what = f"truncated, {size:,} of {file.size:,} bytes" if short else "not the published file"
-        raise DataError(f"{path}: {what}; expected sha256 {file.sha256}, got {actual}. {LEFT_ALONE}")
-
-
-def require(file: File) -> Path:
-    """Path of the verified file, which cannot be downloaded; FileNotFoundError says where to put it."""
-    path = find(file)
-    if path is None:
-        folder = cache_folder()
-        raise FileNotFoundError(
-            f"{file.name} is not in {folder / file.folder} nor in {folder}, and has no address to download it from; "
-            "put it there, or set BM_FAST_DATA to a folder that holds it (docs/data.md says where it comes from)"
-        )
-    return path
+        actual = hashlib.file_digest(stream, lambda: digest).hexdigest()
+    if actual == expected:
+        return None
+    short = file.size is not None and size < file.size
+    what = f"truncated, {size:,} of {file.size:,} bytes" if short else "not the published file"
+    return f"{what}; expected {kind} {expected}, got {actual}"
 
 
 def _refuse_mistyped() -> None:
@@ -114,22 +118,21 @@ def fetch(file: File) -> Path:
     import requests
 
     pooch.get_logger().setLevel(logging.WARNING)
+    http = pooch.HTTPDownloader(progressbar=True)
+
+    def download(url: str, temporary: str, caller: object) -> None:
+        """Before the file gets its name: an error leaves nothing behind."""
+        http(url, temporary, caller)
+        wrong = _difference(Path(temporary), file)
+        if wrong is not None:
+            raise DataError(f"{url}: other bytes than the published ones came; nothing was kept: {wrong}")
+
     failures = []
     for url in file.urls:
         try:
-            return Path(
-                pooch.retrieve(
-                    url,
-                    known_hash=None if file.sha256 is None else f"sha256:{file.sha256}",
-                    fname=file.name,
-                    path=folder,
-                    progressbar=True,
-                )
-            )
+            return Path(pooch.retrieve(url, known_hash=None, fname=file.name, path=folder, downloader=download))
         except requests.exceptions.RequestException as error:
             failures.append(f"{url}: {type(error).__name__}")
-        except ValueError as error:
-            raise DataError(f"{url}: other bytes than the published ones came; nothing was kept. {error}") from error
     for path in made:  # a folder that got no file is no use to anyone
         with contextlib.suppress(OSError):
             path.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bm_fast.data.chardata import read_chardata
+from bm_fast.checkpoints import replacing
 from bm_fast.data.dataset import SPLITS, Dataset
-from bm_fast.data.files import LEFT_ALONE, DataError, File, fetch, find, require
+from bm_fast.data.files import LEFT_ALONE, DataError, File, cache_folder, fetch, find
+from bm_fast.data.omniglot import average_originals, read_chardata
 
 _Bytes = NDArray[np.uint8]
 
@@ -85,17 +86,24 @@ OCR_LETTERS_FILE = File("letter.data.gz", "ocr_letters", ("http://ai.stanford.ed
 OCR_LETTERS_CONTENT = "e092587573c15bcf304a933b805c9486f91b5d6feaf015d7d9fb8b0219611c9c"
 """sha256 of the 52,152 rows (16 bytes of pixels, most significant bit first, and the label 0-25) in ascending order."""
 
-OMNIGLOT28 = File(
-    "omniglot28.npz",
-    "omniglot",
-    (),
-    4_140_251,
-    "0e355dcfe3f835def6afdd3a146ef634e9e6f0d0728b50b5146b1492904c5405",
+_LAKE = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python/"
+OMNIGLOT_FILES = tuple(
+    File(name, "omniglot", (_LAKE + name,), git_blob=git_blob)
+    for name, git_blob in (
+        ("images_background.zip", "71fd167eb6fdd312049395fbd247147a4b234231"),
+        ("images_evaluation.zip", "8ccde0ed1565641f1fa8c57cdc6ff634e15fc5c1"),
+    )
 )
+OMNIGLOT28 = File("omniglot28.npz", "omniglot", ())
+OMNIGLOT28_CONTENT = "32b17fc95e1d2df254bab2e046f2d1f27d5d86c76ef550090a2add48aa21150d"
+"""sha256 of the 32,460 images of 28 x 28 bytes: character after character, each by its 20 drawers."""
 OMNIGLOT28_PROTOCOL = "dynamic (28 x 28 by area average, split by character: not chardata.mat)"
-_BACKGROUND_CHARACTERS, _VALID_CHARACTERS, _DRAWERS = 964, 64, 20
+_CHARACTERS, _BACKGROUND_CHARACTERS, _VALID_CHARACTERS, _DRAWERS = 1623, 964, 64, 20
 
-CHARDATA = File("chardata.mat", "omniglot", ())
+_BURDA = "https://raw.githubusercontent.com/yburda/iwae/78a6075484bd7dd6f47a4bb9880d2295bc7a5220/datasets/OMNIGLOT/"
+CHARDATA = File(
+    "chardata.mat", "omniglot", (_BURDA + "chardata.mat",), git_blob="016a3536ffe5e1d38e42563a18d7a78bfaf643ec"
+)
 CHARDATA_PROTOCOL = "dynamic (chardata.mat of Burda et al.)"
 
 
@@ -104,7 +112,7 @@ def load(name: str, protocol: str | None = None, seed: int = 0) -> Dataset:
 
     protocol: for the grey sets "dynamic" (default) or "fixed-sample", which is drawn with ``seed``; the others have one
     protocol each. Errors: ValueError for an unknown name or protocol; DataError, PermissionError and ConnectionError
-    as in ``files.fetch``; FileNotFoundError for a file that cannot be downloaded.
+    as in ``files.fetch``.
     """
     if name not in NAMES:
         raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -170,18 +178,57 @@ def _ocr_letters() -> Dataset:
 
 
 def _omniglot() -> Dataset:
-    with np.load(require(OMNIGLOT28)) as arrays:
-        images = torch.from_numpy(arrays["images"].reshape(-1, 784)).float().div_(255)
-        labels = torch.from_numpy(arrays["char_id"].astype(np.int64))
+    converted = find(OMNIGLOT28)
+    images = _read_omniglot28(converted) if converted is not None else _convert_omniglot()
+    grey = torch.from_numpy(images.reshape(-1, 784)).float().div_(255)
+    labels = torch.arange(_CHARACTERS).repeat_interleave(_DRAWERS)
     # whole characters in each split, as the official one has them: training and test share none
     background = _BACKGROUND_CHARACTERS * _DRAWERS
     held_out = _VALID_CHARACTERS * _DRAWERS
-    sizes = [background - held_out, held_out, len(images) - background]
-    return _dataset("omniglot", images, labels, sizes, (28, 28), OMNIGLOT28_PROTOCOL)
+    sizes = [background - held_out, held_out, len(grey) - background]
+    return _dataset("omniglot", grey, labels, sizes, (28, 28), OMNIGLOT28_PROTOCOL)
+
+
+def _read_omniglot28(path: Path) -> _Bytes:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            images: _Bytes = arrays["images"]
+    except Exception as error:  # numpy, zipfile and zlib let errors of many kinds through for damaged files
+        raise DataError(f"{path}: damaged, or no images in it: {error}. {LEFT_ALONE}") from error
+    _check_omniglot28(str(path), images)
+    return images
+
+
+def _convert_omniglot() -> _Bytes:
+    """The images from the originals; they are kept for the next time, where the folder can be written to."""
+    archives = [fetch(file) for file in OMNIGLOT_FILES]
+    try:
+        images = average_originals(archives)
+    except ValueError as error:
+        raise DataError(f"{error}. {LEFT_ALONE}") from error
+    _check_omniglot28(" and ".join(map(str, archives)), images)
+    folder = cache_folder() / OMNIGLOT28.folder
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / OMNIGLOT28.name, OMNIGLOT28.name) as temporary:
+            np.savez_compressed(temporary, images=images)
+    return images
+
+
+def _check_omniglot28(source: str, images: _Bytes) -> None:
+    expected = (_CHARACTERS * _DRAWERS, 28, 28)
+    if images.shape != expected or images.dtype != np.uint8:
+        raise DataError(f"{source}: expected images {list(expected)} of uint8, got {list(images.shape)}. {LEFT_ALONE}")
+    actual = hashlib.sha256(images.tobytes()).hexdigest()
+    if actual != OMNIGLOT28_CONTENT:
+        raise DataError(
+            f"{source}: not the images of Omniglot; expected content with sha256 {OMNIGLOT28_CONTENT}, got {actual}. "
+            f"{LEFT_ALONE}"
+        )
 
 
 def _omniglot_chardata() -> Dataset:
-    path = require(CHARDATA)
+    path = fetch(CHARDATA)
     try:
         train, valid, test = read_chardata(path)
     except ValueError as error:
