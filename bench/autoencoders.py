@@ -1,8 +1,9 @@
-"""Times the importance-weighted autoencoder beside plain PyTorch: python bench/autoencoders.py [--threads 1]
+"""Times the importance-weighted autoencoder beside plain PyTorch: python bench/autoencoders.py [--name NAME]
 
 The model is that of Burda et al. (2016) for MNIST, 784 - 200 - 200 - 50 with tanh, on random binary images. The rival
-is the shortest PyTorch for the same model with the same parameters. Contenders are timed in turns; before that the
-two must agree on the bound. Prints a table and the environment.
+is the shortest PyTorch for the same model with the same parameters. Contenders are timed in turns, a training step with
+k = 50 and batches of 20, and log p(x) with k = 5000 for as many rows as --rows says; before that the two must agree on
+the bound. Prints a table; with --name, saves all of it in bench/results.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -99,13 +102,20 @@ def optimiser(model: nn.Module) -> torch.optim.Adam:
 
 
 def evaluation(x: Tensor) -> dict[str, Callable[[int], None]]:
-    """A repetition is 100 samples for each row; k = 5000 is 50 of them in all contenders."""
     model = VAE(PIXELS)
     plain = Plain().like(model)
+
+    def repeat(measure: Callable[[], Tensor]) -> Callable[[int], None]:
+        def run(n: int) -> None:
+            for _ in range(n):
+                measure()  # what the contenders find was compared before
+
+        return run
+
     return {
-        "bm_fast": lambda n: discard(log_likelihood(model, x, 100 * n)),
-        "loop over samples": lambda n: discard(loop(plain, x, 100 * n, encode_once=False)),
-        "loop over samples, x encoded once": lambda n: discard(loop(plain, x, 100 * n, encode_once=True)),
+        "bm_fast": repeat(lambda: log_likelihood(model, x, K_EVALUATION)),
+        "loop over samples": repeat(lambda: loop(plain, x, K_EVALUATION, encode_once=False)),
+        "loop over samples, x encoded once": repeat(lambda: loop(plain, x, K_EVALUATION, encode_once=True)),
     }
 
 
@@ -116,10 +126,6 @@ def loop(model: Plain, x: Tensor, k: int, *, encode_once: bool) -> Tensor:
     for i in range(k):
         log_w[i] = model.log_weights(x, *(code if encode_once else model.encode(x)), 1)[0]
     return log_w.logsumexp(0) - math.log(k)
-
-
-def discard(_result: Tensor) -> None:
-    """The contenders' results were compared before."""
 
 
 def check(x: Tensor) -> None:
@@ -136,25 +142,36 @@ def check(x: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--calls", type=int, default=7, help="timed calls of each contender")
-    parser.add_argument("--seconds", type=float, default=0.2, help="how long one timed call should take")
+    parser.add_argument("--calls", type=int, default=7, help="timed calls of each contender (default: 7)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="how long one timed call should take (default: 0.2)")
+    parser.add_argument("--training", action=argparse.BooleanOptionalAction, default=True, help="time training steps")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=(1, 20), help="times log p(x) of so many (default: 1 20)"
+    )
+    parser.add_argument("--name", help="write bench/results/NAME.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    images = (torch.rand(100, PIXELS) < 0.15).float()
+    described = environment()
+    images = (torch.rand(max(50, BATCH, *options.rows), PIXELS) < 0.15).float()
     check(images[:50])
-    cases = {f"training step, k = {K}, batch {BATCH}": training(images[:BATCH])}
-    for n in (1, 20, 100):
-        cases[f"100 samples of log p(x) for each of {n} rows"] = evaluation(images[:n])
+    cases = {f"training step, k = {K}, batch {BATCH}": training(images[:BATCH])} if options.training else {}
+    for n in options.rows:
+        cases[f"log p(x), k = {K_EVALUATION}, rows: {n}"] = evaluation(images[:n])
     print(f"| case, {options.threads} thread(s) | contender | median ms | least | most | against bm_fast |")
     print("|---|---|---|---|---|---|")
+    results = []
     for case, contenders in cases.items():
         timings = interleave(contenders, options.calls, options.seconds)
         first = next(iter(timings.values())).median
         for name, timing in timings.items():
             ratio = timing.median / first
             print(f"| {case} | {name} | {timing.median:.2f} | {timing.least:.2f} | {timing.most:.2f} | {ratio:.2f} |")
-    print(json.dumps(environment()))
+            results.append({"case": case, "contender": name, "ms": asdict(timing), "against_bm_fast": ratio})
+    if options.name is not None:
+        path = Path(__file__).parent / "results" / f"{options.name}.json"
+        content = {"environment": described, "settings": vars(options), "results": results}
+        path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
