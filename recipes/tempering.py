@@ -128,8 +128,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "modes": modes,
     "bars": bars,
     "shifting": shifting,
-    "ocr-letters": lambda: images("ocr-letters", 3),
-    "mnist": lambda: images("mnist", 2),
+    "ocr-letters": lambda: images("ocr-letters", 10),
+    "mnist": lambda: images("mnist", 10),
 }
 
 

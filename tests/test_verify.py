@@ -432,6 +432,7 @@ def test_the_p_value_of_the_worst_component_counts_them_all() -> None:
         ({"repeats": 5}, "repeats: expected at least 10"),
         ({"false_alarms": 0.0}, "false_alarms: expected a probability"),
         ({"n_chains": 0}, "n_chains: expected a whole number"),
+        ({"n_chains": 4}, "n_chains: expected so many that two states at least are seen often, got 4"),
         ({"gradient": training(PCD(10))}, "v: expected the data of the gradient"),
         ({"v": DATA}, "v: expected the data of the gradient"),
         ({"gradient": training(PCD(10)), "v": torch.full((2, 4), 0.5)}, "v: expected 0 or 1"),

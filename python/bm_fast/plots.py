@@ -98,7 +98,7 @@ def learning_curve(
         for (name, (epochs, values)), colour in zip(series.items(), _colours(len(series)), strict=True):
             axes.plot(epochs, values, color=colour, label=name, marker="o" if len(values) < 2 else None)
         axes.set_xlabel(x)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel(quantity)
         _plain(axes)
         if not shared:
