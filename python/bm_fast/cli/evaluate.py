@@ -2,9 +2,9 @@
 
 log Z is exact, by enumeration, where the smaller layer has few enough units; otherwise it is estimated by annealed
 importance sampling (AIS), whose error is part of the result, or from both sides, by parallel tempering with annealing
-in both directions. Estimates come with a verdict: one whose weights have collapsed is named as not trustworthy. Grey
-data are binarised once with a seed, and the protocol is part of the result: likelihoods compare only within one
-protocol.
+in both directions. A machine with labels also classifies the cases. Estimates come with a verdict: one whose weights
+have collapsed is named as not trustworthy. Grey data are binarised once with a seed, and the protocol is part of the
+result: likelihoods compare only within one protocol.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from bm_fast.estimation import (
     pseudo_log_likelihood,
     reconstruction_error,
 )
-from bm_fast.graph import Graph, chain_graph
+from bm_fast.graph import Graph, Kind, chain_graph
 from bm_fast.mean_field import MeanFieldNotConverged
 from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     trained = load_model(options.checkpoint)
     model = trained.model
-    deep = model if isinstance(model, DBM) and len(model.units) > 2 else None
+    deep = model if isinstance(model, DBM) and len(model.graph.layers) > 2 else None
     source = options.data or trained.configuration.get("settings", {}).get("data")
     if source is None:
         raise UsageError("--data: the data of the training run are not known; name the data")
@@ -179,6 +179,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     for line in details:
         console.say(f"  {line}")
     result |= _of_shallow(model, images, console) if deep is None else _of_deep(deep, images, result, console)
+    if deep is not None and deep.n_classes is not None:
+        result |= _of_classes(deep, images, getattr(dataset, f"{options.split}_labels"), console)
     result["seconds"] = time.monotonic() - started
     if not result["trustworthy"]:
         console.say(f"WARNING: do not trust this figure: {result['reason']}")
@@ -188,9 +190,12 @@ def run(options: argparse.Namespace, console: Console) -> Result:
 
 
 def _enumerated_units(graph: Graph) -> int:
-    """Units that ``exact_log_z`` enumerates: all but those of the colour that it sums out."""
-    colours = [sum(graph.layers[i].units for i in colour) for colour in graph.colours()]
-    return sum(colours) - max(colours)
+    """Units that ``exact_log_z`` enumerates: all but those of the colour that it sums out; n classes count log2 n."""
+    colours = [
+        sum(math.log2(layer.units) if layer.kind is Kind.SOFTMAX else layer.units for layer in layers)
+        for layers in ([graph.layers[i] for i in colour] for colour in graph.colours())
+    ]
+    return math.ceil(sum(colours) - max(colours))
 
 
 def _likelihood(model: BoltzmannModel, images: Tensor, log_z: float | AISEstimate, *, deep: bool) -> MeanLogLikelihood:
@@ -225,7 +230,7 @@ def _of_deep(dbm: DBM, images: Tensor, result: Result, console: Console) -> Resu
         f"  reconstruction error {error:.4f} per unit; mean field of {posterior.unconverged:.1%} of the cases "
         f"did not come to rest in {_ITERATIONS} iterations"
     )
-    hidden = chain_graph(dbm.units[1:])
+    hidden = chain_graph(dbm.units[1:], n_classes=dbm.n_classes)
     if result["method"] == "exact" and len(images) << _enumerated_units(hidden) <= _MOST_EXACT_STATES:
         each = exact_log_likelihood(dbm, images, result["log_z"])
         case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
@@ -233,6 +238,23 @@ def _of_deep(dbm: DBM, images: Tensor, result: Result, console: Console) -> Resu
         found |= {"log_likelihood": exact.mean, "log_likelihood_standard_error": exact.standard_error}
         console.say(f"  log-likelihood = {exact} per case, exact")
     return found
+
+
+def _of_classes(dbm: DBM, images: Tensor, labels: Tensor | None, console: Console) -> Result:
+    """How often the machine takes a case for one of another class, among those whose class is known."""
+    known = torch.zeros(0, dtype=torch.int64) if labels is None else torch.nonzero(labels >= 0)[:, 0]
+    if labels is None or len(known) == 0:
+        console.say("  no classification error: the data have no labels of these cases")
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeanFieldNotConverged)
+        classes = dbm.predict(images[known].contiguous(), _ITERATIONS)
+    error = (classes != labels[known]).double().mean().item()
+    standard_error = math.sqrt(error * (1 - error) / len(known))
+    console.say(
+        f"  classification error {error:.2%} ± {standard_error:.2%} of {counted(len(known), 'case')} with a label"
+    )
+    return {"classification_error": error, "classification_standard_error": standard_error, "classified": len(known)}
 
 
 def _estimate(

@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import plots
 from bm_fast.cli.common import CHECKPOINT, Output, binary_split
-from bm_fast.cli.console import Console, Result, counted
+from bm_fast.cli.console import Console, Result, UsageError, counted
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM
 from bm_fast.estimation import pseudo_log_likelihood
+from bm_fast.graph import Kind
 from bm_fast.model import BoltzmannModel
 from bm_fast.rbm import RBM
 from bm_fast.training import (
@@ -49,10 +50,18 @@ def new_model(settings: Result, dataset: Dataset) -> BoltzmannModel:
     model: BoltzmannModel = (
         RBM(dataset.n_units, hidden[0], seed=seed)
         if settings["model"] == "rbm"
-        else DBM((dataset.n_units, *hidden), seed=seed)
+        else DBM((dataset.n_units, *hidden), seed=seed, n_classes=_n_classes(dataset) if settings["labels"] else None)
     )
     model.initialise_biases(dataset.train)
     return model
+
+
+def _n_classes(dataset: Dataset) -> int:
+    if dataset.train_labels is None:
+        raise UsageError(
+            f"--labels: expected data with labels of the training rows, got {dataset.name}, which has none"
+        )
+    return int(dataset.train_labels.max()) + 1
 
 
 def optimiser(model: BoltzmannModel, settings: Result) -> tuple[Optimizer, LambdaLR]:
@@ -103,16 +112,18 @@ def new_trainer(
 def pretrain(dbm: DBM, dataset: Dataset, settings: Result, output: Output, console: Console) -> None:
     """Gives ``dbm`` the parameters of a stack of modified RBMs.
 
-    Each RBM is saved after every epoch, and goes on from its file where there is one.
+    Each RBM is saved after every epoch, and goes on from its file where there is one. Labels join the top one.
     """
-    data, rbms = dataset.train, []
+    data, rbms, labelled = dataset.train, list[RBM](), None
+    n_rbms = len(dbm.units) - 1
     for level, (below, above) in enumerate(pairwise(dbm.units)):
         epochs, seed = settings["pretraining_epochs"][level], settings["seed"] + level
-        which = f"RBM {level + 1} of {len(dbm.units) - 1}, {below}-{above}"
+        with_labels = dbm.n_classes is not None and level == n_rbms - 1
+        which = f"RBM {level + 1} of {n_rbms}, {below}-{above}{' and the labels' if with_labels else ''}"
         console.say(f"pretraining: {which}, {counted(epochs, 'epoch')}")
-        rbm = RBM(below, above, seed=seed)
+        rbm = DBM((below, above), seed=seed, n_classes=dbm.n_classes) if with_labels else RBM(below, above, seed=seed)
         rbm.initialise_biases(data)
-        estimator = stack_estimator(level, len(dbm.units) - 1)
+        estimator = stack_estimator(level, n_rbms)
         sgd, schedule = optimiser(rbm, {**_STACK, "epochs": epochs})
         path = output.path(f"rbm{level + 1}.safetensors")
         callbacks = [ProgressBar(), Checkpoint(path)]
@@ -120,10 +131,13 @@ def pretrain(dbm: DBM, dataset: Dataset, settings: Result, output: Output, conso
             trainer = Trainer.resume(path, rbm, sgd, schedule, callbacks)
         else:
             trainer = Trainer(rbm, sgd, estimator, settings["batch_size"], seed, False, schedule, callbacks=callbacks)
-        trainer.fit(data, epochs)
-        data = lift(rbm, estimator, data)
-        rbms.append(rbm)
-    dbm.load_state_dict(stitch(rbms).state_dict())
+        trainer.fit(data, epochs, labels=dataset.train_labels if with_labels else None)
+        if isinstance(rbm, DBM):
+            labelled = rbm
+        else:
+            data = lift(rbm, estimator, data)
+            rbms.append(rbm)
+    dbm.load_state_dict(stitch(rbms, labelled).state_dict())
 
 
 def _estimator(settings: Result) -> CD | PCD | MeanFieldPCD:
@@ -137,7 +151,8 @@ def _quality(dataset: Dataset, settings: Result) -> dict[str, Callable[[Any], fl
 
     RBM: the pseudo-log-likelihood. It is exact, and rows are few enough for it to stay cheap beside the epoch: the
     stochastic variant, with one unit of each row, is off by several nats. DBM, which has none in closed form: the mean
-    square per unit between the rows and what the mean-field means of their hidden units give back.
+    square per unit between the rows and what the mean-field means of their hidden units give back; with labels also
+    the share of the rows to whose class mean field does not give the highest probability.
     """
     split = "train" if dataset.valid is None else "valid"
     rows = binary_split(dataset, split, settings["seed"])[0]
@@ -147,7 +162,17 @@ def _quality(dataset: Dataset, settings: Result) -> dict[str, Callable[[Any], fl
         def error(dbm: DBM) -> float:
             return (dbm.reconstruct(rows, iterations, tolerance=0) - rows).square().mean().item()
 
-        return {f"reconstruction_error_{split}": error}
+        figures: dict[str, Callable[[Any], float]] = {f"reconstruction_error_{split}": error}
+        labels: torch.Tensor | None = getattr(dataset, f"{split}_labels")
+        if settings["labels"] and labels is not None and bool((labels[: len(rows)] >= 0).any()):
+            classes = labels[: len(rows)]
+
+            def wrong(dbm: DBM) -> float:
+                means = dbm.label_means(rows, iterations, tolerance=0)
+                return (means.argmax(1) != classes)[classes >= 0].float().mean().item()
+
+            figures[f"classification_error_{split}"] = wrong
+        return figures
     n_rows = max(1, min(_QUALITY_ROWS, _QUALITY_TERMS // (dataset.n_units * settings["hidden"][0])))
     rows = rows[:n_rows].contiguous()
     return {f"pseudo_log_likelihood_{split}": lambda rbm: pseudo_log_likelihood(rbm, rows).mean().item()}
@@ -185,6 +210,8 @@ def draw(output: Output, history: History, model: BoltzmannModel, shape: tuple[i
         ("log_likelihood_valid", "log-likelihood (nats)", "validation"),
         ("reconstruction_error_train", "reconstruction error per unit", "training"),
         ("reconstruction_error_valid", "reconstruction error per unit", "validation"),
+        ("classification_error_train", "classification error", "training"),
+        ("classification_error_valid", "classification error", "validation"),
         ("free_energy_gap", "free energy, validation − training (nats)", "gap"),
     ):
         points = [(row["epoch"], row[name]) for row in history.rows if name in row]
@@ -194,7 +221,8 @@ def draw(output: Output, history: History, model: BoltzmannModel, shape: tuple[i
         with output.writing(CURVE_PICTURE) as path:
             plots.save(plots.learning_curve(panels), path)
     if shape is not None:
-        weights: Sequence[torch.Tensor] = [weight.detach() for weight in model.coupling_weights]
+        hidden = [layer for layer in model.graph.layers[1:] if layer.kind is not Kind.SOFTMAX]
+        weights: Sequence[torch.Tensor] = [weight.detach() for weight in model.coupling_weights[: len(hidden)]]
         filters = torch.eye(model.n_visible)
         for level, (name, weight) in enumerate(zip(filter_names(len(weights)), weights, strict=True), 1):
             filters = filters @ weight

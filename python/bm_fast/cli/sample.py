@@ -2,13 +2,16 @@
 
 Chains start at fair coins, run, and are shown on their way: the picture has one row for each of a few moments, and
 shows the probabilities from which the units are drawn. The final states are kept as an array. With --clamp a part of
-each image is taken from the test split of the data and kept; the chains fill in the rest.
+each image is taken from the test split of the data and kept; the chains fill in the rest. With --classes the labels of
+a machine that has learnt them are held, so that each chain draws images of one class, and the picture has one column
+for each of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -16,10 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bm_fast import plots
+from bm_fast.arrays import one_hot
 from bm_fast.chains import Chains
 from bm_fast.cli.common import Output, Trained, binary_split, load_data, load_model
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, image_shape, real, whole
 from bm_fast.data import Dataset
+from bm_fast.dbm import DBM
+from bm_fast.graph import LABELS
 from bm_fast.model import VISIBLE, BoltzmannModel
 from bm_fast.program import full_update
 
@@ -27,10 +33,11 @@ EXAMPLES = """\
 examples:
   bm-fast sample runs/mnist --chains 64 --sweeps 1000 --output samples
   bm-fast sample runs/mnist --beta 0.8                    a warmer machine: more variety, less sharpness
-  bm-fast sample runs/mnist --clamp top                   complete the lower halves of test images"""
+  bm-fast sample runs/mnist --clamp top                   complete the lower halves of test images
+  bm-fast sample runs/classes --classes                   images of each class, of a machine that learnt labels"""
 
 SAMPLES, PICTURE = "samples.npy", "samples.png"
-_SHOWN_CHAINS = 16
+_SHOWN_CHAINS, _MOST_SHOWN_CLASSES = 16, 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the chains (default: 0)")
     parser.add_argument(
         "--clamp", choices=("top", "bottom", "left", "right"), help="keep this half of test images and sample the rest"
+    )
+    parser.add_argument(
+        "--classes",
+        action="store_true",
+        help="hold the labels of a machine that has them: chain k draws images of class k modulo their number",
     )
     parser.add_argument("--data", help="data whose test images --clamp takes (default: those of the training run)")
     parser.add_argument(
@@ -60,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     trained = load_model(options.checkpoint)
     model = trained.model
+    n_classes = _n_classes(model) if options.classes else None
     dataset = _data_to_clamp(options, trained) if options.clamp else None
     shape = options.shape or trained.shape or (dataset.shape if dataset else None)
     if shape is not None and shape[0] * shape[1] != model.n_visible:
@@ -69,9 +82,19 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     start, mask = _clamped(options, model, dataset, shape) if dataset else (None, None)
     output = Output(options.output, (SAMPLES, PICTURE), overwrite=options.overwrite)
     chains = model.chains(options.chains, options.seed, start)
+    if n_classes:
+        chains.layers[-1].copy_(one_hot(torch.arange(chains.n_chains) % n_classes, n_classes))
     started = time.monotonic()
     try:
-        shown, states = snapshots(model, chains, options.sweeps, beta=options.beta, clamp=mask)
+        shown, states = snapshots(
+            model,
+            chains,
+            options.sweeps,
+            beta=options.beta,
+            clamp=mask,
+            hold=[LABELS] if n_classes else (),
+            n_shown=min(n_classes, _MOST_SHOWN_CLASSES) if n_classes else _SHOWN_CHAINS,
+        )
     except KeyboardInterrupt:
         _save_states(output, chains)
         raise KeyboardInterrupt(
@@ -95,9 +118,18 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         "beta": options.beta,
         "seed": options.seed,
         "clamp": options.clamp,
+        "classes": n_classes,
         "seconds": seconds,
         "files": output.files,
     }
+
+
+def _n_classes(model: BoltzmannModel) -> int:
+    if not isinstance(model, DBM) or model.n_classes is None:
+        raise UsageError(
+            "--classes: expected a machine with labels, as train --model dbm --labels makes, got one without"
+        )
+    return model.n_classes
 
 
 def _save_states(output: Output, chains: Chains) -> None:
@@ -106,7 +138,14 @@ def _save_states(output: Output, chains: Chains) -> None:
 
 
 def snapshots(
-    model: BoltzmannModel, chains: Chains, sweeps: int, *, beta: float = 1.0, clamp: Tensor | None = None
+    model: BoltzmannModel,
+    chains: Chains,
+    sweeps: int,
+    *,
+    beta: float = 1.0,
+    clamp: Tensor | None = None,
+    hold: Collection[str] = (),
+    n_shown: int = _SHOWN_CHAINS,
 ) -> tuple[list[int], Tensor]:
     """Runs the chains and looks at the first of them after 0, 1, 2, 5, 10, 20, 50 ... sweeps and at the end.
 
@@ -114,7 +153,7 @@ def snapshots(
     at sweep 0, and where units are clamped, the states themselves.
     """
     moments = moments_until(sweeps)
-    n_shown = min(chains.n_chains, _SHOWN_CHAINS)
+    n_shown = min(chains.n_chains, n_shown)
     pictures = []
     with tqdm(total=sweeps, unit="sweep", desc="sampling", delay=1.0) as bar:
         for moment in moments:
@@ -123,7 +162,7 @@ def snapshots(
             def show(done: int, before: int = started_at) -> None:
                 bar.update(before + done - bar.n)
 
-            model.sample(chains, moment - started_at, beta=beta, clamp=clamp, progress=show)
+            model.sample(chains, moment - started_at, beta=beta, clamp=clamp, progress=show, hold=hold)
             visible = chains.layers[VISIBLE][:n_shown].float()
             if moment > 0:
                 shown = chains.select(0, n_shown)

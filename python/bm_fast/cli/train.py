@@ -26,6 +26,8 @@ from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, plai
 from bm_fast.cli.learning import CURVE, CURVE_PICTURE, draw, new_model, new_trainer, pretrain
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
+from bm_fast.graph import Kind
+from bm_fast.model import BoltzmannModel
 from bm_fast.training import History
 
 EXAMPLES = """\
@@ -33,6 +35,7 @@ examples:
   bm-fast train digits --hidden 64 --epochs 50 --output runs/digits
   bm-fast train mnist --hidden 500 --learning-rate 0.05 --schedule linear --epochs 30 --output runs/mnist
   bm-fast train mnist --model dbm --hidden 500 1000 --output runs/mnist-dbm
+  bm-fast train digits --model dbm --labels --output runs/classes      learns the classes too: evaluate counts errors
   bm-fast train my.npy --estimator cd --sweeps 5       data of your own: [n, units], 0/1 or grey levels from 0 to 1
   bm-fast train --resume runs/mnist --epochs 60        30 epochs more, with the settings of the run"""
 
@@ -56,6 +59,7 @@ DEFAULTS: dict[str, Result] = {
     },
     "dbm": {
         "hidden": [100, 50],
+        "labels": False,
         "pretraining_epochs": [20],
         "iterations": 10,
         "sweeps": 5,
@@ -89,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", help=f"{', '.join(NAMES)}, or a .npy or .npz file of your own")
     parser.add_argument("--model", choices=tuple(DEFAULTS), help="rbm: one hidden layer; dbm: deep (default: rbm)")
     setting("--hidden", "hidden units, of each layer from below", type=whole(1, 65_536), nargs="+", metavar="N")
+    parser.add_argument(
+        "--labels",
+        action="store_const",
+        const=True,
+        help="a layer of labels on top, which learns the classes of the training rows (dbm)",
+    )
     setting("--estimator", "pcd: chains go on for ever; cd: they restart at the data", choices=("cd", "pcd"))
     setting(
         "--pretraining-epochs",
@@ -126,9 +136,9 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     dataset = load_data(settings["data"])
     folder = Path(_run_folder(options.resume) if options.resume else options.output or "train-output")
     names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *_numbered_files(folder))
+    model = new_model(settings, dataset)
     output = Output(folder, names, overwrite=options.overwrite or bool(options.resume))
     history = History()
-    model = new_model(settings, dataset)
     # a deep run that was stopped in its stack of RBMs has no checkpoint of the whole yet
     resume = bool(options.resume) and (settings["model"] == "rbm" or (folder / CHECKPOINT).exists())
     done = _epochs_done(folder / CHECKPOINT) if resume else 0
@@ -145,7 +155,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         output.written.remove(CHECKPOINT)  # nothing of it changes
     else:
         console.say(
-            f"{settings['model'].upper()} with {'-'.join(str(layer.units) for layer in model.graph.layers)} units on "
+            f"{settings['model'].upper()} with {_units(model)} on "
             f"{counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
             f"{counted(epochs, 'epoch')}, results in {output.folder}"
         )
@@ -156,7 +166,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         if isinstance(model, DBM) and not resume and any(settings["pretraining_epochs"]):
             pretrain(model, dataset, settings, output, console)
         if epochs > done:
-            trainer.fit(dataset.train, epochs=epochs, validation=dataset.valid)
+            labels = dataset.train_labels if settings.get("labels") else None
+            trainer.fit(dataset.train, epochs=epochs, validation=dataset.valid, labels=labels)
     except KeyboardInterrupt:
         if trainer.update:
             draw(output, history, model, dataset.shape)
@@ -171,7 +182,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     for name, value in last.items():
         if name.startswith(("pseudo", "free")):
             console.say(f"  {name.replace('_', ' ')}: {value:.2f} nats")
-        elif name.startswith(("reconstruction", "unconverged")):
+        elif name.startswith(("reconstruction", "classification", "unconverged")):
             console.say(f"  {name.replace('_', ' ')}: {value:.4f}")
     output.announce(console)
     return {"settings": settings, "updates": trainer.update, "seconds": seconds, "last": last, "files": output.files}
@@ -179,6 +190,11 @@ def run(options: argparse.Namespace, console: Console) -> Result:
 
 def _numbered_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if _NUMBERED.fullmatch(path.name))
+
+
+def _units(model: BoltzmannModel) -> str:
+    units = "-".join(str(layer.units) for layer in model.graph.layers if layer.kind is not Kind.SOFTMAX) + " units"
+    return f"{units} and {model.n_classes} classes" if isinstance(model, DBM) and model.n_classes else units
 
 
 def _shown(value: Any) -> str:
@@ -222,8 +238,10 @@ def _resumed_settings(options: argparse.Namespace) -> Result:
     if given:
         raise UsageError(f"--resume: takes all settings from the run; leave out {', '.join(given)}")
     folder = _run_folder(options.resume)
-    settings = read_configuration(folder).get("settings")
-    model = {} if settings is None else DEFAULTS.get(settings.get("model"), {})
+    settings: Result | None = read_configuration(folder).get("settings")
+    if settings is not None and settings.get("model") == "dbm":
+        settings = {"labels": False, **settings}  # older runs had no labels
+    model = {} if settings is None else DEFAULTS.get(settings.get("model", ""), {})
     if settings is None or set(settings) != {"model", "data", *model}:
         raise FileNotFoundError(f"--resume: no {CONFIGURATION} of a run in {folder}")
     return settings
