@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from bm_fast import DBM, RBM, Chains, Kind, Machine, chain_graph
-from bm_fast.estimation import AISEstimate, Verification, ais, exact_log_z, verify
+from bm_fast import RBM, Kind, Machine, chain_graph
+from bm_fast.estimation import AISEstimate, ais, exact_log_z, verify
 from bm_fast.estimation._checks import Fit, chi_squared_tail, dependence, student_tails
 from bm_fast.estimation._enumeration import Enumeration
-from bm_fast.estimation.verification import _rungs_check
 from bm_fast.model import BoltzmannModel
-from bm_fast.program import full_update, gibbs_program
-from bm_fast.tempering import (
-    CoupledTempering,
-    Gibbs,
-    Operator,
-    Replicas,
-    TemperedTransitions,
-    Tempering,
-    TrajectoryTempering,
-)
+from bm_fast.tempering import Gibbs
 from bm_fast.training import CD, PCD, Trainer
 from bm_fast.training.trainer import Estimator
 from enumeration import BINARY, enumerate_machine, machine
-
-
-def rbm() -> RBM:
-    model = RBM(4, 3, seed=2, weight_scale=0.9)
-    with torch.no_grad():
-        model.visible_bias.copy_(torch.tensor([0.4, -0.3, 0.2, -0.6]))
-    return model
-
-
-class Estimate(NamedTuple):
-    """The least that an estimator of log Z gives."""
-
-    log_z: float
-    standard_error: float
-
-
-def failures(found: Verification) -> list[str]:
-    return [f"{check.subject}: {check.what}" for check in found.checks if not check.passed]
+from verify_cases import Estimate, failures, known, rbm
 
 
 def training(estimator: Estimator, epochs: int = 1) -> object:
@@ -76,12 +47,6 @@ def test_machines_of_every_graph_pass(name: str) -> None:
     assert re.search(r"all \d+ checks passed; chance alone fails any of them with probability 0.001", text)
 
 
-def known(machine: Machine, seed: int) -> Estimate:
-    """An estimator of log Z whose errors are what they say."""
-    noise = torch.randn(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Estimate(exact_log_z(machine) + 0.1 * float(noise), 0.1)
-
-
 def test_false_alarms_are_as_rare_as_stated() -> None:
     """100 runs at a rate of 20%: 20 are expected; 7 or fewer and 34 or more happen once in 2,000 such tests each."""
     built = machine(BINARY["rbm"], coupling_sd=0.4)
@@ -102,31 +67,6 @@ def test_states_that_are_hardly_ever_drawn_raise_no_alarm() -> None:
     assert sum(Fit.of(truth, truth.draw(10_000, k)).p_value < 1e-3 for k in range(500)) < 6
 
 
-BASE = tuple(torch.linspace(-1, 1, n) for n in (3, 3, 2))
-
-
-@pytest.mark.parametrize(
-    ("operator", "parts"),
-    [
-        (Tempering(4), 5),
-        (Tempering(3, base=BASE), 4),
-        (CoupledTempering(3), 4),
-        (TrajectoryTempering([DBM((3, 3, 2)), DBM((3, 3, 2), seed=1, weight_scale=0.4)]), 4),
-    ],
-)
-def test_operators_with_chains_of_their_own_and_a_deep_model_pass(operator: Operator, parts: int) -> None:
-    model = DBM((3, 3, 2), seed=1, weight_scale=0.7)
-    found = verify(model, operator=operator, n_chains=5000, estimator=known)
-    assert found.passed, str(found)
-    what = f"{type(operator).__name__}: exact draws on all its rungs are exact after 10 calls: the worst of {parts} is "
-    assert what in str(found)
-    assert "DBM: weights 1 on the integer grid" in str(found)
-
-
-def test_tempered_transitions_pass() -> None:
-    assert verify(rbm(), operator=TemperedTransitions(3), n_chains=5000, estimator=known).passed
-
-
 def test_an_unbiased_gradient_passes() -> None:
     found = verify(rbm(), gradient=training(PCD(2000, sweeps=30)), v=DATA, n_chains=2000, estimator=known)
     assert found.passed, str(found)
@@ -134,140 +74,6 @@ def test_an_unbiased_gradient_passes() -> None:
 
 
 # --- what is broken ---------------------------------------------------------------------------------------------------
-
-
-class AllAtOnce:
-    """Updates both layers from the old state, the classic mistake."""
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        old = chains.clone()
-        for layer in (0, 1):
-            part = old.clone()
-            machine.sweep(((full_update(machine.graph, layer),),), part, 1)
-            chains.layers[layer].copy_(part.layers[layer])
-        chains.sweep += 1
-
-
-class SameRandomNumbers(Gibbs):
-    """Never counts its sweeps, so every call draws with the same random numbers."""
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        super().advance(machine, chains)
-        chains.sweep = 0
-
-
-class Warm(Gibbs):
-    """Samples at another temperature."""
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        machine.sweep(gibbs_program(machine.graph), chains, 1, beta=torch.full((chains.n_chains,), 0.9))
-
-
-class Stuck(Gibbs):
-    """Leaves the distribution alone, and every chain where it is."""
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        pass
-
-
-class Twos(Gibbs):
-    """Writes what is no state."""
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        chains.layers[0].fill_(2)
-
-
-class Unlisted(Gibbs):
-    """Has chains of its own, which it does not list, and copies them over those that it is given."""
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        if chains.sweep == 0:
-            self.own = chains.clone()
-        super().advance(machine, self.own)
-        for state, own in zip(chains.layers, self.own.layers, strict=True):
-            state.copy_(own)
-        chains.sweep = self.own.sweep
-
-
-class Pair(Gibbs):
-    """Parallel tempering of the chains with others at half the energy, and a rule by which the two swap.
-
-    A rule gives the logarithm of the acceptance probability for the states of the lower and of the upper chains.
-    """
-
-    def __init__(self, rule: Callable[[Machine, Chains, Chains], Tensor]) -> None:
-        super().__init__()
-        self.rule = rule
-
-    def advance(self, machine: Machine, chains: Chains) -> None:
-        if chains.sweep == 0:
-            self.low = machine.chains(chains.n_chains, chains.seed, chains.n_chains)
-        program, half = gibbs_program(machine.graph), torch.full((chains.n_chains,), 0.5)
-        machine.sweep(program, self.low, 1, beta=half)
-        machine.sweep(program, chains, 1)
-        coins = torch.rand(len(half), generator=torch.Generator().manual_seed(chains.sweep), dtype=torch.float64)
-        taken = (coins.log() < self.rule(machine, self.low, chains))[:, None]
-        for lower, upper in zip(self.low.layers, chains.layers, strict=True):
-            before = lower.clone()
-            lower.copy_(torch.where(taken, upper, before))
-            upper.copy_(torch.where(taken, before, upper))
-
-    def replicas(self, machine: Machine) -> list[Replicas]:
-        return [Replicas("half the energy", machine, 0.5, None, self.low, torch.arange(self.low.n_chains))]
-
-
-def joint_energies(machine: Machine, low: Chains, high: Chains) -> Tensor:
-    return 0.5 * (machine.energy(high.layers) - machine.energy(low.layers))
-
-
-def free_energies(machine: Machine, low: Chains, high: Chains) -> Tensor:
-    """The known trap: free energies of the machine itself, where both rungs need their own."""
-    low_f, high_f = (machine.free_energy(gibbs_program(machine.graph)[0], side.layers)[0] for side in (low, high))
-    return 0.5 * (high_f - low_f)
-
-
-def backwards(machine: Machine, low: Chains, high: Chains) -> Tensor:
-    return -joint_energies(machine, low, high)
-
-
-def test_the_right_rule_of_swaps_passes_and_wrong_ones_are_caught() -> None:
-    """The right one with a fixed seed; over seeds, a false alarm once in a thousand."""
-    right = verify(rbm(), operator=Pair(joint_energies), estimator=known)
-    assert right.passed, str(right)
-    for wrong in (free_energies, backwards):
-        found = verify(rbm(), operator=Pair(wrong), estimator=known)
-        assert "Pair: exact draws on all its rungs are exact after 10 calls" in failures(found)
-
-
-def test_chains_of_an_operators_own_raise_false_alarms_as_rarely_as_stated() -> None:
-    """60 runs at a rate of 20%, of which two fifths are that check's: 4.8 are expected, 15 or more once in 10,000."""
-    built, level = machine(BINARY["rbm"], coupling_sd=0.4), 0.08
-    truth = Enumeration.of(built.parameters)
-    failed = 0
-    for seed in range(60):
-        operator, chains = Tempering(3), built.chains(1000, seed)
-        for _ in range(5):
-            operator.advance(built, chains)
-        failed += not _rungs_check(operator, built, truth, chains, 1000 * seed, level).passed
-    assert failed < 15
-
-
-@pytest.mark.parametrize(
-    ("operator", "caught"),
-    [
-        (AllAtOnce(), ["reaches", "leaves"]),
-        (SameRandomNumbers(), ["reaches", "goes"]),
-        (Warm(), ["reaches", "leaves"]),
-        (Stuck(), ["reaches"]),
-        (Twos(), ["reaches", "leaves"]),
-        (Unlisted(), ["goes"]),
-    ],
-)
-def test_broken_operators_are_caught(operator: object, caught: list[str]) -> None:
-    found = verify(rbm(), operator=operator, estimator=known)
-    assert [re.sub(r".*: (\w+) .*", r"\1", failure) for failure in failures(found)] == caught
-    assert f"FAILED  {type(operator).__name__}: " in str(found)
-    assert f"{len(caught)} of {len(found.checks)} checks failed" in str(found)
 
 
 def test_broken_estimators_of_log_z_are_caught() -> None:

@@ -107,8 +107,8 @@ def verify(
     Operator: chains that all begin in the least probable state must have reached the machine's distribution after
         ``n_calls`` calls of ``advance``; exact draws from it must still have it after one more, and not depend on where
         the chains were before they were put there. An operator that moves chains of its own lists them in a method
-        ``replicas`` (``tempering.Replicas``): those of every rung are then put at exact draws, and must have the rung's
-        distribution ten calls later; hold what adapts (``adapt_every=0``, ``rate=0``). χ² tests over all states.
+        ``replicas`` (``tempering.Replicas``): those of every rung are then put at exact draws too, and must have the
+        rung's distribution ten calls later; hold what adapts (``adapt_every=0``, ``rate=0``). χ² tests over all states.
         Default ``tempering.Gibbs()``; any object with a method ``advance`` will do.
     Estimator of log Z: ``estimator(machine, seed)`` is called ``repeats`` times. (estimate - exact) / standard error
         must be standard normal in mean and spread. Default: AIS with 100 runs over 100 betas.
@@ -229,30 +229,36 @@ def _operator_checks(
     what = f"reaches the machine's distribution in {n_calls} calls from its least probable state"
     reaches = _fits(subject, what, truth, chains.layers, level)
     before = tuple(layer.clone() for layer in chains.layers)
-    _put(chains, truth.draw(n_chains, _draw_seed(seed)))
-    if isinstance(operator, KeepsChains):
-        return [reaches, _rungs_check(operator, machine, truth, chains, seed, 2 * level)]
+    _start_exactly(operator, machine, truth, chains, seed)
     operator.advance(machine, chains)
-    left_alone = _fits(subject, "leaves exact draws from it alone", truth, chains.layers, level)
     r, p = dependence(before, chains.layers)
     evidence = f"correlation with what was there before is {r:.4f} at most, {shown(p, level)}"
     if p < level:
-        evidence += "; an operator that moves chains of its own lists them in replicas(machine), see tempering.Replicas"
-    return [reaches, left_alone, Check(subject, "goes on from the states that it is given", evidence, p, p >= level)]
+        evidence += (
+            "; an operator that moves chains of its own lists these chains themselves in replicas(machine), see "
+            "tempering.Replicas"
+        )
+    goes_on = Check(subject, "goes on from the states that it is given", evidence, p, p >= level)
+    if isinstance(operator, KeepsChains):
+        return [reaches, goes_on, _rungs_check(operator, machine, truth, chains, level)]
+    return [reaches, goes_on, _fits(subject, "leaves exact draws from it alone", truth, chains.layers, level)]
 
 
-def _rungs_check(
-    operator: KeepsChains, machine: Machine, truth: Enumeration, chains: Chains, seed: int, level: float
-) -> Check:
-    """Whether chains of an operator's own, all begun at exact draws from their distributions, still have them later.
+def _start_exactly(operator: MovesChains, machine: Machine, truth: Enumeration, chains: Chains, seed: int) -> None:
+    """Puts the chains at exact draws, and those of the operator's own at draws from their own distributions.
 
     By now the operator has come to rest, so that which of its chains are on which rung is as likely as it should be.
     """
-    for i, part in enumerate(operator.replicas(machine)):
+    _put(chains, truth.draw(chains.n_chains, _draw_seed(seed)))
+    for i, part in enumerate(operator.replicas(machine) if isinstance(operator, KeepsChains) else ()):
         draws = _distribution(part, machine, truth).draw(max(len(part.rows), 1), _draw_seed(seed + 1 + i))
         for own, drawn in zip(part.chains.layers, draws, strict=True):
             own[part.rows] = drawn[: len(part.rows)]
-    for _ in range(_CALLS_AT_REST):
+
+
+def _rungs_check(operator: KeepsChains, machine: Machine, truth: Enumeration, chains: Chains, level: float) -> Check:
+    """Whether chains of an operator's own that began at exact draws, one call ago, still have their distributions."""
+    for _ in range(_CALLS_AT_REST - 1):
         operator.advance(machine, chains)
     fits = {"what it copies out": Fit.of(truth, chains.layers)}
     for part in operator.replicas(machine):
@@ -261,7 +267,7 @@ def _rungs_check(
     worst = min(fits, key=lambda name: fits[name].p_value)
     p = min(1.0, len(fits) * fits[worst].p_value)
     evidence = f"the worst of {len(fits)} is {worst}, {fits[worst]}; of all {shown(p, level)}"
-    what = f"exact draws on all its rungs are exact after {_CALLS_AT_REST} calls"
+    what = f"leaves exact draws on all its rungs alone in {_CALLS_AT_REST} calls"
     return Check(type(operator).__name__, what, evidence, p, p >= level)
 
 
