@@ -166,14 +166,16 @@ def test_sample_holds_the_classes(tmp_path, capsys):
     [
         (["train", "digits", "--labels"], "--labels: not for --model rbm"),
         (["train", "OWN", "--model", "dbm", "--labels"], "--labels: expected data with labels of the training rows"),
+        (["train", "BAD", "--model", "dbm", "--labels"], "--labels: expected classes from 0 up, at least two of them"),
         (["sample", "RUN", "--classes"], "--classes: expected a machine with labels"),
     ],
 )
 def test_usage_errors(arguments, message, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("own.npy", np.zeros((4, 6), np.uint8))
-    names = {"OWN": "own.npy", "RUN": str(trained)}
+    np.savez("bad.npz", train=np.zeros((4, 6), np.uint8), train_labels=np.zeros(4, np.int64))
+    names = {"OWN": "own.npy", "BAD": "bad.npz", "RUN": str(trained)}
     code, result, _ = call(capsys, *(names.get(a, a) for a in arguments))
     assert code == 2
     assert message in result["error"]
-    assert [path.name for path in tmp_path.iterdir()] == ["own.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.npz", "own.npy"]

@@ -88,6 +88,18 @@ def test_sample_clamp_errors(trained, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e9])
+def test_a_model_that_cannot_be_run_is_named_with_its_file(value, tmp_path, capsys):
+    rbm = RBM(6, 3)
+    with torch.no_grad():
+        rbm.weight[0, 0] = value
+    rbm.save(tmp_path / "model.safetensors")
+    code, result, _ = call(capsys, "sample", tmp_path / "model.safetensors", "--output", tmp_path / "out")
+    assert code == 1
+    assert f"{tmp_path / 'model.safetensors'}: the model cannot be run: weights[0]: expected" in result["error"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("sweeps", "moments"),
     [(0, [0]), (1, [0, 1]), (7, [0, 1, 2, 5, 7]), (100, [0, 1, 2, 5, 10, 20, 50, 100])],

@@ -223,6 +223,15 @@ def test_resume_writes_no_configuration_that_is_there_already(tmp_path, capsys):
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_a_rate_that_drives_the_weights_off_the_grid_is_named(tmp_path, capsys):
+    arguments = ("train", "digits", *TINY, "--learning-rate", 1e30, "--epochs", 1, "--batch-size", 2000)
+    code, result, _ = call(capsys, *arguments, "--output", tmp_path)
+    assert code == 1
+    assert "after update 1: weights[0]: expected weights of at most" in result["error"]
+    assert "a lower learning rate may help" in result["error"]
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", ["learning_curve.csv", "filters.png"])
 def test_a_curve_or_picture_that_cannot_be_written_costs_no_checkpoint(name, tmp_path, capsys, monkeypatch):
     replace = os.replace

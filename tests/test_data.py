@@ -284,6 +284,12 @@ def test_own_file_with_any_damaged_byte_is_loaded_or_refused(tmp_path, suffix):
     assert refused > 20
 
 
+def test_a_file_of_another_kind_is_not_taken_for_a_pickle(tmp_path):
+    (tmp_path / "a.npy").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"a\.npy: .*: the content is neither that of a \.npy nor that of a \.npz$"):
+        data.load_file(tmp_path / "a.npy")
+
+
 def test_own_npz_that_is_called_npy_is_refused(tmp_path):
     with (tmp_path / "a.npy").open("wb") as stream:
         np.savez(stream, train=np.zeros((3, 4), np.uint8))

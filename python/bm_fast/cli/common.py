@@ -187,7 +187,12 @@ def load_model(source: str) -> Trained:
     path, held = open_checkpoint(source)
     for kind in (RBM, DBM):
         if kind.name in held:
-            return Trained(kind.load(path), path, read_configuration(path.parent))
+            model = kind.load(path)
+            try:
+                model.machine()
+            except ValueError as error:
+                raise CheckpointError(f"{path}: the model cannot be run: {error}") from error
+            return Trained(model, path, read_configuration(path.parent))
     for name, (what, instead) in _OTHER_KINDS.items():
         if name in held:
             raise CheckpointError(f"{path} holds {what}, and this command takes RBMs and DBMs; {instead}")

@@ -61,7 +61,13 @@ def _n_classes(dataset: Dataset) -> int:
         raise UsageError(
             f"--labels: expected data with labels of the training rows, got {dataset.name}, which has none"
         )
-    return int(dataset.train_labels.max()) + 1
+    low, high = (int(end) for end in torch.aminmax(dataset.train_labels))
+    if low < -1 or high < 1:
+        raise UsageError(
+            f"--labels: expected classes from 0 up, at least two of them (-1: unknown), got {low} to {high} in the "
+            f"training rows of {dataset.name}"
+        )
+    return high + 1
 
 
 def optimiser(model: BoltzmannModel, settings: Result) -> tuple[Optimizer, LambdaLR]:

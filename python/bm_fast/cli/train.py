@@ -35,7 +35,7 @@ examples:
   bm-fast train digits --hidden 64 --epochs 50 --output runs/digits
   bm-fast train mnist --hidden 500 --learning-rate 0.05 --schedule linear --epochs 30 --output runs/mnist
   bm-fast train mnist --model dbm --hidden 500 1000 --output runs/mnist-dbm
-  bm-fast train digits --model dbm --labels --output runs/classes      learns the classes too: evaluate counts errors
+  bm-fast train mnist --model dbm --hidden 500 --labels --output runs/classes     learns the classes as well
   bm-fast train my.npy --estimator cd --sweeps 5       data of your own: [n, units], 0/1 or grey levels from 0 to 1
   bm-fast train --resume runs/mnist --epochs 60        30 epochs more, with the settings of the run"""
 

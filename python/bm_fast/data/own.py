@@ -31,6 +31,9 @@ def load_file(path: str | os.PathLike[str]) -> Dataset:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with path.open("rb") as stream:
+            if not stream.read(6).startswith((b"\x93NUMPY", b"PK")):  # which numpy takes for a pickle
+                raise ValueError("the content is neither that of a .npy nor that of a .npz")
+            stream.seek(0)
             loaded = np.load(stream, allow_pickle=False)
             if isinstance(loaded, np.ndarray) != (path.suffix == ".npy"):
                 raise ValueError("the content is that of a .npy with the name of a .npz, or the other way round")

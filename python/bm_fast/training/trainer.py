@@ -117,7 +117,10 @@ class Trainer(Loop):
     def reconstruction_error(self) -> float | None:
         """Mean square per unit between the last batch and what its hidden means give back; None before an update."""
         rows = self.last_batch
-        return None if rows is None else float((self._learner.reconstruct(rows) - rows).square().mean())
+        if rows is None:
+            return None
+        self._snapshot()  # says what is wrong with the parameters, and after which update
+        return float((self._learner.reconstruct(rows) - rows).square().mean())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -179,6 +182,7 @@ class Trainer(Loop):
         self.last_batch = data
 
     def _measure(self, batches: Batches, validation: Tensor | None) -> dict[str, float]:
+        self._snapshot()  # parameters off the grid end training here, and not in whatever measures the model next
         metrics = self._learner.metrics()
         if validation is not None:
             metrics["free_energy_gap"] = self._free_energy_gap(batches, validation)
