@@ -15,7 +15,7 @@ that are given, validation images included, and is asked for the test images. Th
 done for a network of the same shape that begins at random weights.
 
 Networks are saved in runs/classify-NAME after an epoch, at most every ten seconds, and the same command goes on where
-an interrupted one stopped. Results go to recipes/results/classify-NAME.json and .log.
+an interrupted one stopped. --device cuda computes on a GPU. Results go to recipes/results/classify-NAME.json and .log.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from bm_fast import DBM, checkpoints
 from bm_fast.cli.common import commit
+from bm_fast.cli.devices import add_device
 from bm_fast.data import load
 from bm_fast.mlp import DeepClassifier
 
@@ -104,7 +105,7 @@ class Task:
     def __init__(self, dbm: DBM, n_classes: int, recipe: Recipe, options: argparse.Namespace, run: Path) -> None:
         self.dbm, self.n_classes, self.recipe, self.run = dbm, n_classes, recipe, run
         self.lbfgs, self.bfloat16 = options.optimizer == "lbfgs", options.bfloat16
-        parameters = b"".join(parameter.detach().numpy().tobytes() for parameter in dbm.parameters())
+        parameters = b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in dbm.parameters())
         self.fingerprint = hashlib.sha256(parameters).hexdigest()
 
     def rows(self, v: Tensor, labels: Tensor) -> Rows:
@@ -115,12 +116,15 @@ class Task:
         if start == "machine":
             return self.dbm.to_mlp(self.n_classes, settings.dropout, SEED)
         torch.manual_seed(SEED)
-        weights = [nn.init.xavier_uniform_(torch.empty_like(weight), 4.0) for weight in self.dbm.weights]
+        # the same numbers on any device
+        weights = [
+            nn.init.xavier_uniform_(torch.empty(weight.shape), 4.0).to(weight.device) for weight in self.dbm.weights
+        ]
         biases = [torch.zeros_like(bias) for bias in self.dbm.biases]
         return DeepClassifier(weights, biases, self.n_classes, settings.dropout, SEED, posteriors=False)
 
     def logits(self, network: DeepClassifier, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             return network(x if len(network.above) else x[:, : self.dbm.n_visible]).float()
 
     def errors(self, network: DeepClassifier, rows: Rows) -> tuple[int, float]:
@@ -173,7 +177,7 @@ class Task:
     ) -> float:
         """One pass over the rows in a random order; the mean loss."""
         size = BIG_BATCH if self.lbfgs else self.recipe.batch
-        batches = torch.randperm(len(train.x)).split(size)
+        batches = torch.randperm(len(train.x)).to(train.x.device).split(size)
         total = 0.0
         for number, index in enumerate(batches):
             batch = train.at(index)
@@ -257,14 +261,14 @@ class Task:
 def few(labels: Tensor, n: int, n_classes: int, seed: int) -> Tensor:
     """Numbers of ``n`` rows, as many of each class, in a random order that mixes the classes."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=generator).to(labels.device)
     of_class = [order[labels[order] == c][: n // n_classes] for c in range(n_classes)]
     return torch.stack(of_class, 1).flatten()  # class after class within each group of n_classes rows
 
 
 def cross_validation(rows: Rows, n_classes: int) -> list[tuple[Rows, Rows]]:
     """Each part of the rows held out in turn; every part has as many of each class, give or take one."""
-    fold = torch.arange(len(rows.x)) // n_classes % FOLDS
+    fold = torch.arange(len(rows.x), device=rows.x.device) // n_classes % FOLDS
     return [(rows.at((fold != k).nonzero()[:, 0]), rows.at((fold == k).nonzero()[:, 0])) for k in range(FOLDS)]
 
 
@@ -275,11 +279,12 @@ def main() -> None:
     parser.add_argument("--labels", type=int, help="how many labels are given (default: all)")
     parser.add_argument("--optimizer", choices=("adam", "lbfgs"), default="adam")
     parser.add_argument("--epochs", type=int, help="most passes, over which the rate falls to zero")
-    parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16; where the processor has them")
+    parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16; where the device has them")
+    add_device(parser)
     options = parser.parse_args()
     name = f"{options.recipe}{'' if options.labels is None else f'-{options.labels}'}"
     name += "-lbfgs" if options.optimizer == "lbfgs" else ""
-    dataset = load(options.recipe)
+    dataset = load(options.recipe).to(options.device)
     train, valid, test = ((dataset.split(s), getattr(dataset, f"{s}_labels")) for s in ("train", "valid", "test"))
     n_classes = int(train[1].max()) + 1
     if options.labels is not None and (options.labels % n_classes or options.labels < FOLDS * n_classes):
@@ -293,7 +298,7 @@ def main() -> None:
     source = options.dbm or Path("runs") / f"dbm-{options.recipe}" / "dbm.safetensors"
     run = Path("runs") / f"classify-{name}"
     run.mkdir(parents=True, exist_ok=True)
-    task = Task(DBM.load(source), n_classes, recipe, options, run)
+    task = Task(DBM.load(source, options.device), n_classes, recipe, options, run)
     log: list[str] = []
     try:
         if options.labels is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,7 +81,7 @@ def stack(
     for level, (below, above) in enumerate(itertools.pairwise((train.shape[1], *hidden))):
         if level > 0:
             data = lift(rbms[-1], estimators[level - 1], data)
-        rbm = RBM(below, above, seed=SEED + level)
+        rbm = RBM(below, above, seed=SEED + level).to(train.device)
         rbm.initialise_biases(data)
         path = run / f"rbm{level + 1}.safetensors"
         fit(rbm, estimators[level], data, epochs[level], path, rate=rate, weight_decay=weight_decay, centred=centred)
@@ -94,16 +96,19 @@ def pictures(name: str) -> Path:
     return folder
 
 
-def provenance(command: str) -> dict[str, Any]:
-    """Where figures come from."""
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where figures come from: the command of this process, and what it ran on."""
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        machine += f", {torch.cuda.get_device_name(device)}"
     return {
-        "command": command,
+        "command": shlex.join(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine,
     }
 
 
-def write_record(name: str, command: str, began: float, figures: dict[str, Any], history: History) -> Path:
+def write_record(name: str, device: torch.device, began: float, figures: dict[str, Any], history: History) -> Path:
     """Writes ``figures``, how they came about, and some twenty epochs of ``history`` to ``results/NAME.json``.
 
     began: by ``time.monotonic``. The history of joint training has its seconds, over all calls that took part.
@@ -111,7 +116,7 @@ def write_record(name: str, command: str, began: float, figures: dict[str, Any],
     step = max(1, len(history.rows) // 20)
     rows = history.rows[step - 1 :: step]
     record = {
-        **provenance(command),
+        **provenance(device),
         "seed": SEED,
         "seconds_of_this_call": round(time.monotonic() - began),
         "processor_seconds_of_this_call": round(time.process_time()),

@@ -6,30 +6,39 @@
 #                                      missing: hours
 #
 # Needs bm-fast on the path (. .venv/bin/activate after make) and for MNIST the data (BM_FAST_DATA or the network).
-# The page goes to recipes/results/comparison-NAME. Every other argument goes to bm-fast compare.
+# The page goes to recipes/results/comparison-NAME. --device cuda computes all of it on a GPU; every other argument goes
+# to bm-fast compare.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 data="${1:?which data: digits or mnist}"
 shift
+source recipes/device.sh "$@"
+
+# Whether a run of recipes/dbm.py is at its end: pictures come after the last checkpoint.
+is_measured() {
+    [[ -e $1/dbm.safetensors && recipes/results/${1#runs/}/samples.png -nt $1/dbm.safetensors ]]
+}
+
 case "$data" in
     digits)
         rbm=runs/rbm-digits dbm=runs/dbm-digits vae=runs/vae-digits iwae=runs/iwae-digits
         machine=(--hidden 100 --chains 500 --learning-rate 0.2 --epochs 400)
-        networks=(--layers 50-50-10 --epochs 300 --batch-size 100 --learning-rate 0.003)
-        [[ -e $rbm/filters.png ]] || bm-fast train digits "${machine[@]}" --output "$rbm"
-        [[ -e $dbm/samples.png ]] || python recipes/dbm.py digits
+        networks=(--layers 50-50-10 --epochs 300 --batch-size 100 --learning-rate 0.003 "${device[@]}")
+        [[ -e $rbm/filters.png ]] || bm-fast train digits "${machine[@]}" "${device[@]}" --output "$rbm"
+        is_measured "$dbm" || python recipes/dbm.py digits "${device[@]}"
         [[ -e $vae/evaluation.json ]] || bm-fast vae digits "${networks[@]}" --estimator elbo --k 1 --output "$vae"
         [[ -e $iwae/evaluation.json ]] || bm-fast vae digits "${networks[@]}" --estimator dreg --k 50 --output "$iwae"
         ;;
     mnist)
         rbm=runs/mnist-long dbm=runs/dbm-mnist vae=runs/iwae-two-hours-k1 iwae=runs/iwae-two-hours
         [[ -e $rbm/evaluation/evaluation.json ]] || rbm=runs/mnist-short
-        [[ -e $rbm/evaluation/evaluation.json ]] || recipes/mnist.sh short
-        [[ -e $dbm/samples.png ]] || python recipes/dbm.py mnist
-        [[ -e $vae/evaluation.json ]] || recipes/iwae.sh two-hours mnist 1
-        [[ -e $iwae/evaluation.json ]] || recipes/iwae.sh two-hours
+        [[ -e $rbm/evaluation/evaluation.json ]] || recipes/mnist.sh short "${device[@]}"
+        is_measured "$dbm" || python recipes/dbm.py mnist "${device[@]}"
+        [[ -e $vae/evaluation.json ]] || recipes/iwae.sh two-hours mnist 1 "${device[@]}"
+        [[ -e $iwae/evaluation.json ]] || recipes/iwae.sh two-hours "${device[@]}"
         ;;
     *) echo "unknown data $data: digits or mnist" >&2 && exit 2 ;;
 esac
-bm-fast compare "$rbm" "$dbm" "$vae" "$iwae" --data "$data" --output "recipes/results/comparison-$data" --overwrite "$@"
+bm-fast compare "$rbm" "$dbm" "$vae" "$iwae" --data "$data" --output "recipes/results/comparison-$data" --overwrite \
+    "${device[@]}" "${others[@]}"

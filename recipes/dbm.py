@@ -6,7 +6,7 @@
     python recipes/dbm.py ocr-letters    128-500-1000
 
 Every part is saved in runs/dbm-NAME after each epoch, and the same command goes on where an interrupted one stopped.
-Results go to recipes/results/dbm-NAME.json, pictures to the folder of that name.
+Results go to recipes/results/dbm-NAME.json, pictures to the folder of that name. --device cuda computes on a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 
 from bm_fast import DBM, plots
+from bm_fast.cli.devices import add_device
 from bm_fast.data import load
 from bm_fast.data.dataset import Dataset
 from bm_fast.estimation import ais, base_biases, mean_variational_bound
@@ -61,12 +62,12 @@ def draw(dbm: DBM, dataset: Dataset, test: Tensor, folder: Path) -> None:
     chains = dbm.sample(dbm.chains(100, SEED, test[:100].contiguous()), 1000)
     means = dbm.machine().layer_means(full_update(dbm.graph, 0), chains.layers)
     plots.save(plots.image_grid(means, shape, title="samples after 1,000 sweeps"), folder / "samples.png")
-    known = torch.arange(dataset.n_units) < dataset.n_units // 2
-    halves = torch.where(known, test[:10].float(), torch.zeros(()))
+    known = torch.arange(dataset.n_units, device=dbm.device) < dataset.n_units // 2
+    halves = test[:10] * known.float()
     rows = torch.cat([test[:10].float(), halves, dbm.complete(test[:10].contiguous(), known, sweeps=500)])
     figure = plots.image_grid(rows, shape, columns=10, title="case, upper half, completion")
     plots.save(figure, folder / "completions.png")
-    filters = torch.eye(dataset.n_units)
+    filters = torch.eye(dataset.n_units, device=dbm.device)
     for level, weight in enumerate(dbm.weights, 1):
         filters = filters @ weight.detach()
         figure = plots.filters(filters, shape, title=f"filters of hidden layer {level}")
@@ -77,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--epochs", type=int, nargs="+", help="of each RBM, then of the joint training")
+    add_device(parser)
     options = parser.parse_args()
     recipe = RECIPES[options.recipe]
     if options.epochs is not None:
@@ -86,7 +88,7 @@ def main() -> None:
     name = f"dbm-{options.recipe}"
     run = Path("runs") / name
     run.mkdir(parents=True, exist_ok=True)
-    dataset = load(recipe.data)
+    dataset = load(recipe.data).to(options.device)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     test = binary.split("test")
     train = dataset.train
@@ -121,7 +123,7 @@ def main() -> None:
         "log_z": str(log_z),
         "bound": {split: str(bound) for split, bound in bounds.items()},
     }
-    print("results in", write_record(name, f"python recipes/dbm.py {options.recipe}", began, figures, history))
+    print("results in", write_record(name, options.device, began, figures, history))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python recipes/dbn.py mnist     784-500-2000, the sizes of Salakhutdinov and Murray (2008)
 
 Every part is saved in runs/dbn-NAME after each epoch, and the same command goes on where an interrupted one stopped.
-Results go to recipes/results/dbn-NAME.json, pictures to the folder of that name.
+Results go to recipes/results/dbn-NAME.json, pictures to the folder of that name. --device cuda computes on a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from common import SEED, fit, pictures, stack, write_record
 
 from bm_fast import DBN, plots
+from bm_fast.cli.devices import add_device
 from bm_fast.data import load
 from bm_fast.data.dataset import Dataset
 from bm_fast.estimation import ais, base_biases, mean_dbn_bound
@@ -63,7 +64,7 @@ def draw(dbn: DBN, dataset: Dataset, folder: Path) -> None:
     chains = dbn.sample(dbn.chains(100, SEED), 5000, progress=True)
     means = dbn.visible_means(chains.layers[1])
     plots.save(plots.image_grid(means, shape, title="samples after 5,000 sweeps"), folder / "samples.png")
-    filters = torch.eye(dataset.n_units)
+    filters = torch.eye(dataset.n_units, device=dbn.device)
     for level, weight in enumerate((*dbn.generative_weights, dbn.top.weight), 1):
         filters = filters @ weight.detach()
         plots.save(plots.filters(filters, shape, title=f"filters of layer {level}"), folder / f"filters{level}.png")
@@ -72,11 +73,12 @@ def draw(dbn: DBN, dataset: Dataset, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=RECIPES)
+    add_device(parser)
     options = parser.parse_args()
     recipe, name = RECIPES[options.recipe], f"dbn-{options.recipe}"
     run = Path("runs") / name
     run.mkdir(parents=True, exist_ok=True)
-    dataset = load(recipe.data)
+    dataset = load(recipe.data).to(options.device)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     began = time.monotonic()
     estimator = PCD(100, recipe.sweeps)
@@ -102,7 +104,7 @@ def main() -> None:
         print(f"{stage}: {figures}")
     draw(dbn, dataset, pictures(name))
     figures = {"recipe": asdict(recipe), "protocol": binary.protocol, "greedy": greedy, "fine-tuned": tuned}
-    print("results in", write_record(name, f"python recipes/dbn.py {options.recipe}", began, figures, history))
+    print("results in", write_record(name, options.device, began, figures, history))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 #
 #     recipes/iwae.sh short                    one stochastic layer, 10 epochs
 #     recipes/iwae.sh two-hours                one stochastic layer, 60 epochs: within two hours on two cores of a CPU
-#     recipes/iwae.sh full                     one stochastic layer, the 3,280 epochs of the paper
+#     recipes/iwae.sh full --device cuda       one stochastic layer, the 3,280 epochs of the paper, on a GPU
 #     recipes/iwae.sh short-2                  two stochastic layers; two-hours-2 and full-2 likewise
 #     recipes/iwae.sh short omniglot           another data set: mnist (default), omniglot or omniglot-chardata
 #     recipes/iwae.sh short mnist 5            k = 1 (the variational autoencoder), 5 or 50 (default)

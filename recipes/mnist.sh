@@ -6,12 +6,14 @@
 #     recipes/mnist.sh hidden20    20 hidden units, whose likelihood is exact
 #
 # Needs bm-fast on the path (. .venv/bin/activate after make) and MNIST (BM_FAST_DATA or the network).
-# Runs go to runs/NAME, their results to recipes/results/NAME.*.json. Every other argument goes to bm-fast train.
+# Runs go to runs/NAME, their results to recipes/results/NAME.*.json. --device cuda computes all of it on a GPU; every
+# other argument goes to bm-fast train.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 recipe="${1:?which recipe: short, long or hidden20}"
 shift
+source recipes/device.sh "$@"
 case "$recipe" in
     short) settings=(--hidden 500 --epochs 20) ;;
     long) settings=(--hidden 500 --epochs 120) ;;
@@ -31,9 +33,11 @@ record() {
     echo "$found" >"$file"
 }
 
-record "$results.train.json" bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 --output "$run" --json "$@"
-record "$results.evaluate.json" bm-fast evaluate "$run" --output "$run/evaluation" --json
+record "$results.train.json" bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 \
+    --output "$run" --json "${device[@]}" "${others[@]}"
+record "$results.evaluate.json" bm-fast evaluate "$run" --output "$run/evaluation" --json "${device[@]}"
 if [ "$recipe" != hidden20 ]; then
-    record "$results.bracket.json" bm-fast evaluate "$run" --method bracket --runs 64 --output "$run/bracket" --json
+    record "$results.bracket.json" bm-fast evaluate "$run" --method bracket --runs 64 --output "$run/bracket" --json \
+        "${device[@]}"
 fi
-bm-fast sample "$run" --output "$run/samples"
+bm-fast sample "$run" --output "$run/samples" "${device[@]}"

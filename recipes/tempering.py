@@ -6,7 +6,8 @@
 Small machines whose modes are far apart on purpose, and small RBMs on OCR letters and MNIST, all with exact
 likelihoods. Every method makes the same 200 sweeps of a chain per update (tempered transitions 190; parallel trajectory
 tempering 20 for each machine that it has kept and 20 for the present one, which the record counts). Results are joined
-with those in recipes/results/tempering.json, from which the table and the picture beside it are made.
+with those in recipes/results/tempering.json, from which the table and the picture beside it are made. --device cuda
+computes on a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import itertools
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import RBM, plots
+from bm_fast.cli.devices import add_device
 from bm_fast.data import load
 from bm_fast.estimation import exact_log_z, mean_log_likelihood
 from bm_fast.tempering import CoupledTempering, TemperedTransitions, Tempering, TrajectoryTempering
@@ -83,24 +84,25 @@ def patterns(about: str, cases: Tensor, epochs: int, rate: float) -> Task:
     return Task(about, cases, 16, len(cases), epochs, rate, missed)
 
 
-def bars() -> Task:
+def bars(device: torch.device) -> Task:
     lines = torch.tensor(list(itertools.product([0, 1], repeat=3)), dtype=torch.uint8)
     rows, columns = lines[:, :, None].expand(-1, 3, 3), lines[:, None, :].expand(-1, 3, 3)
     cases = torch.cat([rows, columns]).reshape(-1, 9).unique(dim=0)
-    return patterns("bars and stripes: 14 patterns of 3 × 3 pixels", cases, 5000, 0.5)
+    return patterns("bars and stripes: 14 patterns of 3 × 3 pixels", cases.to(device), 5000, 0.5)
 
 
-def shifting() -> Task:
+def shifting(device: torch.device) -> Task:
     """A bar as wide as half a ring: all neighbours differ by four pixels, and opposite bars by all of them."""
     ring = torch.arange(16)
     cases = torch.stack([(ring - shift).remainder(16) < 8 for shift in range(0, 16, 2)]).to(torch.uint8)
-    return patterns("shifting bars: 8 of a ring of 16 pixels on, shifted by 2 pixels at a time", cases, 5000, 0.5)
+    about = "shifting bars: 8 of a ring of 16 pixels on, shifted by 2 pixels at a time"
+    return patterns(about, cases.to(device), 5000, 0.5)
 
 
-def modes() -> Task:
+def modes(device: torch.device) -> Task:
     """A mixture of two products, which one hidden unit represents exactly: the optimum is its entropy."""
     n, flipped = 16, 0.02
-    states = all_states(n)
+    states = all_states(n).to(device)
     on = states.double().sum(1)
     each = torch.stack([on, n - on]) * math.log(flipped) + torch.stack([n - on, on]) * math.log(1 - flipped)
     log_p = each.logsumexp(0) - math.log(2)
@@ -108,13 +110,13 @@ def modes() -> Task:
     def missed(rbm: RBM) -> float:
         return float(log_p.exp() @ (log_p + rbm.free_energy(states))) + exact_log_z(rbm)
 
-    rates = torch.cat([torch.full((50, n), flipped), torch.full((50, n), 1 - flipped)])
+    rates = torch.cat([torch.full((50, n), rate, device=device) for rate in (flipped, 1 - flipped)])
     return Task("two far modes: 16 pixels, all on or all off, 2% of them flipped", rates, 8, 100, 2000, 0.1, missed)
 
 
-def images(name: str, epochs: int) -> Task:
+def images(name: str, epochs: int, device: torch.device) -> Task:
     """Exact test likelihood of an RBM with 12 hidden units; grey levels are drawn anew for training."""
-    data = load(name)
+    data = load(name).to(device)
     test = (data if data.train.dtype is torch.uint8 else data.binarised(0)).split("test")
 
     def likelihood(rbm: RBM) -> float:
@@ -124,18 +126,18 @@ def images(name: str, epochs: int) -> Task:
     return Task(about, data.train, 12, 100, epochs, 0.05, likelihood, "nats, test log-likelihood")
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[torch.device], Task]] = {
     "modes": modes,
     "bars": bars,
     "shifting": shifting,
-    "ocr-letters": lambda: images("ocr-letters", 10),
-    "mnist": lambda: images("mnist", 10),
+    "ocr-letters": lambda device: images("ocr-letters", 10, device),
+    "mnist": lambda device: images("mnist", 10, device),
 }
 
 
 def learn(task: Task, estimator: Estimator, seed: int) -> dict[str, Any]:
     """The figure after each tenth of the training."""
-    rbm = RBM(task.train.shape[1], task.hidden, seed=seed)
+    rbm = RBM(task.train.shape[1], task.hidden, seed=seed).to(task.train.device)
     rbm.initialise_biases(task.train)
     optimizer = SGD(rbm.parameters(), lr=task.rate)
     falling = LambdaLR(optimizer, lambda epoch: min(1.0, (task.epochs - epoch) / (0.6 * task.epochs) + 0.01))
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; default: all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    add_device(parser)
     options = parser.parse_args()
     unknown = [name for name in options.tasks if name not in TASKS]
     if unknown:
@@ -200,9 +203,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     record = RESULTS / "tempering.json"
     results = json.loads(record.read_text()) if record.exists() else {}
-    source = provenance(" ".join(["python recipes/tempering.py", *sys.argv[1:]]))  # before results change the files
+    source = provenance(options.device)  # before results change the files
     for name in options.tasks or TASKS:
-        task = TASKS[name]()
+        task = TASKS[name](options.device)
         settings = {
             "about": task.about,
             "unit": task.unit,

@@ -182,12 +182,12 @@ def open_checkpoint(source: str) -> tuple[Path, Result]:
     return path, checkpoints.load(path)
 
 
-def load_model(source: str) -> Trained:
+def load_model(source: str, device: torch.device | str = "cpu") -> Trained:
     """An RBM or a DBM from a checkpoint file, or from the folder of a run; others are refused with what takes them."""
     path, held = open_checkpoint(source)
     for kind in (RBM, DBM):
         if kind.name in held:
-            model = kind.load(path)
+            model = kind.load(path, device)
             try:
                 model.machine()
             except ValueError as error:

@@ -21,6 +21,7 @@ from bm_fast import plots
 from bm_fast.cli.common import Output, binary_split, commit, spread
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, version, whole
 from bm_fast.cli.contenders import Contender, check_alike, load
+from bm_fast.cli.devices import add_device
 from bm_fast.data import NAMES, Dataset
 from bm_fast.estimation import (
     UntrustworthyEstimate,
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweeps", type=whole(1), default=1000, metavar="N", help="from fair coins to a sample (default: 1000)"
     )
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of binarisation, estimates and samples")
+    add_device(parser)
     parser.add_argument("--output", default="comparison", metavar="FOLDER", help="for the page (default: comparison)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older comparison in that folder")
 
@@ -104,10 +106,11 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     images, protocol = binary_split(dataset, "test", options.seed)
     n_rows = min(options.rows or len(images), len(images))
     rows = spread(n_rows, len(images))
-    images = images[rows].contiguous()
+    images = images[rows].to(options.device)
     names = (PAGE, RESULT, *([PICTURE] if dataset.shape else []))
     output = Output(options.output, names, overwrite=options.overwrite)
     console.say(f"{len(images):,} test images of {dataset.name}, protocol: {protocol}")
+    contenders = [contender.to(options.device) for contender in contenders]
     measured = []
     for contender in contenders:
         figures = measure(contender, images, options)
@@ -210,7 +213,7 @@ def _measure_machine(model: BoltzmannModel, dataset: Dataset, images: Tensor, op
 def samples(model: BoltzmannModel | VAE, n: int, sweeps: int, seed: int) -> Tensor:
     """Means of the visible units for n samples of the model, ``[n, n_visible]``."""
     if isinstance(model, VAE):
-        return model.sample(n, torch.Generator().manual_seed(seed))
+        return model.sample(n, torch.Generator(model.device).manual_seed(seed))
     chains = model.sample(model.chains(n, seed), sweeps)
     return model.machine().layer_means(full_update(model.graph, VISIBLE), chains.layers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,10 @@ class Contender:
     trainer: Result
     seconds: float
     planned: int | None
+
+    def to(self, device: torch.device) -> Contender:
+        """This one, to be measured on a device."""
+        return replace(self, model=self.model.to(device), dataset=self.dataset.to(device))
 
     @property
     def kind(self) -> str:

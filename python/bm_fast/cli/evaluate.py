@@ -21,6 +21,7 @@ from torch import Tensor
 from bm_fast import plots
 from bm_fast.cli.common import Output, binary_split, load_data, load_model
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, whole
+from bm_fast.cli.devices import add_device
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
 from bm_fast.estimation import (
@@ -101,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: both; a bracket has one base, by default the data)",
     )
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of AIS and of the binarisation (default: 0)")
+    add_device(parser)
     parser.add_argument(
         "--output",
         default="evaluate-output",
@@ -111,13 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Result:
-    trained = load_model(options.checkpoint)
+    trained = load_model(options.checkpoint, options.device)
     model = trained.model
     deep = model if isinstance(model, DBM) and len(model.graph.layers) > 2 else None
     source = options.data or trained.configuration.get("settings", {}).get("data")
     if source is None:
         raise UsageError("--data: the data of the training run are not known; name the data")
-    dataset = load_data(source)
+    dataset = load_data(source).to(options.device)
     if dataset.n_units != model.n_visible:
         raise UsageError(f"--data: expected {model.n_visible} units as the machine has, got {dataset.n_units}")
     images, protocol = binary_split(dataset, options.split, options.seed)
@@ -275,7 +277,7 @@ def _bracket(
     betas: str | int,
     options: argparse.Namespace,
 ) -> LogLikelihoodEstimate:
-    coins = [torch.zeros(layer.units) for layer in model.graph.layers]
+    coins = [torch.zeros(layer.units, device=model.device) for layer in model.graph.layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustworthyEstimate)  # the verdict is part of the result
         warnings.simplefilter("ignore", MeanFieldNotConverged)  # and so is the share

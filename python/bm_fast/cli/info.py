@@ -15,6 +15,7 @@ import torch
 
 from bm_fast import data, ops
 from bm_fast.checkpoints import CheckpointError
+from bm_fast.cli import devices
 from bm_fast.cli.common import commit, open_checkpoint, read_configuration
 from bm_fast.cli.console import Console, Result, version
 from bm_fast.dbm import DBM
@@ -105,6 +106,7 @@ def _here() -> tuple[Result, dict[str, Any]]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **ops.info(),
+        "device_cuda": devices.why_not(torch.device("cuda", 0)) or "usable",
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "data_folder": str(data.cache_folder()),
@@ -119,6 +121,7 @@ def _here() -> tuple[Result, dict[str, Any]]:
         else "none: plain torch",
         "threads": f"{result['threads']} of {result['processors']} processors",
         "GPU": result["gpu"],
+        "--device cuda": result["device_cuda"],
         "data folder": result["data_folder"],
     }
     return result, rows

@@ -128,7 +128,7 @@ def pretrain(dbm: DBM, dataset: Dataset, settings: Result, output: Output, conso
         which = f"RBM {level + 1} of {n_rbms}, {below}-{above}{' and the labels' if with_labels else ''}"
         console.say(f"pretraining: {which}, {counted(epochs, 'epoch')}")
         rbm = DBM((below, above), seed=seed, n_classes=dbm.n_classes) if with_labels else RBM(below, above, seed=seed)
-        rbm.initialise_biases(data)
+        rbm.to(data.device).initialise_biases(data)
         estimator = stack_estimator(level, n_rbms)
         sgd, schedule = optimiser(rbm, {**_STACK, "epochs": epochs})
         path = output.path(f"rbm{level + 1}.safetensors")
@@ -229,7 +229,7 @@ def draw(output: Output, history: History, model: BoltzmannModel, shape: tuple[i
     if shape is not None:
         hidden = [layer for layer in model.graph.layers[1:] if layer.kind is not Kind.SOFTMAX]
         weights: Sequence[torch.Tensor] = [weight.detach() for weight in model.coupling_weights[: len(hidden)]]
-        filters = torch.eye(model.n_visible)
+        filters = torch.eye(model.n_visible, device=model.device)
         for level, (name, weight) in enumerate(zip(filter_names(len(weights)), weights, strict=True), 1):
             filters = filters @ weight
             title = f"Filters of hidden layer {level}" if len(weights) > 1 else ""

@@ -23,6 +23,7 @@ from bm_fast.arrays import one_hot
 from bm_fast.chains import Chains
 from bm_fast.cli.common import Output, Trained, binary_split, load_data, load_model
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, image_shape, real, whole
+from bm_fast.cli.devices import add_device
 from bm_fast.data import Dataset
 from bm_fast.dbm import DBM
 from bm_fast.graph import LABELS
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROWSxCOLUMNS",
         help="shape of an image (default: that of the training run)",
     )
+    add_device(parser)
     parser.add_argument(
         "--output", default="sample-output", metavar="FOLDER", help="folder for the results (default: sample-output)"
     )
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Result:
-    trained = load_model(options.checkpoint)
+    trained = load_model(options.checkpoint, options.device)
     model = trained.model
     n_classes = _n_classes(model) if options.classes else None
     dataset = _data_to_clamp(options, trained) if options.clamp else None
@@ -135,7 +137,7 @@ def _n_classes(model: BoltzmannModel) -> int:
 
 def _save_states(output: Output, chains: Chains) -> None:
     with output.writing(SAMPLES) as path:
-        np.save(path, chains.layers[VISIBLE].numpy())
+        np.save(path, chains.layers[VISIBLE].cpu().numpy())
 
 
 def snapshots(
@@ -168,7 +170,9 @@ def snapshots(
             if moment > 0:
                 shown = chains.select(0, n_shown)
                 means = model.machine().layer_means(
-                    full_update(model.graph, VISIBLE), shown.layers, beta=torch.full((n_shown,), beta)
+                    full_update(model.graph, VISIBLE),
+                    shown.layers,
+                    beta=torch.full((n_shown,), beta, device=model.device),
                 )
                 visible = means if clamp is None else torch.where(clamp.bool(), visible, means)
             pictures.append(visible)
@@ -196,11 +200,11 @@ def _clamped(
     """Test images, one for each chain, and a mask of the half that is kept."""
     if shape is None:
         raise UsageError("--clamp: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
-    images, _ = binary_split(dataset, "test", options.seed)
+    images = binary_split(dataset, "test", options.seed)[0].to(options.device)
     if options.chains > len(images):
         raise UsageError(f"--chains: expected at most the {len(images)} test images, got {options.chains}")
     rows, columns = shape
-    mask = torch.zeros(rows, columns, dtype=torch.uint8)
+    mask = torch.zeros(rows, columns, dtype=torch.uint8, device=options.device)
     {
         "top": mask[: rows // 2],
         "bottom": mask[rows - rows // 2 :],

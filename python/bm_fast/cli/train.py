@@ -23,6 +23,7 @@ import torch
 from bm_fast import checkpoints
 from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Output, commit, left_by_a_run, load_data, read_configuration
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, plain, real, version, whole
+from bm_fast.cli.devices import add_device
 from bm_fast.cli.learning import CURVE, CURVE_PICTURE, draw, new_model, new_trainer, pretrain
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.dbm import DBM
@@ -127,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="go on with the run in this folder (or its checkpoint); only --epochs may change",
     )
+    add_device(parser)
     parser.add_argument("--output", metavar="FOLDER", help="folder for the results (default: train-output)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older run in that folder")
 
@@ -136,7 +138,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     dataset = load_data(settings["data"])
     folder = Path(_run_folder(options.resume) if options.resume else options.output or "train-output")
     names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *_numbered_files(folder))
-    model = new_model(settings, dataset)
+    model = new_model(settings, dataset).to(options.device)  # begins with the same numbers on any device
+    dataset = dataset.to(options.device)
     output = Output(folder, names, overwrite=options.overwrite or bool(options.resume))
     history = History()
     # a deep run that was stopped in its stack of RBMs has no checkpoint of the whole yet

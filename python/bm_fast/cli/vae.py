@@ -31,6 +31,7 @@ from bm_fast.cli.common import (
     spread,
 )
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, real, version, whole
+from bm_fast.cli.devices import add_device
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.training import Checkpoint, History, ProgressBar
 from bm_fast.vae import ELBO, IWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate, pictures
@@ -103,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test-rows", type=whole(1), metavar="N", help="rows of the evaluation, spread over the split (default: all)"
     )
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
+    add_device(parser, kernels=False)
     parser.add_argument("--output", metavar="FOLDER", help="folder for the results (default: vae-output)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older run in that folder")
 
@@ -110,14 +112,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     settings = _resumed_settings(options) if options.resume else _new_settings(options)
     dataset = training_data(settings)
+    model = new_model(settings, dataset).to(options.device)  # begins with the same numbers on any device
+    dataset = dataset.to(options.device)
     names = (CHECKPOINT, CONFIGURATION, CURVE_PICTURE, RESULT, *PICTURES)
     output = Output(
         options.resume or options.output or "vae-output", names, overwrite=options.overwrite or bool(options.resume)
     )
     history = History()
-    trainer = _trainer(dataset, settings, output, history, resume=bool(options.resume))
+    trainer = _trainer(model, settings, output, history, resume=bool(options.resume))
     console.say(
-        f"VAE({trainer.model.extra_repr()}) with {trainer.estimator}\n"
+        f"VAE({model.extra_repr()}) with {trainer.estimator}\n"
         f"on {counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
         f"{counted(settings['epochs'], 'epoch')}, results in {output.folder}"
     )
@@ -149,7 +153,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     rows = spread(min(options.test_rows or len(images), len(images)), len(images))
     images = images[rows]
     ks = sorted({k for k in (1, 5, 50) if k < options.test_k} | {options.test_k})
-    found = evaluate(trainer.model, images, ks, progress=True)
+    found = evaluate(model, images, ks, progress=True)
     result: Result = {
         "settings": settings,
         "trained_by": {name: configuration[name] for name in program},
@@ -168,12 +172,12 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         console.say(str(bound))
     console.say(
         f"  {counted(len(images), f'{split} case')} of {dataset.name}, protocol: {protocol}\n"
-        f"  active units {found.active_units} of {trainer.model.latents}; effective sample size "
+        f"  active units {found.active_units} of {model.latents}; effective sample size "
         f"{found.effective_sample_size:.1f} of {options.test_k}"
     )
     output.write_json(RESULT, result)
     labels: Tensor | None = getattr(dataset, f"{split}_labels")
-    _draw(output, trainer.model, history, dataset.shape, images, None if labels is None else labels[rows])
+    _draw(output, model, history, dataset.shape, images, None if labels is None else labels[rows])
     output.announce(console)
     return {**result, "files": output.files}
 
@@ -208,10 +212,15 @@ def _draw(
             plots.save(figure, path)
 
 
-def _trainer(dataset: Dataset, settings: Result, output: Output, history: History, *, resume: bool) -> Trainer:
+def new_model(settings: Result, dataset: Dataset) -> VAE:
+    """The model that the settings describe, its output biases at the rates of the data."""
     sizes = [_sizes(text) for text in settings["layers"]]
     model = VAE(dataset.n_units, [s[-1] for s in sizes], [s[:-1] for s in sizes], seed=settings["seed"])
     model.initialise_biases(dataset.train)
+    return model
+
+
+def _trainer(model: VAE, settings: Result, output: Output, history: History, *, resume: bool) -> Trainer:
     adam = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"], eps=1e-4, fused=True)
     epochs = settings["epochs"]
     if settings["schedule"] == "burda":

@@ -47,6 +47,11 @@ class Dataset:
             raise ValueError(f"split: data {self.name!r} has no {name} split")
         return images
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """This data set with all of its tensors on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
     def binarised(self, seed: int = 0) -> Dataset:
         """This data set by the protocol "fixed-sample": every split sampled once, each from its own random numbers."""
         if self.train.dtype is torch.uint8:

@@ -9,7 +9,7 @@ from bm_fast.ops.checks import MAX_SEED, check
 from bm_fast.ops.grid import quantise
 from bm_fast.ops.live import LiveMachine, can_live
 from bm_fast.ops.machine import Convergence, Machine
-from bm_fast.ops.native import info
+from bm_fast.ops.native import gpu, info
 from bm_fast.ops.random import bernoulli
 from bm_fast.ops.sums import gradient, statistics
 from bm_fast.ops.tempering import EnergyGap, swap, temper
@@ -26,6 +26,7 @@ __all__ = [
     "bernoulli",
     "can_live",
     "check",
+    "gpu",
     "gradient",
     "info",
     "quantise",

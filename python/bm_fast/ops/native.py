@@ -45,6 +45,8 @@ def cuda_module() -> Any:
 
 def gpu(device: int) -> str:
     """What a CUDA device is, or "none: " and why the kernels cannot run on it."""
+    if not is_native():
+        return "none: plain torch"
     compiled = cuda_module()
     return "none: built without CUDA" if compiled is None else str(compiled.gpu(device))
 
@@ -57,7 +59,7 @@ def info() -> dict[str, Any]:
         "isas_compiled": list(_C.compiled_isas()) if native else [],
         "isas_usable": list(_C.usable_isas()) if native else [],
         "isa": _C.isa() if native else None,
-        "gpu": gpu(_current_gpu()) if native else "none: plain torch",
+        "gpu": gpu(_current_gpu()),
     }
 
 

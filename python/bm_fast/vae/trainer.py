@@ -178,7 +178,11 @@ class Trainer(Loop):
         return {"noise": self._noise.get_state(), "sum": self._sum, "rows": self._rows}
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
-        self._noise.set_state(state["noise"])
+        kept, present = state["noise"], self._noise.get_state()
+        if len(kept) == len(present):
+            self._noise.set_state(kept)
+        else:  # of another kind of device, whose generators draw other numbers: those of this update, from here on
+            self._noise.manual_seed((self.seed + 1 + self.update) % 2**63)
         self._sum, self._rows = state["sum"], state["rows"]
 
     @classmethod
@@ -192,6 +196,8 @@ class Trainer(Loop):
         estimator: Estimator | None = None,
     ) -> Trainer:
         """Goes on where ``save`` left: same bits as an uninterrupted run with the same data, build and threads.
+
+        On another kind of device noise is drawn anew from there on: that of this seed and update.
 
         model, optimizer, scheduler, callbacks: made as for the first run; their states come from the file.
         estimator: only where the first run's was one of your own: one made with the same settings.
