@@ -161,6 +161,16 @@ def test_sample_holds_the_classes(tmp_path, capsys):
     assert np.array_equal(np.load(tmp_path / "half" / "samples.npy")[:, :32], images[:, :32])
 
 
+def test_compare_takes_runs_with_labels(labelled, trained, tmp_path, capsys):
+    code, result, _ = call(
+        capsys, "compare", trained, labelled, "--rows", 20, "--samples", 2, "--sweeps", 5, "--output", tmp_path
+    )
+    assert code == 0, result
+    assert [model["layers"] for model in result["models"]] == ["64-8", "64-6-4 and 10 classes"]
+    assert all(model["trustworthy"] for model in result["models"])
+    assert result["models"][1]["training"]["seconds"] > 0  # with those of the RBMs that it began with
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -61,7 +61,9 @@ class Contender:
         if isinstance(self.model, VAE):
             between = zip(self.model.hidden, self.model.latents, strict=True)
             return " / ".join([str(self.model.n_visible), *("-".join(map(str, (*h, n))) for h, n in between)])
-        return "-".join(str(layer.units) for layer in self.model.graph.layers)
+        units = "-".join(str(layer.units) for layer in self.model.graph.layers if layer.kind is not Kind.SOFTMAX)
+        labelled = isinstance(self.model, DBM) and self.model.n_classes
+        return f"{units} and {self.model.n_classes} classes" if labelled else units
 
     @property
     def training(self) -> Result:
@@ -112,7 +114,8 @@ def _check_rows(path: Path, dataset: Dataset, trained_on: str, *, told: bool, is
     rows = dataset.train.float() if is_vae else dataset.train
     expected = ArrayBatches(rows, 1, torch.Generator()).description
     number = expected.partition(" (")[0]
-    if trained_on not in ((expected, number, _FROM_LOADER) if told else (expected,)):
+    seen = trained_on.partition(" with labels")[0]  # what is compared is the likelihood of the images alone
+    if seen not in ((expected, number, _FROM_LOADER) if told else (expected,)):
         raise UsageError(
             f"{path}: was trained on {trained_on}, but the training rows of {dataset.name} by the protocol "
             f"{dataset.protocol!r} are {expected}: the data are other ones, or have changed since"

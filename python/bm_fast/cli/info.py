@@ -17,7 +17,7 @@ from bm_fast import data, ops
 from bm_fast.checkpoints import CheckpointError
 from bm_fast.cli import devices
 from bm_fast.cli.common import commit, open_checkpoint, read_configuration
-from bm_fast.cli.console import Console, Result, version
+from bm_fast.cli.console import Console, Result, counted, version
 from bm_fast.dbm import DBM
 from bm_fast.dbn import DBN
 from bm_fast.model import LayeredModel
@@ -75,7 +75,7 @@ def _model(source: str) -> tuple[Result, dict[str, Any]]:
     if "trainer" in held:
         epochs, _, updates = held["trainer"]["counts"]
         result |= {"epochs": epochs, "updates": updates, "estimator": held["trainer"]["settings"]["estimator"]}
-        rows["trained"] = f"{epochs:,} epochs, {updates:,} updates"
+        rows["trained"] = f"{counted(epochs, 'epoch')}, {counted(updates, 'update')}"
     if configuration:
         rows |= {name: value for name, value in _told(configuration).items() if name not in rows}
     return result, rows

@@ -132,7 +132,7 @@ def pretrain(dbm: DBM, dataset: Dataset, settings: Result, output: Output, conso
         estimator = stack_estimator(level, n_rbms)
         sgd, schedule = optimiser(rbm, {**_STACK, "epochs": epochs})
         path = output.path(f"rbm{level + 1}.safetensors")
-        callbacks = [ProgressBar(), Checkpoint(path)]
+        callbacks = [History(), ProgressBar(), Checkpoint(path)]  # the history tells how long it took
         if path.exists():
             trainer = Trainer.resume(path, rbm, sgd, schedule, callbacks)
         else:

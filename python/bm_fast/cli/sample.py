@@ -48,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chains", type=whole(1), default=64, metavar="N", help="chains, one sample each (default: 64)"
     )
     parser.add_argument("--beta", type=real(0), default=1.0, help="inverse temperature (default: 1)")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the chains (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=SEED,
+        default=0,
+        metavar="N",
+        help="of the chains, and of the binarisation of --clamp (default: 0)",
+    )
     parser.add_argument(
         "--clamp", choices=("top", "bottom", "left", "right"), help="keep this half of test images and sample the rest"
     )

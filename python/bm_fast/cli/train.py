@@ -130,7 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     parser.add_argument("--output", metavar="FOLDER", help="folder for the results (default: train-output)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an older run in that folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an older run in that folder, and what was made of it"
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> Result:

@@ -106,7 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
     add_device(parser, kernels=False)
     parser.add_argument("--output", metavar="FOLDER", help="folder for the results (default: vae-output)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an older run in that folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an older run in that folder, and what was made of it"
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> Result:
