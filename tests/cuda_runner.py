@@ -28,10 +28,10 @@ KERNELS = (
     "weights.cu",
 )
 HOPPER_EMULATION = ("cooperative_emulation.cpp", "hopper_emulation.cpp")
-HOPPER_KERNELS = ("hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
+HOPPER_KERNELS = ("hopper_persistent.cu", "hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
 HOST_SOURCES = (  # of the module, with what takes the place of csrc/cuda/device.cpp
     *("csrc/module_cuda.cpp", "csrc/structure.cpp", "csrc/cuda/energy.cpp", "csrc/cuda/launch.cpp"),
-    *("csrc/cuda/machine.cpp", "csrc/cuda/sweep.cpp", "tests/cuda/device.cpp"),
+    *("csrc/cuda/machine.cpp", "csrc/cuda/many_sweeps.cpp", "csrc/cuda/sweep.cpp", "tests/cuda/device.cpp"),
 )
 RUNNER = ("operations.cpp", "real.cpp", "runner.cpp")
 ORDERS = ("fair", "ahead", "random:1", "random:2")
@@ -65,6 +65,18 @@ class Change:
     source: str = "gibbs.cu"
 
 
+def altered(folder: Path, source: Path, change: Change | None) -> tuple[Path, tuple[str, ...]]:
+    """A source with the mistake made in it, or in a header beside it, and flags with which that is found first."""
+    if change is None or source.name != change.source:
+        return source, ()
+    text = (source.parent / change.file).read_text()
+    assert text.count(change.old) == 1, f"{change.file}: expected once: {change.old}"
+    (folder / "cuda").mkdir()
+    (folder / "cuda" / change.file).write_text(text.replace(change.old, change.new))
+    changed = folder / "cuda" / source.name if change.file == source.name else source
+    return changed, (f"-I{folder}", f"-iquote{source.parent}")
+
+
 def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = None) -> list[str]:
     """Command of the runner with the kernels emulated on the host."""
     compiler, flags = host_compiler(), HOST_FLAGS
@@ -75,15 +87,8 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
     objects = [compiled(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
     objects += [compiled(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
     for name in KERNELS:
-        source, changed = ROOT / "csrc/cuda" / name, ()
-        if change is not None and name == change.source:
-            text = (ROOT / "csrc/cuda" / change.file).read_text()
-            assert text.count(change.old) == 1, f"{change.file}: expected once: {change.old}"
-            (folder / "cuda").mkdir()
-            (folder / "cuda" / change.file).write_text(text.replace(change.old, change.new))
-            source = folder / "cuda" / name if change.file == name else source
-            changed = (f"-I{folder}",)  # comes first
-        objects.append(compiled(compiler, (*changed, *flags, *watched), source))
+        source, found = altered(folder, ROOT / "csrc/cuda" / name, change)
+        objects.append(compiled(compiler, (*found, *flags, *watched), source))
     program = folder / "runner"
     subprocess.run([compiler, *watched, *objects, "-o", program], check=True)
     return [str(program)]

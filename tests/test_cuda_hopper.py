@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import chain_graph, ops
+from bm_fast import Graph, Layer, chain_graph, ops
 from bm_fast.program import Input, Update, full_update
 from cuda_runner import (
     HOPPER_KERNELS,
@@ -26,6 +26,8 @@ from cuda_runner import (
     SANITIZER_EXIT,
     SANITIZERS,
     Case,
+    Change,
+    altered,
     built_for_gpu,
     compiled,
     host_compiler,
@@ -44,19 +46,13 @@ ORDERS = ("fair", "ahead", "random:1")
 ARCHITECTURE = "-gencode=arch=compute_90a,code=sm_90a"
 
 
-def emulated(folder: Path, sanitizer: str = "plain", change: tuple[str, str, str] | None = None) -> list[str]:
-    """Command of the runner with the kernels emulated on the host. Change: file, text, and what takes its place."""
+def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = None) -> list[str]:
+    """Command of the runner with the kernels emulated on the host."""
     compiler, flags = host_compiler(), HOST_FLAGS
     watched, objects = SANITIZERS[sanitizer], list[Path]()
     for name in SOURCES:
-        source, first = ROOT / name, tuple[str, ...]()
-        if change is not None and name.endswith(change[0]):
-            text = source.read_text()
-            assert text.count(change[1]) == 1, f"{name}: expected once: {change[1]}"
-            first = (f"-I{folder}", f"-I{source.parent}")
-            source = folder / change[0]
-            source.write_text(text.replace(change[1], change[2]))
-        objects.append(compiled(compiler, (*first, *flags, *watched), source))
+        source, found = altered(folder, ROOT / name, change)
+        objects.append(compiled(compiler, (*found, *flags, *watched), source))
     program = folder / "runner"
     subprocess.run([compiler, *watched, *objects, "-o", program], check=True)
     return [str(program)]
@@ -96,8 +92,20 @@ STREAMED = {
     "tree": lambda: random_case(make_machine(tree()), 13, options="base clamp", n_sweeps=2),
     "scaled": scaled,
 }
-CASES = {("resident", name): make for name, make in RESIDENT.items()} | {
-    ("streamed", name): make for name, make in STREAMED.items()
+PERSISTENT = {
+    "one unit": lambda: rbm(1, 1, n_chains=1, n_sweeps=3),
+    "three layers": lambda: rbm(40, 33, 17, n_chains=11, options="clamp", n_sweeps=3),
+    "weights of two blocks": lambda: rbm(300, 200, n_chains=130, options="beta", n_sweeps=2, scale=0.1),
+    "more groups than blocks": lambda: rbm(20, 30, 9, n_chains=600, options="beta", n_sweeps=2),
+    "several parts": lambda: rbm(40, 784, n_chains=66, options="base clamp", scale=0.1, n_sweeps=2),
+    "tree": lambda: random_case(make_machine(tree()), 13, options="base clamp", n_sweeps=2),
+    "no couplings": lambda: random_case(make_machine(Graph((Layer("alone", 70),), ())), 9, n_sweeps=2),
+    "scaled": scaled,
+}
+CASES = {
+    (kernel, name): make
+    for kernel, cases in (("resident", RESIDENT), ("streamed", STREAMED), ("persistent", PERSISTENT))
+    for name, make in cases.items()
 }
 
 
@@ -160,7 +168,11 @@ def test_products(plain: list[str], order: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "name"), [("resident", "two groups of chains"), ("resident", "single octets"), ("streamed", "tree")]
+    ("kernel", "name"),
+    [
+        *(("resident", "two groups of chains"), ("resident", "single octets"), ("streamed", "tree")),
+        *(("persistent", "weights of two blocks"), ("persistent", "tree")),
+    ],
 )
 def test_no_address_is_wrong(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, kernel: str, name: str) -> None:
     check(emulated(tmp_path_factory.mktemp("address"), "address"), kernel, name, tmp_path)
@@ -174,19 +186,25 @@ def test_layers_that_do_not_fit_are_refused(plain: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("units", "other", "n_chains", "kernel"),
+    ("units", "other", "n_chains", "room", "kernel"),
     [
-        (500, 784, 1, "resident"),
-        (784, 500, 100_000, "resident"),
-        (1000, 1000, 255, "portable"),
-        (1000, 1000, 256, "streamed"),
-        (64, 1_000_000, 256, "streamed"),
-        (63, 65_536, 100_000, "portable"),
-        (500, 0, 1024, "streamed"),
+        (500, 784, 1, 0, "resident"),
+        (784, 500, 100_000, 0, "resident"),
+        (784, 500, 100, 1024, "resident"),
+        (1000, 1000, 255, 0, "portable"),
+        (1000, 1000, 256, 0, "streamed"),
+        (64, 1_000_000, 256, 0, "streamed"),
+        (63, 65_536, 100_000, 0, "portable"),
+        (500, 0, 1024, 0, "streamed"),
+        (500, 0, 1, 1024, "persistent"),
+        (10, 0, 1024, 1024, "persistent"),
+        (500, 0, 1025, 1024, "streamed"),
     ],
 )
-def test_the_kernel_is_chosen_by_size(plain: list[str], units: int, other: int, n_chains: int, kernel: str) -> None:
-    assert run([*plain, "choose", str(units), str(other), str(n_chains)]).stdout.strip() == kernel
+def test_the_kernel_is_chosen_by_size(
+    plain: list[str], units: int, other: int, n_chains: int, room: int, kernel: str
+) -> None:
+    assert run([*plain, "choose", str(units), str(other), str(n_chains), str(room)]).stdout.strip() == kernel
 
 
 # --- mistakes must be caught -----------------------------------------------------------------------------------------
@@ -224,20 +242,20 @@ MISTAKES = {
         *("    end_turn(w, last", "    if (w.group == 1) end_turn(w, last", WAITS),
     ),
     "sums read before they are done": (
-        *("resident", "shared units", "hopper_resident.cu"),
+        *("resident", "shared units", "hopper_product.h"),
         *("  simt::multiply_wait<0>();\n", "", f"wrong bits|{ENDED} products|changed too early"),
     ),
     "an operand in registers written too early": (
-        *("resident", "shared units", "hopper_resident.cu"),
+        *("resident", "shared units", "hopper_product.h"),
         *("simt::multiply_wait<1>();", "simt::multiply_wait<2>();", "registers of an operand changed too early"),
     ),
     "distances of cells exchanged": (
-        *("resident", "shared units", "hopper_resident.cu"),
+        *("resident", "shared units", "hopper_product.h"),
         *("multiply<16 * kTiles>(high, bytes, simt::operand(of_step, kCellBytes, kOctetBytes)",),
         *("multiply<16 * kTiles>(high, bytes, simt::operand(of_step, kOctetBytes, kCellBytes)", "wrong bits"),
     ),
     "no beginning of products": (
-        *("resident", "shared units", "hopper_resident.cu"),
+        *("resident", "shared units", "hopper_product.h"),
         *("    simt::multiply_begin();\n", "", "expected multiply_begin"),
     ),
     "a stage filled while it is read": (
@@ -274,10 +292,8 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_caught(tmp_path: Path, mistake: str) -> None:
-    kernel, name, file, old, new, shown_by = MISTAKES[mistake]
-    program, verdicts = emulated(tmp_path, change=(file, old, new)), list[str]()
+def assert_caught(tmp_path: Path, kernel: str, name: str, file: str, old: str, new: str, shown_by: str) -> None:
+    program, verdicts = emulated(tmp_path, change=Change(file, old, new, f"hopper_{kernel}.cu")), list[str]()
     for order in (*ORDERS, "random:2"):
         result = attempt(program, kernel, name, tmp_path, order)
         if result.returncode == 0:
@@ -290,6 +306,11 @@ def test_a_mistake_is_caught(tmp_path: Path, mistake: str) -> None:
         if re.search(shown_by, verdicts[-1]):
             return
     pytest.fail(str(verdicts))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_caught(tmp_path: Path, mistake: str) -> None:
+    assert_caught(tmp_path, *MISTAKES[mistake])
 
 
 # --- the compiler for GPUs -------------------------------------------------------------------------------------------
@@ -346,8 +367,10 @@ def gpu(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return built_for_gpu(tmp_path_factory.mktemp("gpu"), sources, ARCHITECTURE)
 
 
-def test_products_on_a_gpu(gpu: list[str]) -> None:
-    assert run([*gpu, "products"]).returncode == 0
+@pytest.mark.parametrize("what", ["products", "together"])
+def test_what_kernels_are_written_with_on_a_gpu(gpu: list[str], what: str) -> None:
+    result = run([*gpu, what])
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("kernel", "name"), CASES)
@@ -361,5 +384,8 @@ def test_compute_sanitizer_finds_nothing(gpu: list[str], tmp_path: Path, tool: s
     if path is None:
         pytest.skip("no compute-sanitizer")
     command = [path, "--tool", tool, "--error-exitcode", str(SANITIZER_EXIT), *gpu]
-    for kernel, name in (("resident", "two groups of chains"), ("streamed", "longer than the ring")):
+    for kernel, name in (
+        *(("resident", "two groups of chains"), ("streamed", "longer than the ring")),
+        ("persistent", "weights of two blocks"),
+    ):
         check(command, kernel, name, tmp_path)

@@ -41,9 +41,12 @@ from enumeration import BINARY, DRIFT_BOUND, enumerate_machine, variation_ratio
 class Gpu:
     """Where a test runs: inside the context, tensors on ``device`` are served by the kernels for GPUs."""
 
-    def __init__(self, device: str, module: ModuleType | None = None, capability: int = 0) -> None:
+    def __init__(
+        self, device: str, module: ModuleType | None = None, capability: int = 0, *, cooperative: bool = True
+    ) -> None:
         self.device = torch.device(device)
-        self._module, self._capability, self._patch = module, capability, pytest.MonkeyPatch()
+        self._module, self._patch = module, pytest.MonkeyPatch()
+        self._emulated = {"SIMT_COMPUTE_CAPABILITY": str(capability), "SIMT_COOPERATIVE": str(int(cooperative))}
 
     def __enter__(self) -> torch.device:
         if self._module is not None:
@@ -51,7 +54,8 @@ class Gpu:
             self._patch.setattr(cuda, "module", lambda device: self._module)
             self._patch.setattr(cuda, "stream", lambda device: 0)
             self._patch.setattr(captured, "record", lambda work, device: work)
-            self._patch.setenv("SIMT_COMPUTE_CAPABILITY", str(self._capability))
+            for name, value in self._emulated.items():
+                self._patch.setenv(name, value)
         return self.device
 
     def __exit__(self, *error: object) -> None:
@@ -132,16 +136,29 @@ def test_sweeps_have_the_bits_of_the_processor(gpu: Gpu, name: str) -> None:
         assert_same(CASES[name](device), wanted)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("many chains")])
+def test_streamed_sweeps_have_the_bits_of_the_processor(emulation: ModuleType, name: str) -> None:
+    """On a device that does not promise to run blocks at the same time."""
+    wanted = CASES[name](torch.device("cpu"))
+    with Gpu("cpu", emulation, 90, cooperative=False) as device:
+        assert_same(CASES[name](device), wanted)
+
+
 @pytest.mark.parametrize(
-    ("units", "n_chains", "reads_hopper"),
-    [((13, 7), 3, True), ((70, 66, 65), 256, True), ((70, 66, 65), 255, False)],
-    ids=["resident", "streamed", "few chains"],
+    ("units", "n_chains", "cooperative", "reads_hopper"),
+    [
+        ((13, 7), 3, False, True),
+        ((70, 66, 65), 3, True, True),
+        ((70, 66, 65), 256, False, True),
+        ((70, 66, 65), 255, False, False),
+    ],
+    ids=["resident", "persistent", "streamed", "few chains"],
 )
 def test_only_weights_of_the_chosen_kernel_are_read(
-    emulation: ModuleType, units: tuple[int, ...], n_chains: int, reads_hopper: bool
+    emulation: ModuleType, units: tuple[int, ...], n_chains: int, cooperative: bool, reads_hopper: bool
 ) -> None:
     wanted = run(make_machine(chain_graph(units)), n_chains, 2)[: len(units)]
-    with Gpu("cpu", emulation, 90) as device:
+    with Gpu("cpu", emulation, 90, cooperative=cooperative) as device:
         machine = make_machine(chain_graph(units), device=device)
         held = machine._impl._memory._held  # type: ignore[attr-defined]
         portable, hopper = held[::2], held[1::2]

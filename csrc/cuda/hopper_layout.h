@@ -16,6 +16,8 @@ BM_UNITS int32_t octets(int32_t units) { return (units + 7) / 8; }
 // 16 + 4 t + j are bits 2 t + 8 j and 2 t + 1 + 8 j.
 BM_UNITS int32_t input_of_row(int32_t k) { return k % 16 / 4 * 2 + k / 16 + k % 4 * 8; }
 
+constexpr int32_t kMaxSharedBytes = 227 * 1024;  // of a block
+
 // --- weights that stay in the shared memory of a cluster -------------------------------------------------------------
 
 // A layer is spread over the blocks of a cluster in octets. Each block has the same number of whole words of four

@@ -6,7 +6,7 @@
 // a row of one chain: those that share one call of Philox.
 #pragma once
 
-#include "cuda/hopper_layout.h"
+#include "cuda/hopper.h"
 #include "simt/hopper.h"
 
 namespace bm::cuda::hopper {
@@ -38,6 +38,64 @@ SIMT_DEVICE void spread(uint32_t (&a)[4], uint32_t word, uint32_t word8) {
   a[3] = word8 >> 1 & 0x01010101u;
 }
 
+// The products of a group of chains with up to 2 kTiles octets of units, whose weights lie in shared memory, step by
+// step, `octets_there` of them beside each other. load(word, word8, step): the words of both chains of the lane.
+template <int kTiles, class Load>
+SIMT_DEVICE void multiply_octets(const Load& load, const unsigned char* weights, int n_steps, int octets_there,
+                                 Sums& high, Sums& low) {
+  uint32_t a[2][4];
+  const auto step = [&](int i, uint32_t (&bytes)[4]) {
+    uint32_t word, word8;
+    load(word, word8, i);
+    spread(bytes, word, word8);
+    const unsigned char* of_step = weights + i * 2 * octets_there * kOctetBytes;
+    simt::multiply_begin();
+    simt::multiply<16 * kTiles>(high, bytes, simt::operand(of_step, kCellBytes, kOctetBytes), i > 0);
+    of_step += octets_there * kOctetBytes;
+    simt::multiply<16 * kTiles>(low, bytes, simt::operand(of_step, kCellBytes, kOctetBytes), i > 0);
+    simt::multiply_commit();
+    simt::multiply_wait<1>();  // the products of the step before have read the registers that are written next
+  };
+  int i = 0;
+  for (; i + 1 < n_steps; i += 2) {
+    step(i, a[0]);
+    step(i + 1, a[1]);
+  }
+  if (i < n_steps) step(i, a[0]);
+  simt::multiply_wait<0>();
+}
+
+// The same of `n` octets, of which there may be up to 8. Only this is compiled for each size: with all that follows
+// from the sums they would not fit the registers.
+template <class Load>
+SIMT_DEVICE void multiply_octets(int n, const Load& load, const unsigned char* weights, int n_steps, int octets_there,
+                                 Sums& high, Sums& low) {
+  switch ((n + 1) / 2) {
+    case 1:
+      multiply_octets<1>(load, weights, n_steps, octets_there, high, low);
+      break;
+    case 2:
+      multiply_octets<2>(load, weights, n_steps, octets_there, high, low);
+      break;
+    case 3:
+      multiply_octets<3>(load, weights, n_steps, octets_there, high, low);
+      break;
+    default:
+      multiply_octets<4>(load, weights, n_steps, octets_there, high, low);
+  }
+  simt::settle(high);
+  simt::settle(low);
+}
+
+// Fields of 8 octets, as Sums has them.
+using OctetFields = float[4 * kMostOctets];
+
+SIMT_DEVICE void add_input(OctetFields& fields, const Sums& high, const Sums& low, float scale) {
+  SIMT_UNROLL
+  for (int i = 0; i < 4 * kMostOctets; i++)
+    fields[i] = units::fma(static_cast<float>(joined(high[i], low[i])), scale, fields[i]);
+}
+
 // Units 8 octet to 8 octet + 7 of both chains of a lane, as the product leaves them, to four of one chain.
 SIMT_DEVICE void exchange(float (&fields)[4]) {
   const bool odd = lane() % 2;
@@ -60,11 +118,26 @@ struct Drawing {
   float beta;
   const float* base;  // or null
   float* means;       // of the chain, or null
-  int32_t units;
+  int32_t units;      // none from here on is drawn
 };
+
+SIMT_DEVICE Drawing drawing_of(const Sweeps& s, const SweptLayer& layer, int64_t chain, uint32_t sweep, bool is_last) {
+  const bool exists = chain < s.n_chains;
+  return {s.seed,
+          s.first_chain + static_cast<uint32_t>(chain),
+          sweep,
+          layer.layer_and_purpose,
+          exists,
+          s.beta != nullptr,
+          s.beta && exists ? s.beta[chain] : 1.f,
+          layer.base,
+          layer.means && is_last ? layer.means + chain * layer.units : nullptr,
+          layer.units};
+}
 
 // Four bits for the units from `unit` on. Bits of `held` keep those of `old`.
 SIMT_DEVICE uint32_t draw(const Drawing& d, int unit, const float (&fields)[4], uint32_t held, uint32_t old) {
+  if (unit >= d.units) return 0;
   uint32_t random[4] = {static_cast<uint32_t>(unit) / 4, d.chain_number, d.sweep, d.layer_and_purpose};
   units::philox(random[0], random[1], random[2], random[3], d.seed);
   uint32_t drawn = 0;
@@ -80,6 +153,36 @@ SIMT_DEVICE uint32_t draw(const Drawing& d, int unit, const float (&fields)[4], 
     if (d.means) d.means[unit + j] = held >> j & 1 ? static_cast<float>(old >> j & 1) : units::logistic(x);
   }
   return (drawn & ~held) | (old & held);
+}
+
+// The four octets of a chain that one word of bits has.
+struct Held {
+  uint32_t held, old;  // which units keep their value, and the values
+};
+
+// Draws octets `first` to `first + 7` of both chains of a row of lanes from their fields. Lanes t and t ^ 2 share the
+// chain; each gets four of the octets, those from first + t / 2 * 4 on. held(i): what is held of octets first + 4 i on.
+template <class HeldOf>
+SIMT_DEVICE uint32_t draw_octets(const Drawing& drawing, int first, const OctetFields& fields, const HeldOf& held) {
+  const int t = lane() % 4, shift = t / 2 * 4;
+  uint32_t kept = 0;
+  SIMT_UNROLL
+  for (int quad = 0; quad < kMostOctets / 4; quad++) {
+    const Held h = held(quad);
+    uint32_t word = 0;
+    SIMT_UNROLL
+    for (int i = 0; i < 4; i++) {
+      simt::keep_order();  // one octet after the other: together they would need too many registers
+      const int n = quad * 4 + i, bit = i * 8 + shift;
+      float four[4] = {fields[4 * n], fields[4 * n + 1], fields[4 * n + 2], fields[4 * n + 3]};
+      exchange(four);
+      word |= draw(drawing, (first + n) * 8 + t / 2 * 4, four, h.held >> bit & 15, h.old >> bit & 15) << bit;
+    }
+    word |= simt::shuffle_xor(word, 2);
+    if (quad == t / 2) kept = word;
+  }
+  simt::sync_warp();  // both lanes of a word have read what it held
+  return kept;
 }
 
 }  // namespace bm::cuda::hopper

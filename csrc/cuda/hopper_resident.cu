@@ -14,7 +14,7 @@
 namespace bm::cuda::hopper {
 namespace {
 
-constexpr int kThreads = 2 * kWarpgroup, kMaxSharedBytes = 227 * 1024, kBarrierBytes = 64;
+constexpr int kThreads = 2 * kWarpgroup, kBarrierBytes = 64;
 constexpr int kOctetBiasBytes = 8 * sizeof(float);
 
 struct Resident {
@@ -69,31 +69,6 @@ struct Worker {
   SIMT_DEVICE_MEMBER int64_t chain() const { return first_chain + row_of_draws(); }
 };
 
-// The products of one group of chains with up to 2 kTiles octets of a block's units.
-template <int kTiles>
-SIMT_DEVICE void multiply_octets(const uint32_t* states, const unsigned char* weights, int n_steps, int octets_there,
-                                 Sums& high, Sums& low) {
-  uint32_t a[2][4];
-  const uint32_t* row = states + row_of_bits();
-  const auto step = [&](int i, uint32_t (&bytes)[4]) {
-    spread(bytes, simt::load4(row + i * kGroupChains), simt::load4(row + i * kGroupChains + 8));
-    const unsigned char* of_step = weights + i * 2 * octets_there * kOctetBytes;
-    simt::multiply_begin();
-    simt::multiply<16 * kTiles>(high, bytes, simt::operand(of_step, kCellBytes, kOctetBytes), i > 0);
-    of_step += octets_there * kOctetBytes;
-    simt::multiply<16 * kTiles>(low, bytes, simt::operand(of_step, kCellBytes, kOctetBytes), i > 0);
-    simt::multiply_commit();
-    simt::multiply_wait<1>();  // the products of the step before have read the registers that are written next
-  };
-  int i = 0;
-  for (; i + 1 < n_steps; i += 2) {
-    step(i, a[0]);
-    step(i + 1, a[1]);
-  }
-  if (i < n_steps) step(i, a[0]);
-  simt::multiply_wait<0>();
-}
-
 // One lane's word, or part of it, into the states of all blocks; lanes t and t ^ 2 have the same and send to half each.
 template <class Part>
 SIMT_DEVICE void send(uint32_t* word, int byte, Part value) {
@@ -104,8 +79,8 @@ SIMT_DEVICE void send(uint32_t* word, int byte, Part value) {
 }
 
 // Draws octets `first` to `end` of the block's share of a layer from their sums.
-SIMT_DEVICE void draw_octets(const ResidentLayer& layer, const Drawing& drawing, const Worker& w, uint32_t* states,
-                             const float* biases, float scale, int first, int end, const Sums& high, const Sums& low) {
+SIMT_DEVICE void draw_share(const ResidentLayer& layer, const Drawing& drawing, const Worker& w, uint32_t* states,
+                            const float* biases, float scale, int first, int end, const Sums& high, const Sums& low) {
   const int block = static_cast<int>(simt::cluster_rank()), t = lane() % 4, row = row_of_draws();
   const int whole = octets_of_block(layer.units) / 4 * 4, n_octets = octets(layer.units);
   uint32_t word = 0;
@@ -163,18 +138,7 @@ SIMT_DEVICE void update_layer(const Resident& p, int index, uint32_t sweep, bool
   const ResidentSweeps& s = p.sweeps;
   const ResidentLayer& layer = s.layers[index];
   const int n_steps = steps(s.layers[1 - index].units);
-  const int64_t chain = w.chain();
-  const bool exists = chain < s.n_chains;
-  const Drawing drawing{s.seed,
-                        s.first_chain + static_cast<uint32_t>(chain),
-                        sweep,
-                        layer.layer_and_purpose,
-                        exists,
-                        s.beta != nullptr,
-                        s.beta && exists ? s.beta[chain] : 1.f,
-                        layer.base,
-                        layer.means && last_sweep ? layer.means + chain * layer.units : nullptr,
-                        layer.units};
+  const Drawing drawing = drawing_of(s, layer, w.chain(), sweep, last_sweep);
   const float scale = static_cast<float>(layer.scale * static_cast<double>(*s.grid));
   // whole words for each share, and nearly equal parts of them that fit the registers
   const int of_block = octets_of_block(layer.units);
@@ -184,28 +148,19 @@ SIMT_DEVICE void update_layer(const Resident& p, int index, uint32_t sweep, bool
   const int of_part = ((of_share + n_parts - 1) / n_parts + 3) / 4 * 4;
   for (int first = w.share * of_share; first < end_of_share; first += of_part) {
     const int end = first + of_part < end_of_share ? first + of_part : end_of_share;
-    // only the products are compiled for each size: all together would not fit the registers
     Sums high, low;
-    const uint32_t* inputs = w.states(1 - index);
+    const uint32_t* inputs = w.states(1 - index) + row_of_bits();
     const unsigned char* weights = w.shared + w.places.weights_of(index) + first * kOctetBytes;
     begin_turn(w);
-    switch ((end - first + 1) / 2) {
-      case 1:
-        multiply_octets<1>(inputs, weights, n_steps, of_block, high, low);
-        break;
-      case 2:
-        multiply_octets<2>(inputs, weights, n_steps, of_block, high, low);
-        break;
-      case 3:
-        multiply_octets<3>(inputs, weights, n_steps, of_block, high, low);
-        break;
-      default:
-        multiply_octets<4>(inputs, weights, n_steps, of_block, high, low);
-    }
-    simt::settle(high);
-    simt::settle(low);
+    multiply_octets(
+        end - first,
+        [&](uint32_t& word, uint32_t& word8, int step) {
+          word = simt::load4(inputs + step * kGroupChains);
+          word8 = simt::load4(inputs + step * kGroupChains + 8);
+        },
+        weights, n_steps, of_block, high, low);
     end_turn(w, last && end == end_of_share);
-    draw_octets(layer, drawing, w, w.states(index), w.biases(index), scale, first, end, high, low);
+    draw_share(layer, drawing, w, w.states(index), w.biases(index), scale, first, end, high, low);
   }
   // this warp has read its inputs and sent what it has drawn
   simt::sync_warp();

@@ -123,11 +123,10 @@ SIMT_DEVICE void multiply_input(const BinaryInput& input, int64_t chain, int32_t
 }
 
 SIMT_DEVICE void draw_tile(const BinaryUpdate& p, int first_octet, int64_t first_chain, uint32_t sweep,
-                           const float (&fields)[4 * kMostOctets]) {
+                           const OctetFields& fields) {
   const int32_t n_chains = p.product.n_chains, n_units = p.product.units;
   const int64_t chain = first_chain + row_of_draws(), n_words = bit_words(n_units);
   const bool exists = chain < n_chains;
-  const int t = lane() % 4, shift = t / 2 * 4;
   const Drawing drawing{p.seed,
                         p.first_chain + static_cast<uint32_t>(chain),
                         sweep,
@@ -138,26 +137,11 @@ SIMT_DEVICE void draw_tile(const BinaryUpdate& p, int first_octet, int64_t first
                         p.base,
                         p.means ? p.means + chain * n_units : nullptr,
                         n_units};
-  uint32_t kept = 0;  // the word that this lane stores
-  SIMT_UNROLL
-  for (int quad = 0; quad < kMostOctets / 4; quad++) {
-    const int64_t at = chain * n_words + first_octet / 4 + quad;
-    const bool is_held = p.clamp && exists;
-    const uint32_t held = is_held ? p.clamp[at] : 0, old = is_held ? p.states[at] : 0;
-    uint32_t word = 0;
-    SIMT_UNROLL
-    for (int i = 0; i < 4; i++) {
-      simt::keep_order();  // one octet after the other: together they would need too many registers
-      const int n = quad * 4 + i, bit = i * 8 + shift;
-      float four[4] = {fields[4 * n], fields[4 * n + 1], fields[4 * n + 2], fields[4 * n + 3]};
-      exchange(four);
-      word |= draw(drawing, (first_octet + n) * 8 + t / 2 * 4, four, held >> bit & 15, old >> bit & 15) << bit;
-    }
-    word |= simt::shuffle_xor(word, 2);
-    if (quad == t / 2) kept = word;
-  }
-  simt::sync_warp();  // both lanes of a word have read what it held
-  if (p.states && exists) p.states[chain * n_words + first_octet / 4 + t / 2] = kept;
+  const int64_t first_word = chain * n_words + first_octet / 4;
+  const uint32_t drawn = draw_octets(drawing, first_octet, fields, [&](int quad) {
+    return p.clamp && exists ? Held{p.clamp[first_word + quad], p.states[first_word + quad]} : Held{0, 0};
+  });
+  if (p.states && exists) p.states[first_word + lane() % 4 / 2] = drawn;
 }
 
 SIMT_DEVICE void work(const Streamed& p) {
@@ -171,7 +155,7 @@ SIMT_DEVICE void work(const Streamed& p) {
   for (int tile = cluster_of_grid(); tile < p.n_tiles; tile += p.n_clusters) {
     const int64_t first_chain = static_cast<int64_t>(tile % p.chain_tiles) * kChainsOfTile + first_row;
     const int first_octet = tile / p.chain_tiles * kTileOctets;
-    float fields[4 * kMostOctets];
+    OctetFields fields;
     SIMT_UNROLL
     for (int i = 0; i < 4 * kMostOctets; i++) {
       const int unit = (first_octet + i / 4) * 8 + 2 * t + i % 2;
@@ -180,10 +164,7 @@ SIMT_DEVICE void work(const Streamed& p) {
     for (int input = 0; input < product.n_inputs; input++) {
       Sums high, low;
       multiply_input(product.inputs[input], first_chain + row_of_bits(), product.n_chains, place, n_done, high, low);
-      const float scale = sum_scale(product.inputs[input]);
-      SIMT_UNROLL
-      for (int i = 0; i < 4 * kMostOctets; i++)
-        fields[i] = units::fma(static_cast<float>(joined(high[i], low[i])), scale, fields[i]);
+      add_input(fields, high, low, sum_scale(product.inputs[input]));
     }
     draw_tile(p.update, first_octet, first_chain, sweep, fields);
   }
@@ -219,6 +200,7 @@ SIMT_KERNEL void SIMT_BOUNDS(kThreads, 1) streamed_kernel(SIMT_PARAMETER Streame
 Kernel choose(const Task& task) {
   if (simt::compute_capability() != 90) return Kernel::kPortable;
   if (task.other > 0 && fits_cluster(task.units, task.other)) return Kernel::kResident;
+  if (task.n_chains <= task.room) return Kernel::kPersistent;
   return task.n_chains >= kChainsOfTile && task.units >= kTileUnits ? Kernel::kStreamed : Kernel::kPortable;
 }
 

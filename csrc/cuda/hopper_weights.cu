@@ -2,6 +2,7 @@
 // moving each array once.
 #include "cuda/grid.h"
 #include "cuda/hopper.h"
+#include "simt/hopper.h"
 
 namespace bm::cuda::hopper {
 namespace {
@@ -77,6 +78,11 @@ void arrange(Layout layout, void* to, const Weights& weights, int32_t lower, int
 }
 
 }  // namespace
+
+std::optional<Layout> layout_of(int32_t inputs, int32_t outputs, bool is_only_coupling) {
+  if (simt::compute_capability() != 90) return std::nullopt;
+  return is_only_coupling && fits_cluster(inputs, outputs) ? Layout::kResident : Layout::kStreamed;
+}
 
 int64_t weight_bytes(Layout layout, int32_t inputs, int32_t outputs) {
   const Form form = form_of(layout, inputs, outputs);

@@ -37,7 +37,7 @@ void add_inputs(Product& product, const Machine& machine, const Update& update, 
 // The same update with the weights of the kernel for streams, where that is to be chosen and all inputs have them.
 bool streams(StreamedUpdate& launch, const Machine& machine, const Update& update) {
   BinaryProduct& product = launch.product;
-  if (hopper::choose({product.units, 0, product.n_chains}) != hopper::Kernel::kStreamed) return false;
+  if (hopper::choose({product.units, 0, product.n_chains, 0}) != hopper::Kernel::kStreamed) return false;
   for (int32_t i = 0; i < product.n_inputs; i++) {
     const Machine::Direction& weights = machine.couplings()[update.inputs[i].coupling].to(update.inputs[i]);
     if (!weights.hopper || weights.layout != hopper::Layout::kStreamed) return false;

@@ -2,7 +2,7 @@
 #include "cuda/machine.h"
 
 #include <cmath>
-#include <limits>
+#include <optional>
 #include <set>
 #include <variant>
 
@@ -23,10 +23,10 @@ Machine::Machine(std::vector<LayerParameters> layers, std::vector<CouplingSource
 Machine::Direction Machine::direction(int from, int to, bool is_alone, const Place& place) const {
   const auto inputs = static_cast<int32_t>(layers_[from].units), outputs = static_cast<int32_t>(layers_[to].units);
   Direction weights{place.allocate(weight_bytes(inputs, outputs)), nullptr, hopper::Layout::kStreamed};
-  const hopper::Kernel kernel = hopper::choose({outputs, is_alone ? inputs : 0, std::numeric_limits<int32_t>::max()});
   const bool is_binary = !layers_[from].precisions && !layers_[to].precisions;
-  if (is_binary && kernel != hopper::Kernel::kPortable) {
-    if (kernel == hopper::Kernel::kResident) weights.layout = hopper::Layout::kResident;
+  const std::optional<hopper::Layout> layout = hopper::layout_of(inputs, outputs, is_alone);
+  if (is_binary && layout) {
+    weights.layout = *layout;
     weights.hopper = place.allocate(hopper::weight_bytes(weights.layout, inputs, outputs));
   }
   return weights;

@@ -1,5 +1,5 @@
-// Sweeps of a program, and replica exchange: launch by launch, or many sweeps at once where the weights of two layers
-// stay in shared memory.
+// Sweeps of a program, and replica exchange: launch by launch, or many sweeps at once where weights stay in shared
+// memory.
 #include <algorithm>
 #include <chrono>
 #include <exception>
@@ -11,8 +11,8 @@
 
 #include "cuda/device.h"
 #include "cuda/gap.h"
-#include "cuda/hopper.h"
 #include "cuda/launch.h"
+#include "cuda/many_sweeps.h"
 #include "cuda/pack.h"
 #include "cuda/swap.h"
 
@@ -67,45 +67,6 @@ class Rounds {
 
 // --- what is launched ------------------------------------------------------------------------------------------------
 
-// Two layers in turn whose only coupling has its weights in the order that stays in shared memory.
-bool is_resident(const Machine& machine, const Program& program) {
-  if (program.size() != 2) return false;
-  for (const Block& block : program)
-    if (block.size() != 1 || block[0].inputs.size() != 1) return false;
-  const Input& first = program[0][0].inputs[0];
-  const Machine::Direction& weights = machine.couplings()[first.coupling].to(first);
-  return weights.hopper && weights.layout == hopper::Layout::kResident;
-}
-
-hopper::ResidentSweeps resident_sweeps(const Machine& machine, const Program& program, const Views& views,
-                                       const std::vector<const uint32_t*>& clamp, const Sweep& what,
-                                       const uint32_t* sweeps_before) {
-  const Machine::Coupling& coupling = machine.couplings()[program[0][0].inputs[0].coupling];
-  hopper::ResidentSweeps sweeps{};
-  for (const Block& block : program) {
-    const Update& update = block[0];
-    const Input& input = update.inputs[0];
-    sweeps.layers[input.transposed ? 0 : 1] = {
-        views[update.layer].bits,
-        clamp[update.layer],
-        coupling.to(input).hopper,
-        machine.layers()[update.layer].biases,
-        entry(what.base, update.layer),
-        nullptr,
-        input.scale,
-        units_of(machine, update.layer),
-        units::layer_and_purpose(static_cast<uint32_t>(update.layer), units::kGibbs)};
-  }
-  sweeps.grid = coupling.source.grid;
-  sweeps.beta = what.beta;
-  sweeps.seed = what.seed;
-  sweeps.n_chains = static_cast<int32_t>(what.n_chains);
-  sweeps.first = program[0][0].inputs[0].transposed ? 0 : 1;
-  sweeps.first_chain = what.first_chain;
-  sweeps.sweeps_before = sweeps_before;
-  return sweeps;
-}
-
 // A program on packed states, some sweeps at a time.
 class Sweeps {
  public:
@@ -126,10 +87,8 @@ class Sweeps {
     for (const int layer : updated_)
       if (what.clamp[layer]) clamp[layer] = packed(what.clamp[layer], n_chains, units_of(machine, layer), place);
 
-    if (is_resident(machine, program)) {
-      resident_ = resident_sweeps(machine, program, views_, clamp, what, sweeps_before);
-      return;
-    }
+    many_ = many_sweeps(machine, program, views_, clamp, what, sweeps_before, place);
+    if (many_) return;
     for (const Block& block : program)
       for (const Update& update : block) {
         launches_.push_back(launch_of(machine, update, views_, n_chains, what.beta, what.base));
@@ -150,16 +109,10 @@ class Sweeps {
 
   // Sweeps `first` to `end` of the call.
   void launch(int64_t first, int64_t end) {
-    if (!resident_) {
+    if (many_)
+      run(*many_, program_, what_, first, end, stream_);
+    else
       for (int64_t i = first; i < end; i++) launch_one(i);
-      return;
-    }
-    resident_->first_sweep = what_.first_sweep + static_cast<uint32_t>(first);
-    resident_->n_sweeps = static_cast<uint32_t>(end - first);
-    if (end == what_.n_sweeps)
-      for (const Block& block : program_)
-        resident_->layers[block[0].inputs[0].transposed ? 0 : 1].means = what_.means[block[0].layer];
-    hopper::sweep_resident(*resident_, stream_);
   }
 
   const Views& views() const { return views_; }
@@ -198,8 +151,8 @@ class Sweeps {
   std::set<int> updated_;
   std::vector<Values> values_;
   Views views_;
-  std::optional<hopper::ResidentSweeps> resident_;
-  std::vector<Launch> launches_;  // of one sweep, where it is not resident
+  std::optional<ManySweeps> many_;
+  std::vector<Launch> launches_;  // of one sweep, else
 };
 
 // Launches `n` steps, at most `round` at a time, and waits where there are more of them, unless a graph is recorded.

@@ -2,12 +2,15 @@
 //
 //   hopper_runner resident CASE OUT   sweeps of two layers in one launch; OUT gets states and means
 //   hopper_runner streamed CASE OUT   the program in the file CASE, a launch for each update; OUT gets the same
-//   hopper_runner choose UNITS OTHER CHAINS   prints the kernel for such a task (cuda/hopper.h)
+//   hopper_runner persistent CASE OUT the program, one sweep in a launch and all others in another one; the same
+//   hopper_runner room CASE           prints the chains that this kernel takes
+//   hopper_runner choose UNITS OTHER CHAINS ROOM   prints the kernel for such a task (cuda/hopper.h)
 //   hopper_runner products            compares the products of a warpgroup with plain loops; 1 where they differ
 //   hopper_runner together            the same for bytes that go round between blocks that run at the same time
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 
 #include "arrays.h"
 #include "cuda/hopper.h"
@@ -134,44 +137,115 @@ struct Arranged {
   Buffer<unsigned char> up, down;
 };
 
+hopper::SweptLayer swept(Case& c, int index, bool with_means) {
+  Layer& layer = c.layers[index];
+  return {layer.bits.data(),
+          address(layer.clamp),
+          layer.biases.data(),
+          address(layer.base),
+          with_means ? address(layer.means) : nullptr,
+          layer.units,
+          bm::units::layer_and_purpose(static_cast<uint32_t>(index), bm::units::kGibbs)};
+}
+
+constexpr uint32_t kSweepsBefore = 2;  // of those before the first one, on the device
+
+void set_call(hopper::Sweeps& sweeps, Case& c, Buffer<uint32_t>& sweeps_before) {
+  sweeps.beta = address(c.beta);
+  sweeps.sweeps_before = sweeps_before.data();
+  sweeps.seed = c.seed;
+  sweeps.n_chains = c.n_chains;
+  sweeps.n_sweeps = c.n_sweeps;
+  sweeps.first_chain = c.first_chain;
+  sweeps.first_sweep = c.first_sweep - kSweepsBefore;
+}
+
 void resident(Case& c) {
   Coupling& coupling = c.couplings.at(0);
   const int32_t lower = c.layers.at(0).units, upper = c.layers.at(1).units;
   Arranged arranged(coupling, lower, upper, hopper::Layout::kResident);
+  Buffer<uint32_t> sweeps_before(std::vector<uint32_t>{kSweepsBefore});
   hopper::ResidentSweeps sweeps{};
+  set_call(sweeps, c, sweeps_before);
   for (size_t i = 0; i < 2; i++) {
     const Update& update = c.program.at(i);
-    Layer& layer = c.layers[update.layer];
-    sweeps.layers[update.layer] = {
-        layer.bits.data(),
-        address(layer.clamp),
-        update.layer == 0 ? arranged.down.data() : arranged.up.data(),
-        layer.biases.data(),
-        address(layer.base),
-        address(layer.means),
-        update.inputs.at(0).scale,
-        layer.units,
-        bm::units::layer_and_purpose(static_cast<uint32_t>(update.layer), bm::units::kGibbs),
-    };
+    sweeps.layers[update.layer] = {swept(c, update.layer, true),
+                                   update.layer == 0 ? arranged.down.data() : arranged.up.data(),
+                                   update.inputs.at(0).scale};
   }
-  Buffer<uint32_t> sweeps_before(std::vector<uint32_t>{2});
   sweeps.grid = coupling.grid.data();
-  sweeps.beta = address(c.beta);
-  sweeps.seed = c.seed;
-  sweeps.n_chains = c.n_chains;
   sweeps.first = c.program[0].layer;
-  sweeps.n_sweeps = c.n_sweeps;
-  sweeps.first_chain = c.first_chain;
-  sweeps.first_sweep = c.first_sweep - 2;
-  sweeps.sweeps_before = sweeps_before.data();
   hopper::sweep_resident(sweeps, nullptr);
 }
 
-void streamed(Case& c) {
+int source_of(const Case& c, const Input& input) {
+  return input.transposed ? c.couplings[input.coupling].upper : c.couplings[input.coupling].lower;
+}
+
+std::vector<Arranged> arranged_to_stream(Case& c) {
   std::vector<Arranged> arranged;
   for (Coupling& coupling : c.couplings)
     arranged.emplace_back(coupling, c.layers[coupling.lower].units, c.layers[coupling.upper].units,
                           hopper::Layout::kStreamed);
+  return arranged;
+}
+
+bm::cuda::BinaryInput streamed_input(Case& c, std::vector<Arranged>& arranged, const Input& input) {
+  Layer& source = c.layers[source_of(c, input)];
+  Arranged& weights = arranged[input.coupling];
+  return {source.bits.data(), (input.transposed ? weights.down : weights.up).data(),
+          c.couplings[input.coupling].grid.data(), input.scale, source.units};
+}
+
+// Whether no update of the program from `first` to `last` reads a layer of another one.
+bool are_independent(const Case& c, size_t first, size_t last) {
+  for (size_t i = first; i <= last; i++)
+    for (const Input& input : c.program[i].inputs)
+      for (size_t j = first; j <= last; j++)
+        if (source_of(c, input) == c.program[j].layer) return false;
+  return true;
+}
+
+// The program with as many updates in a block as may be.
+hopper::PersistentSweeps persistent_sweeps(Case& c, std::vector<Arranged>& arranged, bool with_means) {
+  hopper::PersistentSweeps sweeps{};
+  int32_t n_inputs = 0;
+  size_t first = 0;
+  for (size_t i = 0; i < c.program.size(); i++) {
+    const Update& update = c.program[i];
+    hopper::PersistentUpdate& to = sweeps.updates[sweeps.n_updates++];
+    const bool ends_block = i + 1 == c.program.size() || !are_independent(c, first, i + 1);
+    to = {swept(c, update.layer, with_means), n_inputs, n_inputs, ends_block};
+    for (const Input& input : update.inputs) sweeps.inputs[to.end_input++] = streamed_input(c, arranged, input);
+    n_inputs = to.end_input;
+    if (ends_block) first = i + 1;
+  }
+  return sweeps;
+}
+
+// The first sweep in a launch of its own, so that the next one finds what it has left.
+void persistent(Case& c) {
+  std::vector<Arranged> arranged = arranged_to_stream(c);
+  Buffer<uint32_t> sweeps_before(std::vector<uint32_t>{kSweepsBefore}), arrivals(hopper::arrival_words(c.n_chains));
+  const uint32_t n_sweeps = c.n_sweeps, first_sweep = c.first_sweep;
+  for (uint32_t done = 0; done < n_sweeps; done += c.n_sweeps) {
+    c.first_sweep = first_sweep + done;
+    c.n_sweeps = done == 0 ? 1 : n_sweeps - done;
+    hopper::PersistentSweeps sweeps = persistent_sweeps(c, arranged, done + c.n_sweeps == n_sweeps);
+    set_call(sweeps, c, sweeps_before);
+    sweeps.arrivals = arrivals.data();
+    hopper::sweep_persistent(sweeps, nullptr);
+  }
+}
+
+int room(Case& c) {
+  std::vector<Arranged> arranged = arranged_to_stream(c);
+  std::printf("%d\n", hopper::persistent_room(persistent_sweeps(c, arranged, true)));
+  return 0;
+}
+
+void streamed(Case& c) {
+  std::vector<Arranged> arranged = arranged_to_stream(c);
   for (uint32_t sweep = 0; sweep < c.n_sweeps; sweep++)
     for (const Update& of_layer : c.program) {
       Layer& layer = c.layers[of_layer.layer];
@@ -179,14 +253,8 @@ void streamed(Case& c) {
       update.product.n_chains = c.n_chains;
       update.product.units = layer.units;
       update.product.n_inputs = static_cast<int32_t>(of_layer.inputs.size());
-      for (size_t i = 0; i < of_layer.inputs.size(); i++) {
-        const Input& input = of_layer.inputs[i];
-        Coupling& coupling = c.couplings[input.coupling];
-        Layer& source = c.layers[input.transposed ? coupling.upper : coupling.lower];
-        Arranged& weights = arranged[input.coupling];
-        update.product.inputs[i] = {source.bits.data(), (input.transposed ? weights.down : weights.up).data(),
-                                    coupling.grid.data(), input.scale, source.units};
-      }
+      for (size_t i = 0; i < of_layer.inputs.size(); i++)
+        update.product.inputs[i] = streamed_input(c, arranged, of_layer.inputs[i]);
       update.product.biases = layer.biases.data();
       update.beta = address(c.beta);
       update.base = address(layer.base);
@@ -208,19 +276,28 @@ int main(int n, char** arguments) {
     const std::string what = n > 1 ? arguments[1] : "";
     if (what == "products" && n == 2) return products();
     if (what == "together" && n == 2) return together();
-    if (what == "choose" && n == 5) {
-      const char* names[] = {"portable", "resident", "streamed"};
-      const hopper::Task task{std::atoi(arguments[2]), std::atoi(arguments[3]), std::atoi(arguments[4])};
+    if (what == "choose" && n == 6) {
+      const char* names[] = {"portable", "resident", "persistent", "streamed"};
+      const hopper::Task task{std::atoi(arguments[2]), std::atoi(arguments[3]), std::atoi(arguments[4]),
+                              std::atoi(arguments[5])};
       std::puts(names[static_cast<int>(hopper::choose(task))]);
       return 0;
     }
-    if (n == 4 && (what == "resident" || what == "streamed")) {
+    if (what == "room" && n == 3) {
       Case c = read_case(arguments[2]);
-      what == "resident" ? resident(c) : streamed(c);
+      return room(c);
+    }
+    const std::map<std::string, void (*)(Case&)> kernels = {
+        {"persistent", persistent}, {"resident", resident}, {"streamed", streamed}};
+    if (n == 4 && kernels.count(what)) {
+      Case c = read_case(arguments[2]);
+      kernels.at(what)(c);
       write_case(c, arguments[3]);
       return 0;
     }
-    std::fprintf(stderr, "expected: products, together, choose UNITS OTHER CHAINS, or resident or streamed CASE OUT\n");
+    std::fprintf(stderr,
+                 "expected: products, together, choose UNITS OTHER CHAINS ROOM, room CASE, or persistent, resident or "
+                 "streamed CASE OUT\n");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
   }
