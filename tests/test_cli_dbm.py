@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from bm_fast import DBM, DBN, RBM, checkpoints, data
 from bm_fast.cli import main
 from bm_fast.estimation import exact_log_likelihood, exact_log_z, variational_bound
 from bm_fast.training import Callback, ProgressBar, lift, stack_estimator, stitch
-from cli_calls import call, snapshot
+from cli_calls import call, interrupted_at, snapshot
 
 DEEP = [
     *("digits", "--model", "dbm", "--hidden", "6", "4", "--pretraining-epochs", "1", "2"),
@@ -91,16 +90,7 @@ def test_without_pretraining(tmp_path, capsys):
 @pytest.mark.parametrize("stop_at", [2, 5, 13])
 def test_an_interrupted_run_goes_on_to_the_same_bits(stop_at, deep, tmp_path, capsys, monkeypatch):
     """In the first RBM, in the second, and in the joint training (3 + 6 + 6 updates)."""
-    updates = []
-    shown = ProgressBar.on_update
-
-    def stop(self, progress):
-        shown(self, progress)
-        updates.append(progress)
-        if len(updates) == stop_at:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(ProgressBar, "on_update", stop)
+    updates = interrupted_at(monkeypatch, stop_at)
     run = tmp_path / "run"
     code, result, _ = call(capsys, "train", *DEEP, "--output", run)
     assert code == 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 from bm_fast import DBM, data
 from bm_fast.cli import main
 from bm_fast.estimation import exact_log_z, variational_bound
-from bm_fast.training import ProgressBar, pretrain
-from cli_calls import call
+from bm_fast.training import pretrain
+from cli_calls import call, interrupted_at
 
 LABELLED = [
     *("digits", "--model", "dbm", "--labels", "--hidden", "6", "4", "--pretraining-epochs", "1", "2"),
@@ -32,12 +31,6 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def machine(run: Path) -> DBM:
     return DBM.load(run / "checkpoint.safetensors")
-
-
-def copied(run: Path, to: Path) -> Path:
-    for path in run.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    return to
 
 
 def test_training_learns_the_labels_of_the_rows(labelled, tmp_path, capsys):
@@ -73,16 +66,7 @@ def test_the_machine_begins_as_the_stack_with_labels_on_top(tmp_path, capsys):
 @pytest.mark.parametrize("stop_at", [5, 13])
 def test_an_interrupted_run_goes_on_to_the_same_bits(stop_at, labelled, tmp_path, capsys, monkeypatch):
     """In the RBM with the labels, and in the joint training."""
-    updates = []
-    shown = ProgressBar.on_update
-
-    def stop(self, progress):
-        shown(self, progress)
-        updates.append(progress)
-        if len(updates) == stop_at:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(ProgressBar, "on_update", stop)
+    interrupted_at(monkeypatch, stop_at)
     assert call(capsys, "train", *LABELLED, "--output", tmp_path)[0] == 130
     assert call(capsys, "train", "--resume", tmp_path)[0] == 0
     expected = machine(labelled).state_dict()
