@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Machine, chain_graph, mean_field, reference
+from bm_fast import Machine, chain_graph, mean_field, ops, reference
 from bm_fast.graph import Graph, Kind
 from bm_fast.program import Input, Program, Update, gibbs_program
 from enumeration import GRAPHS, machine
 
 SHARE_OF_CHANGE = 0.25
 AT_REST = 2e-5
+LEFT_AT_REST = 1e-5
+
+_CPU = Path("/proc/cpuinfo")
+needs_8_bit_products = pytest.mark.skipif(
+    ops.info()["isa"] != "avx512" or not _CPU.exists() or "avx512_vnni" not in _CPU.read_text(),
+    reason="the kernels with 8-bit products need AVX-512 VNNI",
+)
 
 
 def values_for(graph: Graph, n: int, seed: int = 0, grey: bool = False) -> list[Tensor]:
@@ -124,6 +132,71 @@ def test_extreme_weights_keep_the_point_of_rest() -> None:
     assert largest_difference(values, expected).max() <= AT_REST
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6])
+@pytest.mark.parametrize("starts", [False, True])
+def test_layers_that_come_to_rest_at_once_are_seen_to_the_last_bit(starts: bool, tolerance: float) -> None:
+    """A saturated layer changes once and never again: no later change tells the limbs that have not seen it."""
+    graph = chain_graph((5, 400, 30))
+    generator = torch.Generator().manual_seed(0)
+    above = 0.1 * torch.randn(400, 30, generator=generator)
+    sides = 40 * torch.randn(400, generator=generator).sign()
+    built = Machine.build(graph, [torch.zeros(5, 400), above], [torch.zeros(5), sides, -above.sum(0) / 2])
+    values, program = values_for(graph, 3), gibbs_program(graph, clamped=[0])
+    expected, _ = run_reference(built, values, 10)
+    start = mean_field.upward_program(graph, [0]) if starts else ()
+    built.mean_field(program, values, 10, start=start, tolerance=tolerance)
+    assert largest_difference(values, expected).max() <= AT_REST
+
+
+def distance_from_rest(built: Machine, values: list[Tensor]) -> float:
+    """Largest difference between a mean and what it is given the others' means, in float64."""
+    _, below, above = (value.double() for value in values)
+    weight, biases = built.parameters.weight(1).double(), built.parameters.biases
+    fresh = (biases[1] + above @ weight.T).sigmoid(), (biases[2] + below @ weight).sigmoid()
+    return max(float((a - b).abs().max()) for a, b in zip((below, above), fresh, strict=True))
+
+
+@needs_8_bit_products
+@pytest.mark.parametrize(
+    ("weight", "below", "above"),
+    [(0.014, 0.0, -458.0), (-0.014, 0.0, 458.0), (0.05, -4.4, -40.0), (0.1, -6.0, -18.0), (0.2, -8.0, -5.0)],
+)
+def test_units_that_all_err_alike(weight: float, below: float, above: float) -> None:
+    """The worst case: as many inputs as there can be, whose means and roundings are all the same.
+
+    The weights that lead to the unit above have sums of 917 to 13,107, and the means leave its field open. On the way
+    its field halves again and again, from what the first means make of it, and is rounded each time.
+    """
+    n = 65_536
+    graph = chain_graph((1, n, 1))
+    biases = [torch.zeros(1), torch.full((n,), below), torch.tensor([above])]
+    built = Machine.build(graph, [torch.zeros(1, n), torch.full((n, 1), weight)], biases)
+    values = [torch.zeros(1, 1), torch.full((1, n), 0.3), torch.full((1, 1), 0.9)]
+    changes, _ = built.mean_field(gibbs_program(graph, clamped=[0]), values, 400, damping=0.5)
+    assert float(changes) < 1e-6, "the case must have a point of rest"
+    assert 0.005 < float(values[2]) < 0.995, "whose field is open"
+    assert distance_from_rest(built, values) <= LEFT_AT_REST + 2.0**-25 * 0.3 * abs(weight) * n
+
+
+def test_gaussian_means_of_any_size() -> None:
+    """Means of a Gaussian layer that moves: 10^-7 in size, and their part in fields is not."""
+    graph = chain_graph((40, 30), Kind.GAUSSIAN)
+    generator = torch.Generator().manual_seed(3)
+    weights = 1e6 * torch.randn(40, 30, generator=generator)
+    weights = [weights.clamp(-30_000, 30_000)]
+    built = Machine.build(graph, weights, [torch.ones(40), torch.zeros(30)], [torch.full((40,), 1e12), None])
+    values = [torch.zeros(6, 40), torch.rand(6, 30, generator=generator)]
+    program = gibbs_program(graph)
+    copies = [value.clone() for value in values]
+    changes, performed = torch.empty(6), torch.empty(6, dtype=torch.int32)
+    reference.mean_field(built.parameters, program, copies, iterations=30, tolerance=0.0, damping=0.0,
+                         changes=changes, performed=performed)  # fmt: skip
+    built.mean_field(program, values, 30)
+    assert 1e-9 < float(copies[0].abs().max()) < 1e-6
+    torch.testing.assert_close(values[0], copies[0], rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(values[1], copies[1], rtol=0, atol=AT_REST)
+
+
 def test_a_case_does_not_depend_on_those_beside_it(backend: str) -> None:
     built = big_machine(units=(20, 17, 9))
     program = gibbs_program(built.graph, clamped=[0])
@@ -203,6 +276,28 @@ def test_a_start_needs_no_values_and_serves_every_graph(backend: str) -> None:
         built.mean_field(program, values, 60, start=start)
         built.mean_field(program, other, 60, start=start)
         assert all(torch.equal(a, b) for a, b in zip(values, other, strict=True))
+
+
+def test_an_iteration_from_the_point_of_rest_stays_there() -> None:
+    built = big_machine()
+    values = values_for(built.graph, 10)
+    rest, last = run_reference(built, values, 150)
+    assert last.max() < 1e-6
+    values = [value.clone() for value in rest]
+    changes, _ = built.mean_field(gibbs_program(built.graph, clamped=[0]), values, 1)
+    assert float(changes.max()) <= AT_REST
+    assert largest_difference(values, rest).max() <= AT_REST
+
+
+def test_a_start_may_leave_an_input_out_by_the_scale_0(backend: str) -> None:
+    built = machine(GRAPHS["dbm3"])
+    above = Update(2, (Input(1, False),))
+    program = ((Update(1, (Input(0, False, 0.0), Input(1, True))),), (above,))
+    values = values_for(built.graph, 4)
+    built.mean_field(program, values, 60, start=((Update(1, (Input(0, False, 0.0),)),), (above,)))
+    other = [1 - values[0], *(value.clone() for value in values[1:])]
+    built.mean_field(program, other, 1)
+    assert largest_difference(values, other).max() <= AT_REST
 
 
 def test_a_start_that_is_no_pass_outwards_is_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Graph, Kind, Layer, Machine, chain_graph, ops
+from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops, reference
 from bm_fast.ops import cuda
 from bm_fast.program import full_update, gibbs_program
 from bm_fast.reference import choose, softmax, softmax_terms, uniform
@@ -108,6 +108,41 @@ def test_means_and_energies_against_enumeration(backend: str) -> None:
     x = layers[1].double() @ built.parameters.weight(1).double() + built.parameters.biases[2].double()
     torch.testing.assert_close(means.double(), x.softmax(1), rtol=0, atol=1e-6)
     assert float((means.double().sum(1) - 1).abs().max()) < 1e-6
+
+
+def test_free_energy_of_extreme_fields(backend: str) -> None:
+    """Fields that overflow count as the largest that there is, alike on all backends."""
+    graph = Graph((Layer("v", 2), Layer("class", 3, Kind.SOFTMAX)), (Coupling(0, 1),))
+    built = Machine.build(graph, [torch.ones(2, 3)], [torch.zeros(2), torch.tensor([3e38, 1e38, 3e38])])
+    values = (torch.zeros(1, 2, dtype=torch.uint8), torch.zeros(1, 3, dtype=torch.uint8))
+    found = built.free_energy((full_update(graph, 1),), values, betas=torch.tensor([0.0, 1.0, 100.0]))
+    assert found[:, 0].tolist() == pytest.approx([-math.log(3), -3e38, -math.inf], rel=1e-6)
+
+
+@pytest.mark.parametrize("n_chains", [3, 45, 64, 130])
+@pytest.mark.parametrize("units", [2, 65, 1000])
+def test_all_kernels_choose_as_the_reference_does(units: int, n_chains: int) -> None:
+    """Ties, beta of 0 and 10^30, masks that leave one unit or none, and many classes: the same bits."""
+    generator = torch.Generator().manual_seed(units)
+    graph = Graph((Layer("v", 30), Layer("class", units, Kind.SOFTMAX)), (Coupling(0, 1),))
+    for sd in (0.0, 1.0, 50.0):
+        weight = sd * torch.randn(30, units, generator=generator)
+        built = Machine.build(graph, [weight], [torch.zeros(30), torch.zeros(units)])
+        beta = torch.rand(n_chains, generator=generator)
+        beta[0], beta[1] = 0.0, 1e30
+        mask = (torch.rand(n_chains, units, generator=generator) < 0.5).to(torch.uint8)
+        mask[:2], mask[1, -1], mask[2] = 1, 0, 0
+        chains = built.chains(n_chains, seed=7)
+        expected, means = chains.clone(), [torch.zeros(n_chains, units) for _ in range(2)]
+        program = gibbs_program(graph)
+        built.sweep(program, chains, 8, beta=beta, clamp={1: mask}, means={1: means[0]})
+        reference.sweep(
+            built.parameters, program, expected.layers, 8, seed=7, first_chain=0, first_sweep=0, beta=beta, base=None,
+            clamp={1: mask}, means={1: means[1]},
+        )  # fmt: skip
+        assert bool((chains.layers[1].sum(1) == 1).all())
+        assert all(torch.equal(a, b) for a, b in zip(chains.layers, expected.layers, strict=True))
+        assert torch.equal(*means)
 
 
 def test_mean_field_takes_softmax_layers(backend: str) -> None:

@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/work.h"
 
@@ -17,13 +18,15 @@ class Limbs {
     high_ = Array<uint8_t>(size);
     low_ = Array<uint8_t>(size);
     steps_ = Array<float>(weights.stride);
-    kernels.split(high_.data(), low_.data(), steps_.data(), weights);
+    largest_sum_ = kernels.split(high_.data(), low_.data(), steps_.data(), weights);
   }
   mean_field::LimbsView view() const { return {high_.data(), low_.data(), steps_.data()}; }
+  double largest_sum() const { return largest_sum_; }  // of |W_q| over the inputs of an output
 
  private:
   Array<uint8_t> high_, low_;
   Array<float> steps_;
+  double largest_sum_;
 };
 
 namespace {
@@ -43,18 +46,21 @@ Program with_inputs(const Machine& machine, const Program& program, bool moving)
   return part;
 }
 
-// Memory of one thread for the layers that move.
+// Memory of one thread for the layers that move. grids: of each update, or nothing where there are no feeds.
 class Work {
  public:
-  Work(const Machine& machine, const ProgramView& program, bool feeds) {
+  Work(const Machine& machine, const ProgramView& program, const std::vector<float>& grids) {
     for (int i = 0; i < program.n_updates; i++) {
       const size_t size = static_cast<size_t>(mean_field::kCases) * machine.layer(program.updates[i].layer).padded;
-      mean_field::LayerWork work{floats(size), {}};
-      for (mean_field::Feed& feed : work.feeds) {
-        if (!feeds) break;
-        bytes_.emplace_back(size);
-        totals_.emplace_back(mean_field::kCases);
-        feed = {floats(size), bytes_.back().data(), floats(mean_field::kCases), totals_.back().data()};
+      mean_field::LayerWork work{floats(size), {}, nullptr, 0.f};
+      if (!grids.empty()) {
+        for (mean_field::Feed& feed : work.feeds) {
+          bytes_.emplace_back(size);
+          totals_.emplace_back(mean_field::kCases);
+          feed = {floats(size), bytes_.back().data(), floats(mean_field::kCases), totals_.back().data()};
+        }
+        work.lags = floats(mean_field::kCases);
+        work.grid = grids[i];
       }
       work_.push_back(work);
     }
@@ -73,11 +79,45 @@ class Work {
 };
 
 // Split on first use by whoever comes first.
-mean_field::LimbsView limbs_of(const Machine& machine, const InputView& input, const mean_field::Kernels& kernels) {
+const Limbs& limbs_of(const Machine& machine, const InputView& input, const mean_field::Kernels& kernels) {
   const std::lock_guard lock(machine.limbs_mutex);
   std::shared_ptr<const Limbs>& limbs = machine.limbs[2 * input.coupling + input.transposed];
   if (!limbs) limbs = std::make_shared<const Limbs>(input.weights, kernels);
-  return limbs->view();
+  return *limbs;
+}
+
+// What the kernels with limbs need: weights for each input of a program, grids for each update; else nothing.
+struct Split {
+  std::vector<mean_field::LimbsView> limbs;
+  std::vector<float> grids;
+};
+
+Split split(const Machine& machine, const ProgramView& program, const mean_field::Kernels& kernels) {
+  Split split;
+  if (!kernels.split) return split;
+  // By layer: the largest sum of the sizes of weights that lead from it to a unit.
+  std::vector<double> sums(machine.n_layers());
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++) {
+      const InputView& input = program.updates[i].inputs[j];
+      const Limbs& limbs = limbs_of(machine, input, kernels);
+      split.limbs.push_back(limbs.view());
+      sums[input.layer] = std::max(sums[input.layer], limbs.largest_sum() * std::abs(static_cast<double>(input.scale)));
+    }
+  for (int i = 0; i < program.n_updates; i++) {
+    double grid = mean_field::kCoarsestGrid;
+    while (grid > mean_field::kFinestGrid && grid / 2 * sums[program.updates[i].layer] > mean_field::kMostLeft)
+      grid /= 2;
+    split.grids.push_back(static_cast<float>(grid));
+  }
+  return split;
+}
+
+// Those with limbs are for means of at most 1, whose size tells what is a small change.
+const mean_field::Kernels& kernels_for(const Machine& machine, const ProgramView& moving) {
+  for (int i = 0; i < moving.n_updates; i++)
+    if (machine.layer(moving.updates[i].layer).kind == Kind::kGaussian) return *kernels().mean_field;
+  return mean_field_kernels();
 }
 
 }  // namespace
@@ -86,7 +126,6 @@ mean_field::LimbsView limbs_of(const Machine& machine, const InputView& input, c
 void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
                 const MeanField& what, int threads) {
   const cpu::Kernels& k = cpu::kernels();
-  const cpu::mean_field::Kernels& kernels = cpu::mean_field_kernels();
   std::vector<cpu::ValuesView> inputs;
   std::vector<float*> means;
   for (const Values& v : values) {
@@ -95,6 +134,7 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
   }
   cpu::ProgramPlan staying(machine, cpu::with_inputs(machine, program, false));
   cpu::ProgramPlan moving(machine, cpu::with_inputs(machine, program, true));
+  const cpu::mean_field::Kernels& kernels = cpu::kernels_for(machine, moving.view());
   const double operations = cpu::multiply_adds(staying.view(), what.n_cases) +
                             cpu::multiply_adds(moving.view(), what.n_cases) * static_cast<double>(what.iterations);
   threads = cpu::useful_threads(operations, threads);
@@ -113,17 +153,13 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
   cpu::check_values(machine, inputs.data(), is_read, what.n_cases, threads);
   staying.lay_out(cpu::dense_layers(machine, inputs.data(), what.n_cases, threads), threads);
   moving.lay_out(std::vector<bool>(machine.n_layers()), threads);
-  std::vector<cpu::mean_field::LimbsView> limbs;
-  if (kernels.split)
-    for (int i = 0; i < moving.view().n_updates; i++)
-      for (int j = 0; j < moving.view().updates[i].n_inputs; j++)
-        limbs.push_back(cpu::limbs_of(machine, moving.view().updates[i].inputs[j], kernels));
+  const cpu::Split split = cpu::split(machine, moving.view(), kernels);
   const cpu::mean_field::Iterations iterations{
       start.data(),  static_cast<int>(start.size()), what.iterations, what.tolerance, what.damping, what.changes,
       what.performed};
   const cpu::ThreadScratch scratch(machine, threads);
   std::vector<cpu::Work> work;
-  for (int t = 0; t < threads; t++) work.emplace_back(machine, moving.view(), kernels.split != nullptr);
+  for (int t = 0; t < threads; t++) work.emplace_back(machine, moving.view(), split.grids);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
     const cpu::Part part = cpu::part(what.n_cases, t, threads, cpu::mean_field::kTileCases);
@@ -135,8 +171,8 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
       for (int i = 0; i < staying.view().n_updates; i++)
         k.mean_field->constant_fields(work[t].data()[i].fields, machine.view(), staying.view().updates[i],
                                       inputs.data(), first, n, scratch[t]);
-      kernels.iterate(machine.view(), moving.view(), means.data(), work[t].data(), limbs.data(), iterations, first, n,
-                      scratch[t]);
+      kernels.iterate(machine.view(), moving.view(), means.data(), work[t].data(), split.limbs.data(), iterations,
+                      first, n, scratch[t]);
     }
   }
 }

@@ -25,6 +25,11 @@ struct LimbsView {
   const float* steps;  // [outputs rounded up to panels]
 };
 
+// Of a layer's means, what is given to products is a multiple of a grid: a power of two, so fine that half a step in
+// every input changes no field by more than kMostLeft.
+constexpr double kCoarsestGrid = 0x1p-23, kFinestGrid = 0x1p-60;  // of the coarsest, multiples up to 2 are exact floats
+constexpr double kMostLeft = 0x1p-17;
+
 // What the products with one limb have been given of the means of a layer, and what they are given next:
 // scale times digits is added to `given` and to the fields of the neighbours.
 struct Feed {
@@ -38,6 +43,9 @@ struct Feed {
 struct LayerWork {
   float* fields;  // [kCases, padded]; at first those from layers that stay
   Feed feeds[kLimbs];
+  float* lags;  // [kCases], squares of what products with the low limb have not been given of what those with the high
+                // one have; 0 where that is nothing
+  float grid;
 };
 
 // A layer that is set before the first iteration, as in ops.h.
@@ -73,8 +81,9 @@ struct Kernels {
   void (*iterate)(MachineView machine, ProgramView moving, float* const* means, const LayerWork* work,
                   const LimbsView* limbs, const Iterations& what, int64_t first, int32_t n, Scratch scratch);
 
-  // Splits W_q into limbs; null where `iterate` takes none.
-  void (*split)(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights);
+  // Splits W_q into limbs and returns the largest sum of |W_q| that leads to an output; null where `iterate` takes
+  // none.
+  double (*split)(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights);
 };
 
 }  // namespace mean_field

@@ -44,11 +44,12 @@ CouplingWeights::CouplingWeights(const float* values, int fraction_bits, int32_t
   const int64_t stride = padded(upper);
   const float scale = std::ldexp(1.f, fraction_bits);
   Array<int16_t> transposed(static_cast<size_t>(upper) * padded(lower));
+  const Kernels& k = kernels();  // throws where there are none: not in the threads
 #pragma omp parallel for num_threads(useful_threads(12. * lower * upper, threads)) schedule(static)
   for (int64_t i = 0; i < padded(lower); i += kLine) {
-    for (int64_t k = i; k < std::min<int64_t>(i + kLine, lower); k++) {
-      int16_t* row = rows_.data() + k * stride;
-      kernels().quantise(row, values + k * upper, upper, scale);
+    for (int64_t j = i; j < std::min<int64_t>(i + kLine, lower); j++) {
+      int16_t* row = rows_.data() + j * stride;
+      k.quantise(row, values + j * upper, upper, scale);
       std::fill(row + upper, row + stride, int16_t{0});
     }
     transpose(transposed.data(), i, kLine);

@@ -45,7 +45,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     error = (product - (total - high)) + (addend - high)
     bits = total.view(torch.int64)
     step = torch.where((error > 0) == (total > 0), 1, -1)
-    inexact_even = (error != 0) & (bits & 1 == 0)
+    inexact_even = ((error > 0) | (error < 0)) & (bits & 1 == 0)  # it is NaN beside an infinite total
     return torch.where(inexact_even, bits + step, bits).view(torch.float64).float()
 
 

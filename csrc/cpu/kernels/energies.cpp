@@ -163,7 +163,7 @@ static double sum_softplus(float* __restrict x, int32_t n) {
 static double log_sum_exp(const float* x, int32_t n) {
   double largest = x[0], total = 0;
   for (int32_t u = 1; u < n; u++) largest = x[u] > largest ? x[u] : largest;
-  for (int32_t u = 0; u < n; u++) total += __builtin_exp(x[u] - largest);
+  for (int32_t u = 0; u < n; u++) total += x[u] < largest ? __builtin_exp(x[u] - largest) : 1;  // both may be infinite
   return largest + __builtin_log(total);
 }
 

@@ -6,7 +6,12 @@
 // changes die down so do the errors, and the point where the iterations come to rest is the machine's own.
 //
 // Weights are treated alike. W_q is a multiple of a step of the output plus a rest, 8 bits each; products with the
-// rest, about 1/128 of the whole, are made up for once the changes they have not seen outweigh the present one.
+// rest, about 1/128 of the whole, are made up for once the changes they have not seen outweigh the present one, however
+// small that is: a layer may come to rest at once.
+//
+// What the products have been given is a multiple of a grid, of which a mean leaves over half a step at most. The grid
+// is as fine as the weights ask for, and multiples of it are exact in all but extreme machines, so that errors do not
+// add up.
 //
 // All sums are exact integers, and a case's path is the same beside any others.
 #include "cpu/kernels/mean_step.h"
@@ -23,7 +28,9 @@ using mean_field::kQuad;
 constexpr int kLanes = 16, kVectors = kPanelUnits / kLanes;
 constexpr int kRows = mean_field::kTileCases;  // 16 accumulators, 4 weights
 constexpr float kLag = 8.f;                    // changes that the low limb has not seen, in units of the present change
-constexpr float kNothing = 0x1p-22f;           // smaller changes, such as rounding makes of a mean, wait
+constexpr int kFullRounds = 3;                 // of 8 bits, by which means are given in full
+constexpr float kDueChange = 2.f;              // in tolerances: where more is still to be seen, a case is not at rest,
+constexpr float kDueLag = 64.f;                // nor where the low limb has more to see
 
 // --- weights ---------------------------------------------------------------------------------------------------------
 
@@ -61,11 +68,13 @@ static inline void store_quads(uint8_t* to, const __m512i (&limbs)[kQuad]) {
   _mm512_store_si512(to + 64, _mm512_xor_si512(_mm512_permutex2var_epi64(a, second, b), offset));
 }
 
-static void split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights) {
+static double split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights) {
   constexpr int kParts = kPanelUnits / kWords;
   const __m512i one = _mm512_set1_epi16(1);
+  __m512i largest = _mm512_setzero_si512();
   for (int32_t unit = 0; unit < weights.stride; unit += kPanelUnits) {
-    __m512i step[kParts], reciprocals[kParts];
+    __m512i step[kParts], reciprocals[kParts], sums[2 * kParts];
+    for (__m512i& sum : sums) sum = _mm512_setzero_si512();
     for (int p = 0; p < kParts; p++) {
       alignas(64) uint16_t as_words[kWords], inverse[kWords];
       step[p] = high_steps(weights, unit + p * kWords);
@@ -81,7 +90,10 @@ static void split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& 
         __m512i highs[kQuad], lows[kQuad];
 #pragma GCC unroll 4
         for (int r = 0; r < kQuad; r++) {
-          const __m512i w = load_weights(weights, row + r, unit + p * kWords);
+          const __m512i w = load_weights(weights, row + r, unit + p * kWords), size = _mm512_abs_epi16(w);
+          sums[2 * p] = _mm512_add_epi32(sums[2 * p], _mm512_cvtepu16_epi32(_mm512_castsi512_si256(size)));
+          sums[2 * p + 1] =
+              _mm512_add_epi32(sums[2 * p + 1], _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(size, 1)));
           const __m512i h = _mm512_mulhrs_epi16(w, reciprocals[p]);  // off by one at most
           const __m512i l = _mm512_sub_epi16(w, _mm512_mullo_epi16(h, step[p]));
           const __mmask32 above = _mm512_cmpgt_epi16_mask(l, _mm512_set1_epi16(127));
@@ -95,7 +107,9 @@ static void split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& 
         low += 2 * 64;
       }
     }
+    for (const __m512i& sum : sums) largest = _mm512_max_epi32(largest, sum);
   }
+  return _mm512_reduce_max_epi32(largest);
 }
 
 // --- products --------------------------------------------------------------------------------------------------------
@@ -218,17 +232,15 @@ static inline float step_bernoulli(float* means, const float* fields, const floa
   return _mm512_reduce_max_ps(change);
 }
 
-// Gives as much of target - given as 8 bits hold; returns by how much `behind` is now behind `given`, as the sum of
-// squares.
+// Gives as much of target - given, at most `largest` in size, as 8 bits hold; returns by how much `other` is now apart
+// from `given`, as the sum of squares. Less than half a grid step is nothing.
 static inline float feed_case(const Feed& feed, int32_t c, const float* target, float largest, int32_t units,
-                              const float* behind) {
-  __m512 lag = _mm512_setzero_ps();
-  feed.scales[c] = 0.f;
-  if (!(largest > kNothing)) return 0.f;
+                              float grid, const float* other) {
   float* given = feed.given + c * static_cast<int64_t>(padded(units));
   int8_t* digits = feed.digits + c * static_cast<int64_t>(padded(units));
-  const float step = largest / 127.f;
-  const __m512 scale = _mm512_set1_ps(step), inverse = _mm512_set1_ps(127.f / largest);
+  const float step = __builtin_ceilf(largest / 127.f / grid) * grid;
+  const __m512 scale = _mm512_set1_ps(step), inverse = _mm512_set1_ps(1.f / step);
+  __m512 apart = _mm512_setzero_ps();
   __m512i total = _mm512_setzero_si512();
   for (int32_t u = 0; u < units; u += kLanes) {
     const __mmask16 lanes = lanes_left(units - u);
@@ -239,26 +251,34 @@ static inline float feed_case(const Feed& feed, int32_t c, const float* target, 
     total = _mm512_add_epi32(total, q);
     _mm512_mask_storeu_ps(given + u, lanes, after);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + u), _mm512_cvtsepi32_epi8(q));
-    if (behind) {
-      const __m512 d = _mm512_sub_ps(after, _mm512_maskz_loadu_ps(lanes, behind + u));
-      lag = _mm512_fmadd_ps(d, d, lag);
-    }
+    const __m512 d = _mm512_sub_ps(after, _mm512_maskz_loadu_ps(lanes, other + u));
+    apart = _mm512_fmadd_ps(d, d, apart);
   }
   feed.scales[c] = step;
   feed.totals[c] = _mm512_reduce_add_epi32(total);
-  return _mm512_reduce_add_ps(lag);
+  return _mm512_reduce_add_ps(apart);
 }
 
-// Prepares what the neighbours are to see of the means of one case.
-static void feed_neighbours(const mean_field::LayerWork& work, int32_t c, const float* means, int32_t units,
-                            const Difference& change) {
+// Prepares what the neighbours are to see of the means of one case; whether that is so much, beside the tolerance, that
+// the case cannot be at rest before they have.
+static bool feed_neighbours(const mean_field::LayerWork& work, int32_t c, const float* means, int32_t units,
+                            const Difference& change, float tolerance) {
   const Feed &high = work.feeds[kHigh], &low = work.feeds[kLow];
   const int64_t start = c * static_cast<int64_t>(padded(units));
-  const float lag = feed_case(high, c, means, _mm512_reduce_max_ps(change.largest), units, low.given + start);
-  low.scales[c] = 0.f;
-  if (!(lag > kLag * kLag * _mm512_reduce_add_ps(change.squares))) return;
-  const float largest = _mm512_reduce_max_ps(compare(high.given + start, low.given + start, units).largest);
-  feed_case(low, c, high.given + start, largest, units, nullptr);
+  const float grid = work.grid;
+  high.scales[c] = low.scales[c] = 0.f;
+  const float largest = _mm512_reduce_max_ps(change.largest);
+  bool is_due = false;
+  if (largest > grid / 2) {
+    work.lags[c] = feed_case(high, c, means, largest, units, grid, low.given + start);
+    is_due = largest > kDueChange * tolerance;
+  }
+  if (!(work.lags[c] > kLag * kLag * _mm512_reduce_add_ps(change.squares))) return is_due;
+  const float behind = _mm512_reduce_max_ps(compare(high.given + start, low.given + start, units).largest);
+  work.lags[c] = 0.f;
+  if (!(behind > grid / 2)) return is_due;
+  work.lags[c] = feed_case(low, c, high.given + start, behind, units, grid, high.given + start);
+  return is_due || behind > kDueLag * tolerance;
 }
 
 // --- iterations ------------------------------------------------------------------------------------------------------
@@ -312,25 +332,39 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
       } else {
         step_bernoulli<false>(to, fields, given, layer.units, from_given);
       }
-      feed_neighbours(work[i], c, to, layer.units, from_given);
+      if (feed_neighbours(work[i], c, to, layer.units, from_given, what.tolerance)) cases.goes_on[c] = true;
     }
   };
-  for (int i = 0; i < moving.n_updates; i++) {
-    const int layer = moving.updates[i].layer;
-    const int32_t units = machine.layers[layer].units;
-    for (const Feed& feed : work[i].feeds) {
-      const int64_t size = static_cast<int64_t>(n) * padded(units);
-      memset(feed.given, 0, size * sizeof(float));
-      memset(feed.digits, 0, size);
-      memset(feed.scales, 0, n * sizeof(float));
-    }
-    if (what.n_start || !is_read_first(moving, i)) continue;
-    for (int32_t c = 0; c < n; c++) {
-      const float* to = means[layer] + (first + c) * units;
+  const auto feed = [&](int i) {
+    const int32_t units = machine.layers[moving.updates[i].layer].units;
+    for (int32_t k = 0; k < cases.n; k++) {
+      const int32_t c = cases.rows[k];
+      const float* from = means[moving.updates[i].layer] + (first + c) * units;
       const float* given = work[i].feeds[kHigh].given + c * static_cast<int64_t>(padded(units));
-      feed_neighbours(work[i], c, to, units, compare(to, given, units));
+      feed_neighbours(work[i], c, from, units, compare(from, given, units), what.tolerance);
     }
+  };
+  // Of a layer that nothing has been given of before its first feed, which is not a change that would fade away.
+  const auto give_in_full = [&](int i) {
     push(moving, i, work, limbs, cases, 0, moving.n_updates);
+    for (int round = 1; round < kFullRounds; round++) {
+      feed(i);
+      push(moving, i, work, limbs, cases, 0, moving.n_updates);
+    }
+    for (const Feed& of_limb : work[i].feeds) memset(of_limb.scales, 0, n * sizeof(float));
+  };
+  for (int i = 0; i < moving.n_updates; i++) {
+    const int32_t units = machine.layers[moving.updates[i].layer].units;
+    for (const Feed& of_limb : work[i].feeds) {
+      const int64_t size = static_cast<int64_t>(n) * padded(units);
+      memset(of_limb.given, 0, size * sizeof(float));
+      memset(of_limb.digits, 0, size);
+      memset(of_limb.scales, 0, n * sizeof(float));
+    }
+    memset(work[i].lags, 0, n * sizeof(float));
+    if (what.n_start || !is_read_first(moving, i)) continue;
+    feed(i);
+    give_in_full(i);
   }
   cases.begin_iteration();
   for (int s = 0; s < what.n_start; s++) {
@@ -343,7 +377,11 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
     for (int i = 0; iteration > 0 && i < moving.n_updates; i++) push(moving, i, work, limbs, cases, 0, i);
     for (int i = 0; i < moving.n_updates; i++) {
       refresh(i, 1.f, what.damping, wants_change);
-      push(moving, i, work, limbs, cases, i + 1, moving.n_updates);
+      if (iteration == 0 && !what.n_start && !is_read_first(moving, i)) {
+        give_in_full(i);
+      } else {
+        push(moving, i, work, limbs, cases, i + 1, moving.n_updates);
+      }
     }
     cases.end_iteration(what, first, iteration);
   }

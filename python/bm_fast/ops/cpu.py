@@ -231,7 +231,12 @@ def build(
 def _outsets(program: Program, start: Program) -> list[tuple[int, float]]:
     """Layers of a first pass in order, and by how much it scales their inputs."""
     scales = {(u.layer, i.coupling): i.scale for block in program for u in block for i in u.inputs}
-    return [(u.layer, u.inputs[0].scale / scales[u.layer, u.inputs[0].coupling]) for block in start for u in block]
+    outsets = []
+    for update in (update for block in start for update in block):
+        first = update.inputs[0]
+        scale = scales[update.layer, first.coupling]
+        outsets.append((update.layer, first.scale / scale if scale else 1.0))  # 0 is no more than 0 by any factor
+    return outsets
 
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
