@@ -201,3 +201,14 @@ def test_an_older_run_is_not_lost(capsys, finished):
     assert code == 1
     assert "already holds" in result["error"]
     assert snapshot(finished) == before
+
+
+def test_overwriting_leaves_nothing_of_a_machine_that_was_there(trained, tmp_path, capsys):
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "my_filters.png").touch()
+    code, result, errors = call(capsys, "vae", "digits", *TINY, "--output", tmp_path, "--overwrite")
+    assert code == 0
+    written = {Path(file).name for file in result["files"]}
+    assert {path.name for path in tmp_path.iterdir()} == written | {"my_filters.png"}
+    assert "Removed with the older results: filters.png, learning_curve.csv" in errors
