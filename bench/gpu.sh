@@ -46,7 +46,7 @@ main() {
     # without a GPU all its tests would be skipped and look well
     step device 60 "$python" -c \
         "from bm_fast import ops; gpu = ops.info()['gpu']; print(gpu); assert not gpu.startswith('none')" || return
-    gpu_tests 120 "(device or gpu) and not compute_sanitizer"
+    gpu_tests 150 "(device or gpu) and not compute_sanitizer"
     step table $((LIMIT - SECONDS - 60)) "$python" bench/gpu.py "$out"
     gpu_tests 120 "compute_sanitizer"
     if ((${#failed[@]})); then

@@ -45,7 +45,7 @@ def why_not(device: torch.device, *, kernels: bool = True) -> str | None:
     found = ops.gpu(index)
     if kernels and found.startswith("none: "):
         return found.removeprefix("none: ")
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return f"this PyTorch ({torch.__version__}) is built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch finds no GPU"

@@ -41,8 +41,6 @@ from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.loop import check_epochs
 from bm_fast.training.trainer import Trainer
 
-_CPU = torch.device("cpu")  # where models are made
-
 
 def stack_estimator(level: int, n_rbms: int, sweeps: int = 1) -> CD:
     """CD with the inputs of RBM number ``level`` (0 at the bottom) of a stack of ``n_rbms``."""
@@ -126,7 +124,7 @@ def pretrain(
     optimizer: Callable[[BoltzmannModel], Optimizer] = _momentum,
     callbacks: Callable[[int], Sequence[Callback]] = lambda level: (),
 ) -> DBM:
-    """Trains a stack of modified RBMs greedily by CD and stitches it into a DBM.
+    """Trains a stack of modified RBMs greedily by CD and stitches it into a DBM, on the device of the data.
 
     units: as for ``DBM``. train: rows as for ``Trainer.fit``, no DataLoader. epochs: of each RBM, bottom first.
     labels, n_classes: labels of the rows as for ``Trainer.fit``, which join the top RBM, their inputs as they are.
@@ -145,13 +143,13 @@ def pretrain(
         if labels is not None or n_classes is not None:
             raise ValueError(f"n_classes: expected a number beside labels, and only there, got {n_classes}")
         return stitch(_train_stack(units, train, levels, visible, weight_scale))
-    arrays.labels("labels", labels, len(train), n_classes, _CPU, unknown=True)
+    arrays.labels("labels", labels, len(train), n_classes, _device_of(train), unknown=True)
     rbms = _train_stack(units[:-1], train, levels, visible, weight_scale)
     data = train
     for rbm, estimator in zip(rbms, estimators, strict=False):
         data = lift(rbm, estimator, data)
     kind = Kind.BERNOULLI if rbms else visible
-    labelled = DBM(units[-2:], kind, seed + n_rbms - 1, weight_scale, n_classes)
+    labelled = DBM(units[-2:], kind, seed + n_rbms - 1, weight_scale, n_classes).to(_device_of(train))
     levels.train(n_rbms - 1, labelled, data, labels)
     return stitch(rbms, labelled)
 
@@ -170,7 +168,7 @@ def pretrain_dbn(
     optimizer: Callable[[BoltzmannModel], Optimizer] = _momentum,
     callbacks: Callable[[int], Sequence[Callback]] = lambda level: (),
 ) -> DBN:
-    """Trains a stack of RBMs greedily and makes a deep belief net of it (``DBN.from_rbms``).
+    """Trains a stack of RBMs greedily and makes a deep belief net of it (``DBN.from_rbms``), on the device of the data.
 
     Plain RBMs, each on the hidden units of the one below: a layer of a belief net has its parents on one side only, so
     nothing is doubled. estimator, centred: as for ``Trainer``, of each RBM. All others as for ``pretrain``; there too,
@@ -226,6 +224,11 @@ class _Levels:
         trainer.fit(data, self.epochs[level], labels=labels)
 
 
+def _device_of(data: Tensor | NDArray[np.generic]) -> torch.device:
+    """Where the models of a stack are made: beside tensors; for numpy arrays on the processor."""
+    return data.device if isinstance(data, Tensor) else torch.device("cpu")
+
+
 def _train_stack(
     units: Sequence[int], train: Tensor | NDArray[np.generic], levels: _Levels, visible: Kind, weight_scale: float
 ) -> list[RBM]:
@@ -236,6 +239,7 @@ def _train_stack(
         if level > 0:
             data = lift(rbms[-1], levels.estimators[level - 1], data)
         kind = visible if level == 0 else Kind.BERNOULLI
-        rbms.append(RBM(below, above, kind, seed=levels.seed + level, weight_scale=weight_scale))
+        rbm = RBM(below, above, kind, seed=levels.seed + level, weight_scale=weight_scale)
+        rbms.append(rbm.to(_device_of(train)))
         levels.train(level, rbms[-1], data)
     return rbms

@@ -21,21 +21,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import elsewhere
 from bm_fast import checkpoints
 from bm_fast.cli import devices, main
 from bm_fast.data import load_file
 from bm_fast.ops import backends, cuda
-from bm_fast.training import captured
+from bm_fast.training import captured, pretrain, pretrain_dbn
 from bm_fast.vae import VAE, DReG, Trainer, log_likelihood
 from test_cuda_python import emulation
 
 __all__ = ["emulation"]  # a fixture
 
 SIDE, N_CLASSES = 4, 3
-TINY = ["--hidden", "8", "--epochs", "2", "--batch-size", "20", "--chains", "10"]
-TINY_DEEP = ["--model", "dbm", "--hidden", "6", "4", "--epochs", "2", "--pretraining-epochs", "1"]
-TINY_DEEP += ["--batch-size", "20", "--chains", "10", "--sweeps", "1"]
+TINY = ["--hidden", "8", "--epochs", "1", "--batch-size", "20", "--chains", "10"]
+TINY_DEEP = ["--model", "dbm", "--hidden", "6", "4", "--epochs", "1", "--pretraining-epochs", "1"]
+TINY_DEEP += ["--batch-size", "20", "--chains", "10", "--sweeps", "1", "--iterations", "3"]
 TINY_VAE = ["--layers", "8-4", "5-2", "--k", "3", "--epochs", "4", "--batch-size", "20", "--test-k", "20"]
 
 
@@ -60,6 +59,8 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         if reason is not None:
             pytest.skip(f"GPU: {reason}")
         return Place(torch.device("cuda", 0), is_exact=False)
+    # not on a GPU, beside which torch would take it for a second accelerator
+    elsewhere = pytest.importorskip("elsewhere", reason="torch knows no devices made in Python", exc_type=ImportError)
     if request.param == "emulated":
         module = request.getfixturevalue("emulation")
         monkeypatch.setattr(cuda, "serves", elsewhere.BACKEND.serves)
@@ -74,9 +75,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
     monkeypatch.setattr(devices, "parse", lambda text: elsewhere.DEVICE if text == "cuda" else torch.device(text))
     monkeypatch.setattr(devices, "why_not", lambda device, **_: None)
     return Place(elsewhere.DEVICE, is_exact=True)
-
-
-emulated_too = pytest.mark.parametrize("place", ["elsewhere", "emulated", "device"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -124,24 +122,39 @@ def figures(path: Path) -> dict[str, Any]:
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-@emulated_too
-@pytest.mark.parametrize(("model", "arguments"), [("rbm", TINY), ("dbm", TINY_DEEP)], ids=["rbm", "dbm"])
-def test_train_goes_on_on_another_device(
+def check_parts(
+    place: Place, images: Path, folder: Path, model: str, arguments: list[str], parts: list[tuple[str, str]]
+) -> None:
+    """Parameters and the configuration are the same wherever the first and the last epoch of a run are made."""
+    arguments = [*arguments, "--no-centred"]  # torch centres on a GPU, with roundings of its own
+    wanted = finished(folder / "here", "train", images, *arguments)
+    done("train", "--resume", wanted, "--epochs", 2)
+    for first, then in parts:
+        run = finished(folder / f"{first}-{then}", "train", images, *arguments, "--device", first)
+        done("train", "--resume", run, "--epochs", 2, "--device", then)
+        for name, values in parameters(wanted, model).items():
+            # mean field, which a deep machine learns by, agrees within a tolerance (docs/numbers.md)
+            place.assert_close(parameters(run, model)[name], values, exact=model == "rbm")
+        assert figures(run / "configuration.json") == figures(wanted / "configuration.json")
+        assert {path.name for path in run.iterdir()} == {path.name for path in wanted.iterdir()}
+
+
+both_models = pytest.mark.parametrize(("model", "arguments"), [("rbm", TINY), ("dbm", TINY_DEEP)], ids=["rbm", "dbm"])
+
+
+@both_models
+def test_train_goes_on_at_another_place(
     place: Place, images: Path, model: str, arguments: list[str], tmp_path: Path
 ) -> None:
-    """The parts of a run may be made here and there: parameters, chains and the configuration stay the same."""
-    arguments = [*arguments, "--no-centred"]  # torch centres on a GPU, with roundings of its own
-    done("train", images, *arguments, "--output", tmp_path / "here")
-    done("train", "--resume", tmp_path / "here", "--epochs", 4)
-    for first, then in (("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")):
-        run = tmp_path / f"{first}-{then}"
-        done("train", images, *arguments, "--device", first, "--output", run)
-        done("train", "--resume", run, "--epochs", 4, "--device", then)
-        for name, wanted in parameters(tmp_path / "here", model).items():
-            # mean field, which a deep machine learns by, agrees within a tolerance (docs/numbers.md)
-            place.assert_close(parameters(run, model)[name], wanted, exact=model == "rbm")
-        assert figures(run / "configuration.json") == figures(tmp_path / "here" / "configuration.json")
-        assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "here").iterdir()}
+    check_parts(place, images, tmp_path, model, arguments, [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+
+
+@both_models
+@pytest.mark.parametrize("place", ["emulated"], indirect=True)
+def test_train_runs_by_emulated_kernels(
+    place: Place, images: Path, model: str, arguments: list[str], tmp_path: Path
+) -> None:
+    check_parts(place, images, tmp_path, model, arguments, [("cuda", "cpu")])
 
 
 @pytest.mark.parametrize("options", [[], ["--clamp", "top"]], ids=["free", "clamped"])
@@ -184,7 +197,7 @@ def test_evaluations_are_those_of_the_processor(
         ]
 
 
-def test_autoencoders_go_on_on_another_device(place: Place, images: Path, tmp_path: Path) -> None:
+def test_autoencoders_go_on_at_another_place(place: Place, images: Path, tmp_path: Path) -> None:
     """Noise is that of the device, so a run that changes it is another one, as good as the first."""
     done("vae", images, *TINY_VAE, "--output", tmp_path / "here")
     wanted = figures(tmp_path / "here" / "evaluation.json")
@@ -283,7 +296,7 @@ def test_recipe_of_tempering(place: Place, recipe: Recipe) -> None:
     assert all(len(runs["1"]["scores"]) == 2 for task in found.values() for runs in task["runs"].values())
 
 
-# --- autoencoders ---------------------------------------------------------------------------------------------------
+# --- the library ----------------------------------------------------------------------------------------------------
 
 
 def autoencoder(device: torch.device) -> tuple[VAE, torch.optim.Optimizer]:
@@ -291,7 +304,7 @@ def autoencoder(device: torch.device) -> tuple[VAE, torch.optim.Optimizer]:
     return model, torch.optim.Adam(model.parameters(), lr=0.01, fused=device.type != "elsewhere")
 
 
-def test_an_autoencoder_resumes_on_its_device_to_the_same_bits(place: Place, images: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_resumes_to_the_same_bits(place: Place, images: Path, tmp_path: Path) -> None:
     rows = load_file(images).train.to(place.device)
     model, adam = autoencoder(place.device)
     whole = Trainer(model, adam, DReG(5))
@@ -312,3 +325,12 @@ def test_bounds_of_an_autoencoder_are_those_of_the_processor(place: Place, image
     found = log_likelihood(model.to(place.device), rows.to(place.device), 2000)
     assert found.device == place.device
     torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=0.05)
+
+
+def test_stacks_are_trained_where_their_data_are(place: Place, images: Path) -> None:
+    rows = load_file(images).train
+    for make in (pretrain, pretrain_dbn):
+        here, there = make((SIDE**2, 6, 4), rows, [1, 1]), make((SIDE**2, 6, 4), rows.to(place.device), [1, 1])
+        for found, wanted in zip(there.parameters(), here.parameters(), strict=True):
+            assert found.device == place.device
+            place.assert_close(found.detach(), wanted.detach(), exact=True)
