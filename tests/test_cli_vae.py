@@ -174,12 +174,12 @@ def test_info_describes_an_autoencoder(tmp_path, capsys, finished):
     assert result["model"] == "vae"
     assert result["layers"] == [{"kind": "bernoulli", "units": 64}, {"kind": "gaussian", "units": 4}]
     assert result["perceptrons"] == [[8]]
-    assert (result["epochs"], result["updates"], result["estimator"]) == (4, 12, {"name": "IWAE", "k": 3})
+    assert (result["epochs"], result["updates"], result["estimator"]) == (4, 12, "IWAE")
     assert result["parameters"] == sum(p.numel() for p in VAE(64, (4,), ((8,),)).parameters())
     assert main(["info", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "64 bernoulli - 4 gaussian" in shown
-    assert "4 epochs, 12 updates" in shown
+    assert "4 epochs, 12 updates by IWAE" in shown
     assert "digits (dynamic): 1,197 train, 300 valid, 300 test" in shown
     VAE(5, (2,), ((),)).save(tmp_path / "model.safetensors")  # alone: neither training nor settings are known
     code, result, _ = call(capsys, "info", tmp_path)

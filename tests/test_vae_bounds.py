@@ -29,6 +29,7 @@ def test_bounds_rise_with_k_to_the_exact_log_likelihood(n_layers):
     # from 200,000 samples: the noise of L_50 is far below its distance to log p(x)
     assert exact - found[50].mean > 0.005
     assert abs(exact - found[2000].mean) < 0.04
+    assert float(log_likelihood(model, x, 2000).mean()) == pytest.approx(found[2000].mean)  # of the same samples
 
 
 def test_every_bound_is_exact_where_q_is_the_posterior():

@@ -74,8 +74,8 @@ def _model(source: str) -> tuple[Result, dict[str, Any]]:
         rows["perceptrons"] = " - ".join("-".join(map(str, sizes)) or "linear" for sizes in model.hidden)
     if "trainer" in held:
         epochs, _, updates = held["trainer"]["counts"]
-        result |= {"epochs": epochs, "updates": updates, "estimator": held["trainer"]["settings"]["estimator"]}
-        rows["trained"] = f"{counted(epochs, 'epoch')}, {counted(updates, 'update')}"
+        result |= {"epochs": epochs, "updates": updates, "estimator": held["trainer"]["settings"]["estimator"]["name"]}
+        rows["trained"] = f"{counted(epochs, 'epoch')}, {counted(updates, 'update')} by {result['estimator']}"
     if configuration:
         rows |= {name: value for name, value in _told(configuration).items() if name not in rows}
     return result, rows

@@ -98,7 +98,7 @@ def active_units(
     values = model.rows(x)
     generator = torch.Generator(values.device).manual_seed(seed)
     means: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.latents]
-    for part in torch.split(values, max(1, _ROWS.get(values.device.type, 2048) // n_samples)):
+    for part in torch.split(values, max(1, _at_once(values) // n_samples)):
         given: tuple[Tensor, Tensor] = (part, part)
         for layer, network in enumerate(model.recognition):
             halves, drawn = [], []
@@ -126,7 +126,7 @@ def _all_log_weights(
     count("k", k)
     values = model.rows(x)
     generator = torch.Generator(values.device).manual_seed(seed)
-    at_once = _ROWS.get(values.device.type, 2048)
+    at_once = _at_once(values)
     images = max(_IMAGES, at_once // k)
     samples = max(1, at_once // images)
     with tqdm(total=len(values), unit="row", disable=not progress) as bar:
@@ -136,6 +136,11 @@ def _all_log_weights(
                 chunk.copy_(model.log_weights_and_samples(part, len(chunk), generator)[0])
             yield log_w
             bar.update(len(part))
+
+
+def _at_once(values: Tensor) -> int:
+    """How many samples to decode at once, where ``values`` are."""
+    return _ROWS.get(values.device.type, _ROWS["cpu"])
 
 
 def _log_mean(log_w: Tensor) -> Tensor:

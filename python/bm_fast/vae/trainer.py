@@ -208,12 +208,7 @@ class Trainer(Loop):
         settings = dict(held["settings"])
         kept = settings.pop("estimator")
         if estimator is None:
-            if kept["name"] not in ESTIMATORS:
-                raise CheckpointError(
-                    f"{os.fspath(path)!r}: trained with {kept['name']}, none of {', '.join(ESTIMATORS)}; give an "
-                    "estimator with the same settings"
-                )
-            estimator = cast(Estimator, ESTIMATORS[kept["name"]](**{k: v for k, v in kept.items() if k != "name"}))
+            estimator = _made(kept, path)
         elif not checkpoints.same(_described(estimator), kept):
             raise CheckpointError(f"{os.fspath(path)!r}: expected the estimator {kept}, got {_described(estimator)}")
         trainer = cls(model, optimizer, estimator, scheduler=scheduler, callbacks=callbacks, **settings)
@@ -224,6 +219,19 @@ class Trainer(Loop):
 def _described(estimator: Estimator) -> dict[str, Any]:
     """What a checkpoint holds of an estimator."""
     return {"name": type(estimator).__name__, **asdict(cast(Any, estimator))}
+
+
+def _made(described: Mapping[str, Any], path: str | os.PathLike[str]) -> Estimator:
+    """The estimator that a checkpoint holds; CheckpointError for one that is not of this package."""
+    settings = dict(described)
+    name = settings.pop("name")
+    if name not in ESTIMATORS:
+        raise CheckpointError(
+            f"{os.fspath(path)!r}: trained with {name}, none of {', '.join(ESTIMATORS)}; give an estimator with the "
+            "same settings"
+        )
+    estimator: Estimator = ESTIMATORS[name](**settings)
+    return estimator
 
 
 def burda_schedule(optimizer: Optimizer, epochs: int = 3280) -> LambdaLR:
