@@ -158,7 +158,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     found = evaluate(model, images, ks, progress=True)
     result: Result = {
         "settings": settings,
-        "trained_by": {name: configuration[name] for name in program},
+        "trained_by": {name: configuration.get(name) for name in program},
         "measured_by": program,
         "rows": len(images),
         "split": split,
