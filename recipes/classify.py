@@ -74,7 +74,7 @@ class Recipe:
 PLAIN, NOISY = Settings(0.0, 0.0), Settings(0.5, 0.2)
 ALL_LABELS = {
     "digits": Recipe(100, 50, (replace(PLAIN, rate=1e-2), replace(NOISY, rate=1e-2))),
-    "mnist": Recipe(40, 500, (PLAIN, NOISY)),
+    "mnist": Recipe(60, 200, (Settings(0.25, 0.2, 2e-3), Settings(0.5, 0.2, 2e-3))),
     "ocr-letters": Recipe(80, 500, (PLAIN, Settings(0.25, 0.1, 2e-3))),
 }
 CAREFUL = (Settings(0.5, 0.2, 1e-2, 0.0), Settings(0.5, 0.2, 1e-2, 0.03), NOISY)
