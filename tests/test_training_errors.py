@@ -1,0 +1,126 @@
+"""How the trainer refuses bad data and settings, and how it stops where parameters leave what can be run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from bm_fast import RBM, Kind
+from bm_fast.training import CD, PCD, Callback, Evaluate, Progress, Trainer, TrainingError
+from test_training import N_HIDDEN, N_VISIBLE, assert_same_parameters, patterns, trainer_of
+
+
+def test_divergence_names_parameter_and_update() -> None:
+    rbm = RBM(N_VISIBLE, N_HIDDEN, seed=1)
+    trainer = Trainer(rbm, SGD(rbm.parameters(), lr=1e35, weight_decay=1e10), PCD(5), batch_size=10)
+    with pytest.raises(TrainingError, match=r"after update \d+: parameter 'weight' is not finite any more"):
+        trainer.fit(patterns(), 5)
+
+
+def test_leaving_the_grid_names_coupling_and_update() -> None:
+    rbm = RBM(N_VISIBLE, N_HIDDEN, seed=1)
+    trainer = Trainer(rbm, SGD(rbm.parameters(), lr=1e7), PCD(5), batch_size=10)
+    with pytest.raises(TrainingError, match=r"after update 1: weights\[0\]: expected weights of at most 32639"):
+        trainer.fit(patterns(), 5)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_divergence_in_the_last_update_is_noticed_too(epochs: int) -> None:
+    class Break(Callback):
+        def on_update(self, progress: Progress) -> None:
+            if progress.trainer.update == 6 * epochs:
+                with torch.no_grad():
+                    progress.trainer.model.hidden_bias[0] = math.nan
+
+    with pytest.raises(TrainingError, match=rf"after update {6 * epochs}: parameter 'hidden_bias'"):
+        trainer_of(callbacks=[Break()]).fit(patterns(), epochs)
+
+
+GOOD = patterns(5).float()
+BAD_DATA: list[tuple[Any, str]] = [
+    (GOOD * math.nan, "train: expected values from 0 to 1, got nan"),
+    (GOOD + 1, "train: expected values from 0 to 1, got 1 to 2"),
+    (patterns(5) * 255, "train: .* divide grey levels by 255"),
+    (GOOD.double(), "train: expected torch.uint8 or torch.float32"),
+    (GOOD[:, :5].contiguous(), r"train: expected shape \[n, 8\]"),
+    (GOOD[:0], r"train: expected shape \[n, 8\] with n >= 1, got \[0, 8\]"),
+    (GOOD[::2], "train: expected a contiguous tensor"),
+    (np.zeros((5, 8)), "train: expected float32 or uint8, got float64"),
+    (GOOD.to("meta"), "train: expected a tensor on cpu"),
+    ("digits", "train: expected a torch tensor or a numpy array, got str"),
+    (DataLoader(TensorDataset(GOOD * math.inf), batch_size=5), "train: batch 0: expected values from 0 to 1"),
+    (DataLoader(TensorDataset(GOOD[:, :3]), batch_size=5), r"train: batch 0: expected shape \[n, 8\]"),
+    (DataLoader(TensorDataset(patterns(30)), batch_size=11), "train: batch 0 has 11 rows, .* batch_size=10"),
+    (DataLoader(TensorDataset(GOOD), batch_size=9, drop_last=True), "train: expected a DataLoader that yields"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_DATA)
+def test_bad_data_are_named_and_change_nothing(bad: Any, message: str) -> None:
+    trainer = trainer_of()
+    before = RBM(N_VISIBLE, N_HIDDEN, seed=1)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(bad, 1)
+    assert_same_parameters(trainer.model, before)
+    assert trainer.update == 0
+    trainer.fit(patterns(), 1)
+
+
+def test_bad_validation_rows_are_named_before_training() -> None:
+    trainer = trainer_of(binarise="none")
+    with pytest.raises(ValueError, match="validation: expected values from 0 to 1"):
+        trainer.fit(patterns(), 1, validation=patterns().float() * 3)
+    with pytest.raises(ValueError, match="validation: expected 0 and 1 only"):
+        trainer.fit(patterns(), 1, validation=patterns().float() / 2)
+    assert trainer.update == 0
+
+
+def test_grey_levels_need_dynamic_binarisation() -> None:
+    grey = torch.full((20, N_VISIBLE), 0.5)
+    for train in (grey, DataLoader(TensorDataset(grey), batch_size=10)):
+        with pytest.raises(ValueError, match="train: expected 0 and 1 only with binarise='none'"):
+            trainer_of(binarise="none").fit(train, 1)
+
+
+def test_bad_settings_are_named() -> None:
+    rbm, other = RBM(N_VISIBLE, N_HIDDEN), RBM(N_VISIBLE, N_HIDDEN)
+    optimizer = SGD(rbm.parameters(), lr=0.1)
+    foreign = SGD(other.parameters(), lr=0.1)
+    for settings, message in (
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size: .* got 2.5"),
+        ({"seed": -1}, f"seed: expected 0 to {2**64 - 1}, got -1"),
+        ({"binarise": "static"}, "binarise: expected 'dynamic' or 'none', got 'static'"),
+        ({"optimizer": foreign}, "optimizer: expected parameters of model only"),
+        ({"scheduler": StepLR(foreign, 1)}, "scheduler: expected a scheduler of the given optimizer"),
+        ({"scheduler": ReduceLROnPlateau(optimizer)}, "scheduler: .* got ReduceLROnPlateau"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(**{"model": rbm, "optimizer": optimizer, "estimator": PCD(5), **settings})
+    gaussian = RBM(N_VISIBLE, N_HIDDEN, Kind.GAUSSIAN)
+    with pytest.raises(ValueError, match="binarise: expected 'none' for GAUSSIAN visible units"):
+        Trainer(gaussian, SGD(gaussian.parameters(), lr=0.1), PCD(5), binarise="dynamic")
+    with pytest.raises(ValueError, match="epochs: expected a whole number of at least 0, got -1"):
+        trainer_of().fit(patterns(), -1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CD(0), "sweeps: expected a whole number of at least 1, got 0"),
+        (lambda: PCD(0), "n_chains: expected a whole number of at least 1, got 0"),
+        (lambda: PCD(5, 1.5), "sweeps: expected a whole number of at least 1, got 1.5"),  # type: ignore[arg-type]
+        (lambda: Evaluate({}, every=0), "every: expected a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_counts_are_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
