@@ -15,6 +15,14 @@ from torch import Tensor
 RUN = Path(__file__).parents[1] / "bench" / "run.py"
 
 
+def test_the_kernels_of_a_sweep_are_timed() -> None:
+    command = [sys.executable, str(RUN.with_name("kernels.py")), "softmax", "--calls", "1"]
+    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.split("|") for line in table.splitlines() if line.endswith("% |")]
+    assert [int(row[1]) for row in rows] == [32, 100, 256]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
+
+
 def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
     small = (
         "--models 6-4 5-4-3 --chains 8 --batches 50 --cases 9 --deep-batches 8 --threads 1 --calls 2 --seconds 0.001"

@@ -1,0 +1,87 @@
+"""Times what docs/kernels.md says of the kernels of a sweep, on one thread; prints tables.
+
+    python bench/kernels.py density     sweeps by the share of states that are on, and by the number of chains
+    python bench/kernels.py softmax     what ten softmax units on top add to a sweep
+
+"rows" is what runs without lookups, rows of weights or the dense kernel: a Gaussian unit that is coupled to nothing and
+never updated keeps lookups away, and costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from bm_fast import Chains, Coupling, Graph, Kind, Layer, Machine, ops
+from bm_fast.program import gibbs_program
+from timing import environment, interleave
+
+SIZES = ((784, 500), (784, 500, 1000))
+SHARES = (0.5, 0.3, 0.2, 0.1)
+CHAINS = (32, 72, 128, 256, 511)
+LABELLED, LABELLED_CHAINS, N_CLASSES = (784, 500, 1000), (32, 100, 256), 10
+SECONDS = 0.02  # of a call
+
+
+def machine_of(sizes: tuple[int, ...], share: float, n_classes: int = 0, lookups: bool = True) -> Machine:
+    """A machine whose states are on with about this share; its small weights cost what any others do."""
+    layers = [Layer(f"layer{i}", n) for i, n in enumerate(sizes)]
+    layers += [Layer("labels", n_classes, Kind.SOFTMAX)] if n_classes else []
+    couplings = tuple(Coupling(i, i + 1) for i in range(len(layers) - 1))
+    layers += [] if lookups else [Layer("beside", 1, Kind.GAUSSIAN)]
+    generator = torch.Generator().manual_seed(0)
+    weights = [0.01 * torch.randn(layers[c.lower].units, layers[c.upper].units, generator=generator) for c in couplings]
+    bias = torch.tensor(share).logit()
+    precisions = [torch.ones(1) if layer.kind is Kind.GAUSSIAN else None for layer in layers]
+    return Machine.build(
+        Graph(tuple(layers), couplings), weights, [bias.repeat(layer.units) for layer in layers], precisions
+    )
+
+
+def sweeps_of(machine: Machine, n_chains: int) -> Callable[[int], None]:
+    """Runs so many sweeps of chains that have the machine's own share of states on."""
+    beside = [i for i, layer in enumerate(machine.graph.layers) if layer.kind is Kind.GAUSSIAN]
+    program, chains = gibbs_program(machine.graph, clamped=beside), machine.chains(n_chains, seed=1)
+
+    def run(n: int, chains: Chains = chains) -> None:
+        machine.sweep(program, chains, n)
+
+    run(3)
+    return run
+
+
+def times(contenders: dict[str, Machine], n_chains: int, calls: int) -> list[float]:
+    """Least milliseconds of a sweep of each."""
+    made = {name: sweeps_of(machine, n_chains) for name, machine in contenders.items()}
+    return [timing.least for timing in interleave(made, calls, SECONDS).values()]
+
+
+def density(calls: int) -> None:
+    print("ms a sweep: rows, what the rule takes\n")
+    print("| machine, share of states on | " + " | ".join(f"{n} chains" for n in CHAINS) + " |")
+    print("|---|" + "---|" * len(CHAINS))
+    for sizes in SIZES:
+        for share in SHARES:
+            contenders = {"rows": machine_of(sizes, share, lookups=False), "rule": machine_of(sizes, share)}
+            cells = [", ".join(f"{t:.2f}" for t in times(contenders, n, calls)) for n in CHAINS]
+            print(f"| {'-'.join(map(str, sizes))}, {share:g} | " + " | ".join(cells) + " |", flush=True)
+
+
+def softmax(calls: int) -> None:
+    print("| chains | ms a sweep | with ten softmax units | more |\n|---|---|---|---|")
+    contenders = {"without": machine_of(LABELLED, 0.5), "with": machine_of(LABELLED, 0.5, N_CLASSES)}
+    for n in LABELLED_CHAINS:
+        without, labelled = times(contenders, n, calls)
+        print(f"| {n} | {without:.2f} | {labelled:.2f} | {labelled / without - 1:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("density", "softmax"))
+    parser.add_argument("--calls", type=int, default=12, help="of each contender, of which the least time counts")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{environment()['processor']}, instruction set {ops.info()['isa']}, one thread\n")
+    (density if chosen.what == "density" else softmax)(chosen.calls)
