@@ -171,11 +171,10 @@ def write(results: dict[str, Any], folder: Path) -> None:
             runs = [run for seed in seeds if (run := held["runs"].get(method, {}).get(seed))]
             cells.append(", ".join(f"{run['scores'][-1]:.3f}".replace("-", "−") for run in runs))
             machines += [run["machines"][-1] for run in runs if "machines" in run]
-            if runs:
-                middle = [statistics.median(each) for each in zip(*(run["scores"] for run in runs), strict=True)]
-                curves[method] = runs[0]["updates"], middle
+            middle = [statistics.median(each) for each in zip(*(run["scores"] for run in runs), strict=True)]
+            curves[method] = (runs[0]["updates"] if runs else [], middle)
         lines.append(f"| {held['about']}; {held['unit']} | {', '.join(seeds)} | " + " | ".join(cells) + " |")
-        panels[f"{held['about'].split(':')[0].split(',')[0]}: {held['unit']}"] = curves
+        panels[f"{held['about'].split(':')[0].split(',')[0]}\n{held['unit']}"] = curves
     lines += ["", "Every method makes 200 sweeps of a chain per update, tempered transitions 190."]
     if machines:
         lines[-1] += (

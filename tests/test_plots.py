@@ -109,7 +109,8 @@ def test_learning_curve_draws_every_series(tmp_path):
 
 def test_panels_of_the_same_series_share_a_legend(tmp_path):
     series = {"plain": ([1, 2], [3.0, 2.0]), "tempered": ([1, 2], [2.0, 1.0])}
-    figure = plots.learning_curve({"bars": series, "modes": series})
+    figure = plots.learning_curve({name: series for name in ("bars", "modes", "digits", "letters")})
+    assert len(figure.axes) == 4
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "tempered"]
     assert all(axes.get_legend() is None for axes in figure.axes)
     drawn(figure, tmp_path)

@@ -84,7 +84,7 @@ def learning_curve(
 ) -> Figure:
     """One panel for each quantity, one line for each series: quantity -> series -> (epochs, values).
 
-    Panels of the same several series share one legend above them.
+    Three panels to a row. Panels of the same several series share one legend above them.
     """
     if not panels:
         raise ValueError("panels: expected at least one quantity, got none")
@@ -92,9 +92,14 @@ def learning_curve(
 
     names = [list(series) for series in panels.values()]
     shared = len(panels) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names)
-    figure = _figure(4.6 * len(panels), 3.4 + 0.4 * shared)
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(4.6 * columns, 3.4 * rows + 0.4 * shared)
     figure.set_layout_engine("constrained")
-    for axes, (quantity, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in places[len(panels) :]:
+        empty.remove()
+    for axes, (quantity, series) in zip(places, panels.items(), strict=False):
         for (name, (epochs, values)), colour in zip(series.items(), _colours(len(series)), strict=True):
             axes.plot(epochs, values, color=colour, label=name, marker="o" if len(values) < 2 else None)
         axes.set_xlabel(x)
