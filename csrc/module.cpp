@@ -115,6 +115,36 @@ class Machine {
     });
   }
 
+  void anneal(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states, int64_t n_chains,
+              int64_t n_steps, uint64_t seed, uint32_t first_chain, int64_t first_sweep, Address betas,
+              const std::vector<Address>& base, Address log_weights, int threads, Address steps_done,
+              const py::function& progress) const {
+    const bm::Program program = program_of(plain);
+    const std::vector<void*> states_at = all_at<void>(states);
+    const bm::Anneal what{n_chains,
+                          n_steps,
+                          seed,
+                          first_chain,
+                          static_cast<uint32_t>(first_sweep),
+                          at<const float>(betas),
+                          all_at<const float>(base)};
+    structure_->check_program(program);
+    bm::check_range("program: number of blocks", static_cast<int64_t>(program.size()), 1,
+                    std::numeric_limits<int32_t>::max());
+    structure_->check_addresses("states", states_at);
+    structure_->check_addresses("base", what.base);
+    bm::check_range("n_chains", n_chains, 1, bm::kMaxChains);
+    bm::check_range("first_sweep", first_sweep, 0, bm::kMaxSweeps);
+    bm::check_range("n_steps", n_steps, 0, bm::kMaxSweeps - first_sweep);
+    bm::check_threads(threads);
+    bm::check_address("betas", what.betas);
+    bm::check_address("log_weights", at<const void>(log_weights));
+    bm::check_address("steps_done", at<const void>(steps_done));
+    run_interruptible(steps_done, progress, [&](const auto& report, const auto& interrupted) {
+      bm::anneal(*machine_, program, states_at, at<double>(log_weights), what, threads, report, interrupted);
+    });
+  }
+
   void layer_means(const PlainUpdate& update, const std::vector<PlainValues>& values, int64_t n_chains, Address out,
                    Address beta, const std::vector<Address>& base, int threads) const {
     const bm::Block block = {update_of(update)};
@@ -231,6 +261,9 @@ PYBIND11_MODULE(_C, m) {
            py::arg("first_chain"), py::arg("first_sweep"), py::arg("first_round"), py::arg("betas"), py::arg("base"),
            py::arg("biases"), py::arg("bias_bits"), py::arg("means"), py::arg("trace"), py::arg("threads"),
            py::arg("rounds_done"), py::arg("progress"))
+      .def("anneal", &Machine::anneal, py::arg("program"), py::arg("states"), py::arg("n_chains"), py::arg("n_steps"),
+           py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("betas"), py::arg("base"),
+           py::arg("log_weights"), py::arg("threads"), py::arg("steps_done"), py::arg("progress"))
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("threads"))
       .def("mean_field", &Machine::mean_field, py::arg("program"), py::arg("values"), py::arg("n_cases"),

@@ -163,6 +163,24 @@ int64_t temper(const Machine& machine, const Program& program, const std::vector
                const Temper& what, int threads, const std::function<void(int64_t)>& progress,
                const std::function<bool()>& interrupted);
 
+struct Anneal {
+  int64_t n_chains;
+  int64_t n_steps;
+  uint64_t seed;
+  uint32_t first_chain;
+  uint32_t first_sweep;
+  const float* betas;              // [n_steps + 1]
+  std::vector<const float*> base;  // as in Sweep, but never empty
+};
+
+// Annealing: step k adds to log_weights[n_chains] what the log density of each chain's state gains from betas[k] to
+// betas[k + 1], and then makes one sweep there. The layers of the program's first block are summed out of the
+// densities; every coupling leads to them, and all updates are by all couplings of their layers. States and weights are
+// replaced together; callbacks and result are those of `sweep`, with steps for sweeps.
+int64_t anneal(const Machine& machine, const Program& program, const std::vector<void*>& states, double* log_weights,
+               const Anneal& what, int threads, const std::function<void(int64_t)>& progress,
+               const std::function<bool()>& interrupted);
+
 // out[n_betas, n_chains] = -log of the sum of exp(-E_beta) over the units of the updated layers.
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
                  int64_t n_chains, const float* betas /* [n_betas] */, int64_t n_betas,

@@ -83,6 +83,16 @@ def tempered(machine: Machine, n_ladders: int, *, with_base: bool = False) -> li
             trace.view(torch.int64), gap.of(chains.layers).view(torch.int64)]  # fmt: skip
 
 
+def annealed(machine: Machine, n_chains: int) -> tuple[list[Tensor], Tensor]:
+    """States and log weights after annealing down from the machine and up again."""
+    g = torch.Generator().manual_seed(5)
+    base = [torch.randn(layer.units, generator=g) for layer in machine.graph.layers]
+    betas = torch.cat([torch.linspace(1, 0.2, 5), torch.linspace(0.2, 1, 20)])
+    chains, log_weights = machine.chains(n_chains, seed=11), torch.zeros(n_chains, dtype=torch.float64)
+    ops.anneal(machine, gibbs_program(machine.graph), chains, betas, log_weights, base=base)
+    return list(chains.layers), log_weights
+
+
 def extreme_fan_in() -> list[Tensor]:
     """The largest fan-in with the largest weights: sums at the limits of int32."""
     n = 65_536
@@ -156,6 +166,11 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
     yield "softmax layers", run(two_softmax, 5, 3)
     yield "tempering of a labelled machine", tempered(labelled, 2)
     yield "tempering of many labelled chains", tempered(labelled, 24, with_base=True)
+    for name, machine in (("a machine", rbm), ("a tree", make_machine(tree())), ("a labelled machine", labelled)):
+        for n in (9, 90):
+            states, log_weights = annealed(machine, n)
+            yield f"annealing of {n} chains of {name}", states
+            yield f"real weights of annealing {n} chains of {name}", [log_weights.view(torch.int64)]
     yield "extreme fan-in", extreme_fan_in()
 
     g = torch.Generator().manual_seed(3)

@@ -99,6 +99,37 @@ print("valid", flush=True)
 """
 
 
+LONG_ANNEALING = """
+import time, torch
+from engine_cases import make_machine
+from bm_fast import chain_graph, ops
+from bm_fast.program import gibbs_program
+
+torch.set_num_threads(2)
+machine = make_machine(chain_graph(({visible}, {hidden})), scale=0.05)
+program, base = gibbs_program(machine.graph), [torch.zeros({visible}), torch.zeros({hidden})]
+betas = torch.linspace(0, 1, 10**7)
+chains, weights = machine.chains({n_chains}, seed=4), torch.zeros({n_chains}, dtype=torch.float64)
+before, expected = chains.clone(), weights.clone()
+print("running", flush=True)
+try:
+    ops.anneal(machine, program, chains, betas, weights, base=base)
+except KeyboardInterrupt:
+    print(time.time(), chains.sweep, flush=True)
+ops.anneal(machine, program, before, betas[: chains.sweep + 1].clone(), expected, base=base)
+assert all(torch.equal(a, b) for a, b in zip(chains.layers, before.layers)), "not the state after these steps"
+assert torch.equal(weights, expected), "not the weights after these steps"
+print("valid", flush=True)
+"""
+
+
+@pytest.mark.parametrize("n_chains", [20, 512])
+def test_ctrl_c_ends_annealing_within_a_second(n_chains: int) -> None:
+    seconds, steps = interrupt(None, 0.7, LONG_ANNEALING, visible=784, hidden=500, n_chains=n_chains)
+    assert seconds < 1
+    assert steps > 0
+
+
 @pytest.mark.parametrize("n_ladders", [2, 20])
 def test_ctrl_c_ends_tempering_within_a_second(n_ladders: int) -> None:
     seconds, rounds = interrupt(None, 0.7, LONG_TEMPERING, visible=784, hidden=500, n_ladders=n_ladders, n_rungs=10)

@@ -1,19 +1,38 @@
 // Sweeps of many chains on copies of their states: what the drivers of long runs share.
 #pragma once
 
+#include <chrono>
+
 #include "cpu/work.h"
 
 namespace bm::cpu {
 
 constexpr double kRoundSeconds = 0.075;  // between updates of the caller's states
 
+// One such round, begun when it is made.
+class Round {
+ public:
+  bool is_over() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count() >= kRoundSeconds;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+// What is measured on the way.
+struct Along {
+  const GapView* gap = nullptr;
+  const AnnealView* anneal = nullptr;
+};
+
 class SweepRun {
  public:
-  // `gap` is null where `run` is to give no energy gaps; then every layer must be updated, by all of its couplings.
-  // `what`, `states` and `gap` must outlive the run. n_sweeps: what.n_sweeps, or more where there are many calls of
-  // `run`.
+  // `along` is what is measured on the way, if anything: energy gaps take a program that updates every layer by all of
+  // its couplings. `what`, `states` and `along` must outlive the run. n_sweeps: what.n_sweeps, or more where there are
+  // many calls of `run`.
   SweepRun(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
-           int64_t n_sweeps, const GapView* gap, int threads, const std::function<bool()>& interrupted);
+           int64_t n_sweeps, const Along& along, int threads, const std::function<bool()>& interrupted);
   ~SweepRun();
 
   // Runs sweeps on the copies and writes their energy gaps, unless null, to `gaps` [n_chains]; with_means: and the

@@ -123,7 +123,7 @@ std::optional<LookupTablesIn> choose_lookup(const Machine& machine, const Progra
 
 struct SweepRun::State {
   State(const Machine& a_machine, const Program& program, const std::vector<void*>& states, const Sweep& a_what,
-        int64_t n_sweeps, const GapView* gap, int most_threads, const std::function<bool()>& interrupted)
+        int64_t n_sweeps, const Along& along, int most_threads, const std::function<bool()>& interrupted)
       : machine(a_machine),
         what(a_what),
         plan(machine, program),
@@ -135,10 +135,12 @@ struct SweepRun::State {
         no_means(machine.n_layers()),
         stops(threads, {&stop, nullptr, Clock::now()}),
         seconds_per_sweep(work / kSlowestRate / threads) {
-    view = {copies.states(), 0,           what.seed,         what.first_chain, what.first_sweep,
-            what.beta,       base.data(), what.clamp.data(), no_means.data(),  gap};
+    view = {copies.states(),  0,         what.seed,   what.first_chain,
+            what.first_sweep, what.beta, base.data(), what.clamp.data(),
+            no_means.data(),  along.gap, along.anneal};
     stops[0].interrupted = &interrupted;
     check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
+    if (along.anneal) return;  // planned for each call of `run`
     if (const auto tables = choose_lookup(machine, plan.view(), copies.values(), what.n_chains, n_sweeps, threads)) {
       for (int t = 0; t < threads; t++) {
         const Part p = chains(t);
@@ -148,7 +150,7 @@ struct SweepRun::State {
       return;
     }
     plan.lay_out(dense_layers(machine, copies.values(), what.n_chains, threads), threads);
-    if (!gap) return;
+    if (!along.gap) return;
     Block upward;
     for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
     energies = std::make_unique<ProgramPlan>(machine, Program{upward});
@@ -189,12 +191,14 @@ struct SweepRun::State {
 };
 
 SweepRun::SweepRun(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
-                   int64_t n_sweeps, const GapView* gap, int threads, const std::function<bool()>& interrupted)
-    : s_(std::make_unique<State>(machine, program, states, what, n_sweeps, gap, threads, interrupted)) {}
+                   int64_t n_sweeps, const Along& along, int threads, const std::function<bool()>& interrupted)
+    : s_(std::make_unique<State>(machine, program, states, what, n_sweeps, along, threads, interrupted)) {}
 
 SweepRun::~SweepRun() = default;
 
 bool SweepRun::run(uint32_t first_sweep, int64_t n_sweeps, bool with_means, double* gaps) {
+  if (s_->view.anneal)
+    s_->plan.lay_out(dense_layers(s_->machine, s_->copies.values(), s_->what.n_chains, s_->threads), s_->threads);
   s_->view.n_sweeps = n_sweeps;
   s_->view.first_sweep = first_sweep;
   s_->view.means = with_means ? s_->what.means.data() : s_->no_means.data();
@@ -220,7 +224,7 @@ int64_t SweepRun::fitting() const {
 
 int64_t sweep(const Machine& machine, const Program& program, const std::vector<void*>& states, const Sweep& what,
               int threads, const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted) {
-  cpu::SweepRun run(machine, program, states, what, what.n_sweeps, nullptr, threads, interrupted);
+  cpu::SweepRun run(machine, program, states, what, what.n_sweeps, {}, threads, interrupted);
   int64_t done = 0;
   while (done < what.n_sweeps) {
     const int64_t n = std::min(what.n_sweeps - done, run.fitting());

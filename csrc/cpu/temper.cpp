@@ -1,6 +1,4 @@
 // Parallel tempering: sweeps of every chain at the inverse temperature of its rung, and swaps of rungs, in turn.
-#include <chrono>
-
 #include "cpu/run.h"
 
 namespace bm {
@@ -41,7 +39,6 @@ class RungsCopy {
 int64_t temper(const Machine& machine, const Program& program, const std::vector<void*>& states, const Rungs& original,
                const Temper& what, int threads, const std::function<void(int64_t)>& progress,
                const std::function<bool()>& interrupted) {
-  using Clock = std::chrono::steady_clock;
   const int64_t n_chains = what.n_chains, n_rungs = what.n_rungs;
   check_rungs(original.rungs, n_rungs, n_chains);
   RungsCopy copy(original, n_rungs, n_chains);
@@ -53,10 +50,11 @@ int64_t temper(const Machine& machine, const Program& program, const std::vector
   const Sweep sweep{n_chains,         what.sweeps_per_round, what.seed, what.first_chain,
                     what.first_sweep, beta.data(),           what.base, no_clamp,
                     what.means};
-  cpu::SweepRun run(machine, program, states, sweep, what.n_rounds * what.sweeps_per_round, &gap, threads, interrupted);
+  cpu::SweepRun run(machine, program, states, sweep, what.n_rounds * what.sweeps_per_round, {&gap}, threads,
+                    interrupted);
   const uint32_t first_ladder = static_cast<uint32_t>(what.first_chain / n_rungs);
   int64_t done = 0, kept = 0;  // rounds that the copies hold, and the caller's arrays
-  auto kept_at = Clock::now();
+  cpu::Round round;
   while (done < what.n_rounds) {
     for (int64_t c = 0; c < n_chains; c++) beta[c] = what.betas[rungs.rungs[c]];
     const auto first_sweep = what.first_sweep + static_cast<uint32_t>(done * what.sweeps_per_round);
@@ -67,12 +65,11 @@ int64_t temper(const Machine& machine, const Program& program, const std::vector
     swap(rungs, gaps.data(), what.betas, n_rungs, n_chains, what.seed, first_ladder,
          what.first_round + static_cast<uint32_t>(done));
     done++;
-    const std::chrono::duration<double> since = Clock::now() - kept_at;
-    if (done < what.n_rounds && since.count() < cpu::kRoundSeconds) continue;
+    if (done < what.n_rounds && !round.is_over()) continue;
     run.write_back();
     copy.write_back();
     kept = done;
-    kept_at = Clock::now();
+    round = {};
     const bool stop = run.interrupted();
     progress(kept);
     if (stop) break;

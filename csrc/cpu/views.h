@@ -76,6 +76,15 @@ struct GapView {
   bool has_base;
 };
 
+// Sweep s runs at betas[s + 1], and before it log weights grow by what the log densities of the states gain from
+// betas[s] to there.
+struct AnnealView {
+  const float* betas;           // [n_sweeps + 1]
+  int n_summed;                 // the first updates of the program, whose layers are summed out of the densities
+  const double* const* slopes;  // per layer [units], biases minus those at beta = 0
+  double* log_weights;          // [n_chains]
+};
+
 // Some sweeps of all chains. Arrays that are per chain start at chain 0 of the call.
 struct SweepView {
   void* const* states;  // per layer [n_chains, units]: uint8_t or, for a Gaussian layer, float; updated in place
@@ -88,6 +97,7 @@ struct SweepView {
   const uint8_t* const* clamp;  // per layer [n_chains, units], not 0 where a unit keeps its value; entries may be null
   float* const* means;  // per layer [n_chains, units] for the means of the last of these sweeps; entries may be null
   const GapView* gap;   // of the states after the last of these sweeps; null where it is not wanted
+  const AnnealView* anneal;  // in place of beta, and beside a base; null where chains keep their beta
 };
 
 }  // namespace bm::cpu

@@ -56,6 +56,22 @@ class Machine:
         rounds_done: int,
         progress: Callable[[int], None],
     ) -> None: ...
+    def anneal(
+        self,
+        program: Sequence[Sequence[_Update]],
+        states: Sequence[int],
+        n_chains: int,
+        n_steps: int,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        betas: int,
+        base: Sequence[int],
+        log_weights: int,
+        threads: int,
+        steps_done: int,
+        progress: Callable[[int], None],
+    ) -> None: ...
     def layer_means(
         self,
         update: _Update,

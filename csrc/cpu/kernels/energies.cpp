@@ -1,23 +1,8 @@
 // Energies and free energies of states, in double from float fields; every sum has one fixed order.
 #include "cpu/kernels/isa.h"
+#include "cpu/kernels/sums.h"
 
 namespace bm::cpu::BM_ISA {
-
-constexpr int kLanes = 8;  // of every sum: fixed, so that the order is the same on every instruction set
-
-static double add_lanes(const double* lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-template <class A, class B>
-static double dot(const A* __restrict a, const B* __restrict b, int32_t n) {
-  alignas(64) double lanes[kLanes] = {};
-  int32_t u = 0;
-  for (; u + kLanes <= n; u += kLanes)
-    for (int i = 0; i < kLanes; i++) lanes[i] += static_cast<double>(a[u + i]) * static_cast<double>(b[u + i]);
-  for (int i = 0; u + i < n; i++) lanes[i] += static_cast<double>(a[u + i]) * static_cast<double>(b[u + i]);
-  return add_lanes(lanes);
-}
 
 static double half_weighted_square(const float* __restrict state, const float* __restrict precisions, int32_t n) {
   alignas(64) double lanes[kLanes] = {};
@@ -27,20 +12,6 @@ static double half_weighted_square(const float* __restrict state, const float* _
       lanes[i] += x * x * static_cast<double>(precisions[u + i]);
     }
   return add_lanes(lanes) / 2;
-}
-
-static const uint8_t* binary_state(const ValuesView& values, int32_t units, int64_t chain) {
-  return static_cast<const uint8_t*>(values.data) + chain * units;
-}
-
-static const float* real_state(const ValuesView& values, int32_t units, int64_t chain) {
-  return static_cast<const float*>(values.data) + chain * units;
-}
-
-template <class B>
-static double dot_state(const ValuesView& values, const B* other, int32_t units, int64_t chain) {
-  return values.real ? dot(real_state(values, units, chain), other, units)
-                     : dot(binary_state(values, units, chain), other, units);
 }
 
 // lower W upper of one chain; exact where both are binary
@@ -104,11 +75,6 @@ void gap(double* out, MachineView machine, ProgramView upward, const GapView& bi
 
 // --- free energy -----------------------------------------------------------------------------------------------------
 
-typedef double Doubles __attribute__((vector_size(kVectorBytes)));
-typedef int64_t DoubleBits __attribute__((vector_size(kVectorBytes)));
-typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
-constexpr int kDoubleLanes = kVectorBytes / sizeof(double), kParts = kLanes / kDoubleLanes;
-
 // exp(-x) of x >= 0, relative error 3e-13; 2^-1000 from there on
 BM_UNITS Doubles exp_minus(Doubles x) {
   const Doubles zero = {}, magic = zero + 6755399441055744.;  // 1.5 * 2^52: adding it rounds to an integer
@@ -156,15 +122,7 @@ static double sum_softplus(float* __restrict x, int32_t n) {
     total += __builtin_log(((lanes[0] * lanes[4]) * (lanes[2] * lanes[6])) *
                            ((lanes[1] * lanes[5]) * (lanes[3] * lanes[7])));
   }
-  for (int i = 0; i < kParts; i++) store(lanes + i * kDoubleLanes, positive[i]);
-  return total + add_lanes(lanes);
-}
-
-static double log_sum_exp(const float* x, int32_t n) {
-  double largest = x[0], total = 0;
-  for (int32_t u = 1; u < n; u++) largest = x[u] > largest ? x[u] : largest;
-  for (int32_t u = 0; u < n; u++) total += x[u] < largest ? __builtin_exp(x[u] - largest) : 1;  // both may be infinite
-  return largest + __builtin_log(total);
+  return total + add_lanes(positive);
 }
 
 // Sum of x^2 / (2 precision) + log(2 pi / precision) / 2
@@ -209,8 +167,9 @@ void free_energy(double* out, MachineView machine, ProgramView summed, const boo
           temper(tempered, betas + k, layer_base, layer.padded);
           out[k * n_chains + chain + c] -=
               layer.kind == Kind::kGaussian ? sum_gaussian(tempered, layer.precisions, base ? 1 : betas[k], layer.units)
-              : layer.kind == Kind::kSoftmax ? log_sum_exp(tempered, layer.units)
-                                             : sum_softplus(tempered, layer.units);
+              : layer.kind == Kind::kSoftmax
+                  ? log_sum_exp(layer.units, [&](int32_t u) { return static_cast<double>(tempered[u]); })
+                  : sum_softplus(tempered, layer.units);
         }
       }
     }

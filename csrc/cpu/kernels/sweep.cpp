@@ -1,5 +1,6 @@
 // Block Gibbs sweeps and means of one layer, a block of chains at a time: states, lists and fields of a block stay in
 // the first-level cache while the rows of W_q stream from the second.
+#include "cpu/kernels/anneal.h"
 #include "cpu/kernels/isa.h"
 
 namespace bm::cpu::BM_ISA {
@@ -48,7 +49,7 @@ static void draw_softmax_chain(const float* x, const LayerView& layer, uint8_t* 
 
 static void draw_chain(float* x, const LayerView& layer, int index, const SweepView& what, int64_t sweep,
                        int64_t chain) {
-  const float* beta = what.beta ? what.beta + chain : nullptr;
+  const float* beta = what.anneal ? what.anneal->betas + sweep + 1 : what.beta ? what.beta + chain : nullptr;
   temper(x, beta, what.base ? what.base[index] : nullptr, layer.padded);
   const int64_t start = chain * layer.units;
   const uint8_t* clamp = what.clamp[index] ? what.clamp[index] + start : nullptr;
@@ -94,10 +95,13 @@ bool sweep(MachineView machine, ProgramView program, const SweepView& what, cons
   for (int64_t chain = first; chain < first + n; chain += most) {
     const int32_t block = static_cast<int32_t>(first + n - chain < most ? first + n - chain : most);
     for (int64_t s = 0; s < what.n_sweeps; s++) {
+      if (what.anneal) weigh_states(machine, program, *what.anneal, s, values, chain, block);
       for (int i = 0; i < program.n_updates; i++) {
         const UpdateView& update = program.updates[i];
         const LayerView& layer = machine.layers[update.layer];
         if (!block_fields(machine, update, values, chain, block, scratch, stop)) return false;
+        if (what.anneal && i < what.anneal->n_summed)
+          weigh_fields(layer, what.base[update.layer], *what.anneal, s, scratch.fields, chain, block);
         for (int32_t c = 0; c < block; c++)
           draw_chain(scratch.fields + c * static_cast<int64_t>(layer.padded), layer, update.layer, what, s, chain + c);
       }

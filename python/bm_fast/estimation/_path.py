@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from bm_fast import ops
 from bm_fast.chains import Chains
 from bm_fast.graph import Graph, Kind
 from bm_fast.ops import Machine
@@ -29,8 +32,32 @@ class Path(Protocol):
     def log_density(self, layers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
         """Unnormalised log p_beta of each state, float64 ``[n_betas, n_chains]``."""
 
+    def anneal(self, chains: Chains, betas: Tensor, log_weights: Tensor, progress: Callable[[int], None]) -> None:
+        """Moves chains on from one beta to the next, as ``ops.anneal`` does: its arguments, results and Ctrl-C."""
+
     def base_log_z(self) -> float:
         """log Z of p_0."""
+
+
+def anneal(path: Path, chains: Chains, betas: Tensor, description: str, progress: bool) -> Tensor:
+    """Takes chains along a path, in place; log Π_k p_k+1(x_k) / p_k(x_k) of each, unnormalised, float64 ``[n]``."""
+    log_weights = torch.zeros(chains.n_chains, dtype=torch.float64, device=path.machine.device)
+    with tqdm(
+        total=len(betas) - 1, desc=description, unit=" betas", leave=False, delay=1.0, disable=not progress
+    ) as bar:
+        path.anneal(chains, betas.to(path.machine.device), log_weights, lambda done: bar.update(done - bar.n))
+    return log_weights
+
+
+def anneal_in_steps(
+    path: Path, chains: Chains, betas: Tensor, log_weights: Tensor, progress: Callable[[int], None]
+) -> None:
+    """``Path.anneal`` by the other methods of a path."""
+    for k, (beta, following) in enumerate(pairwise(betas.tolist())):
+        now, then = path.log_density(chains.layers, (beta, following))
+        path.move(chains, following)
+        log_weights += then - now
+        progress(k + 1)
 
 
 def path_of(machine: Machine, base: Sequence[Tensor] | None, path: Path | None) -> Path:
@@ -84,6 +111,13 @@ class AnnealingPath:
         model, base = -self.machine.energy(layers), self._base_log_density(layers)
         beta = values.double()[:, None]
         return beta * model + (1 - beta) * base
+
+    def anneal(self, chains: Chains, betas: Tensor, log_weights: Tensor, progress: Callable[[int], None]) -> None:
+        """In one call where a colour is summed out, else step by step."""
+        if self.updates:
+            ops.anneal(self.machine, self.program, chains, betas, log_weights, base=self.base, progress=progress)
+        else:
+            anneal_in_steps(self, chains, betas, log_weights, progress)
 
     def base_log_z(self) -> float:
         """log Z of the base distribution."""

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bm_fast import arrays
 from bm_fast.arguments import count
 from bm_fast.estimation._machine import Model, as_machine
-from bm_fast.estimation._path import Path, path_of
+from bm_fast.estimation._path import Path, anneal, path_of
 from bm_fast.estimation.schedule import PUBLISHED, Schedule, schedule_betas
 from bm_fast.graph import Kind
 
@@ -108,14 +107,7 @@ def ais(
     path = path_of(machine, base, path)
     schedule = schedule_betas(betas, path, seed, progress)
     chains = path.start(n_runs, seed)
-    log_weights = torch.full((n_runs,), path.base_log_z(), dtype=torch.float64, device=machine.device)
-    steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist(), strict=True))
-    bar = tqdm(steps, desc="AIS", unit=" betas", leave=False, delay=1.0, disable=not progress)
-    for k, (beta, following) in enumerate(bar):
-        if k > 0:
-            path.move(chains, beta)
-        now, then = path.log_density(chains.layers, (beta, following))
-        log_weights += then - now
+    log_weights = path.base_log_z() + anneal(path, chains, schedule, "AIS", progress)
     estimate = AISEstimate.from_log_weights(log_weights, len(schedule))
     if not estimate.trustworthy:
         warnings.warn(f"log Z by AIS: {estimate.reason}", UntrustworthyEstimate, stacklevel=2)

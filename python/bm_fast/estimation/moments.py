@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from bm_fast import ops
 from bm_fast.arguments import count
 from bm_fast.chains import Chains
-from bm_fast.estimation._path import AnnealingPath, summed_and_sweep
+from bm_fast.estimation._path import AnnealingPath, anneal_in_steps, summed_and_sweep
 from bm_fast.graph import Graph, Kind
 from bm_fast.machines import Model, as_machine
 from bm_fast.ops import Machine
@@ -67,6 +67,10 @@ class MomentAveragedPath:
         if self._updates:
             return torch.cat([-machine.free_energy(self._updates, layers) for machine in machines])
         return torch.stack([-machine.energy(layers) for machine in machines])
+
+    def anneal(self, chains: Chains, betas: Tensor, log_weights: Tensor, progress: Callable[[int], None]) -> None:
+        """Step by step: every beta has a machine of its own."""
+        anneal_in_steps(self, chains, betas, log_weights, progress)
 
     def base_log_z(self) -> float:
         """log Z of the first knot."""

@@ -7,15 +7,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bm_fast.arguments import count
 from bm_fast.arrays import Array, given_kind
 from bm_fast.chains import Chains
 from bm_fast.estimation._machine import Model, as_machine, hidden_updates, visible_values
-from bm_fast.estimation._path import Path, path_of
+from bm_fast.estimation._path import Path, anneal, path_of
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate
 from bm_fast.estimation.likelihood import log_likelihood
 from bm_fast.estimation.schedule import PUBLISHED, Schedule, schedule_betas
@@ -107,13 +105,4 @@ def raise_log_likelihood(
 
 def _descend(path: Path, chains: Chains, schedule: Tensor, progress: bool) -> Tensor:
     """Anneals chains down to the base, in place; log Π_k p_k / p_k+1 - log Z_base of each, float64 ``[n]``."""
-    log_weights = torch.full((chains.n_chains,), -path.base_log_z(), dtype=torch.float64, device=path.machine.device)
-    falling = schedule.flip(0)
-    steps = list(zip(falling[:-1].tolist(), falling[1:].tolist(), strict=True))
-    bar = tqdm(steps, desc="reverse AIS", unit=" betas", leave=False, delay=1.0, disable=not progress)
-    for k, (beta, following) in enumerate(bar):
-        if k > 0:
-            path.move(chains, beta)
-        now, then = path.log_density(chains.layers, (beta, following))
-        log_weights += then - now
-    return log_weights
+    return anneal(path, chains, schedule.flip(0), "reverse AIS", progress) - path.base_log_z()

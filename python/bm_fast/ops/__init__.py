@@ -5,6 +5,7 @@ The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=ref
 """
 
 from bm_fast.chains import MAX_CHAINS
+from bm_fast.ops.annealing import anneal
 from bm_fast.ops.checks import MAX_SEED, check
 from bm_fast.ops.grid import quantise
 from bm_fast.ops.live import LiveMachine, can_live
@@ -23,6 +24,7 @@ __all__ = [
     "LiveMachine",
     "Machine",
     "Rungs",
+    "anneal",
     "bernoulli",
     "can_live",
     "check",

@@ -114,6 +114,37 @@ class Machine:
             progress,
         )
 
+    def anneal(
+        self,
+        program: Program,
+        layers: Sequence[Tensor],
+        betas: Tensor,
+        log_weights: Tensor,
+        *,
+        seed: int,
+        first_chain: int,
+        first_sweep: int,
+        base: Sequence[Tensor],
+        done: Tensor,
+        progress: Callable[[int], None],
+    ) -> None:
+        """done: int64 ``[1]``, the steps done so far."""
+        self._compiled.anneal(
+            plain(program),
+            addresses(layers),
+            len(log_weights),
+            len(betas) - 1,
+            seed,
+            first_chain,
+            first_sweep,
+            betas.data_ptr(),
+            addresses(base),
+            log_weights.data_ptr(),
+            torch.get_num_threads(),
+            done.data_ptr(),
+            progress,
+        )
+
     def layer_means(
         self,
         update: Update,

@@ -130,7 +130,7 @@ def temper(
     machine, graph, means = gap.machine, gap.machine.graph, means or {}
     program = gibbs_program(graph) if program is None else program
     machine._check_program(program)
-    _check_complete(machine, program)
+    check_complete(machine, program)
     machine._check_states("chains.layers", chains.layers, states=True)
     n_chains = chains.n_chains
     check("rungs.rungs", rungs.rungs, torch.int32, (n_chains,), machine.device)
@@ -216,7 +216,7 @@ def _step(
     rungs.round = after.round
 
 
-def _check_complete(machine: Machine, program: Program) -> None:
+def check_complete(machine: Machine, program: Program) -> None:
     """ValueError unless a program samples the machine's own distribution, all of it."""
     updates = {update.layer: update for block in program for update in block}
     for layer in range(len(machine.graph.layers)):
@@ -224,5 +224,5 @@ def _check_complete(machine: Machine, program: Program) -> None:
         if layer not in updates or set(updates[layer].inputs) != set(expected.inputs):
             raise ValueError(
                 f"program: expected an update of layer {layer} by all of its couplings, got {updates.get(layer)}; "
-                "swaps are decided by the energy of the whole machine"
+                "energies are those of the whole machine"
             )

@@ -1,0 +1,206 @@
+"""One call that anneals: the states of separate sweeps, and weights that are those of float64 within roundings."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bm_fast import Chains, Kind, Machine, chain_graph, ops
+from bm_fast.estimation._path import summed_and_sweep
+from bm_fast.program import gibbs_program
+from engine_cases import make_machine, tree
+
+GRAPHS = {
+    "rbm": chain_graph((130, 67)),
+    "single units": chain_graph((1, 1)),
+    "ragged": chain_graph((9, 257)),
+    "deep": chain_graph((40, 33, 17, 5)),
+    "tree": tree(),
+    "labels summed out": chain_graph((40, 33), n_classes=10),
+    "labels kept": chain_graph((40, 33), n_classes=10),
+    "gaussian summed out": chain_graph((70, 33), Kind.GAUSSIAN),
+    "gaussian kept": chain_graph((70, 33), Kind.GAUSSIAN),
+}
+SCHEDULES = {
+    "fine": torch.linspace(0, 1, 40),
+    "falling": torch.linspace(1, 0, 7),
+    "in one step": torch.tensor([0.0, 1.0]),
+    "nowhere": torch.tensor([0.25, 0.25]),
+}
+
+
+def base_of(machine: Machine) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(layer.units, generator=generator) for layer in machine.graph.layers]
+
+
+def log_partition(machine: Machine, layer: int, field: Tensor) -> Tensor:
+    """log of the sum, or integral, over the states of the layer's units with these fields."""
+    kind, precision = machine.graph.layers[layer].kind, machine.parameters.precisions[layer]
+    if kind is Kind.SOFTMAX:
+        return field.logsumexp(1)
+    if precision is not None:
+        return (field.square() / precision.double() + (2 * math.pi / precision.double()).log()).sum(1) / 2
+    return torch.logaddexp(field, torch.zeros((), dtype=torch.float64)).sum(1)
+
+
+def log_density(machine: Machine, summed: set[int], layers: tuple[Tensor, ...], beta: float) -> Tensor:
+    """From the formula, in float64 throughout."""
+    parameters, base = machine.parameters, base_of(machine)
+    total = torch.zeros(len(layers[0]), dtype=torch.float64)
+    for i, layer in enumerate(layers):
+        bias, state = parameters.biases[i].double(), layer.double()
+        if i not in summed:
+            total += state @ (beta * bias + (1 - beta) * base[i].double())
+            precision = parameters.precisions[i]
+            total -= 0 if precision is None else state.square() @ precision.double() / 2
+            continue
+        field = bias.expand(len(state), -1).clone()
+        for c, coupling in enumerate(machine.graph.couplings):
+            weight = parameters.weights[c].double() * 2.0 ** -parameters.fraction_bits[c]
+            if coupling.upper == i:
+                field += layers[coupling.lower].double() @ weight
+            elif coupling.lower == i:
+                field += layers[coupling.upper].double() @ weight.T
+        total += log_partition(machine, i, beta * field + (1 - beta) * base[i].double())
+    return total
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_states_are_those_of_sweeps_and_weights_those_of_float64(name: str, schedule: str) -> None:
+    """A unit's share of a weight is off by 3e-7 (2 + |field|) of it, or by a rounding of the tempered field."""
+    machine, betas = make_machine(GRAPHS[name]), SCHEDULES[schedule]
+    program = gibbs_program(machine.graph) if "kept" in name else summed_and_sweep(machine.graph)[1]
+    summed = {update.layer for update in program[0]}
+    chains = machine.chains(13, seed=2**63 + 7, first_chain=5)
+    separate = chains.clone()
+    given = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    log_weights = given.clone()
+    ops.anneal(machine, program, chains, betas, log_weights, base=base_of(machine))
+    expected, moved = given.clone(), torch.zeros(13, dtype=torch.float64)
+    for beta, following in pairwise(betas.tolist()):
+        densities = [log_density(machine, summed, separate.layers, b) for b in (beta, following)]
+        expected += densities[1] - densities[0]
+        moved += abs(densities[1] - densities[0]) + 1e-3
+        machine.sweep(program, separate, 1, beta=torch.full((13,), following), base=base_of(machine))
+    assert chains.sweep == separate.sweep
+    for layer, other in zip(chains.layers, separate.layers, strict=True):
+        assert torch.equal(layer, other)
+    assert ((log_weights - expected).abs() < 1e-5 * moved).all()
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
+@pytest.mark.parametrize("step", [1e-6, 1e-3, 0.3])
+def test_weights_are_exact_for_steps_of_any_size_and_fields_of_any_size(scale: float, step: float) -> None:
+    """Within 3e-7 (2 + |field|) of what each unit adds, where the reference rounds tempered fields; see numbers.md."""
+    if ops.info()["backend"] == "reference":
+        pytest.skip("the reference takes differences of rounded energies")
+    machine = make_machine(chain_graph((50, 300)), scale=scale)
+    program = summed_and_sweep(machine.graph)[1]
+    chains = machine.chains(30, seed=1)
+    before, log_weights = chains.clone(), torch.zeros(30, dtype=torch.float64)
+    betas = torch.tensor([0.5, 0.5 + step])
+    ops.anneal(machine, program, chains, betas, log_weights, base=base_of(machine))
+    low, high = (log_density(machine, {1}, before.layers, beta) for beta in betas.tolist())
+    fields = (machine.parameters.weights[0].abs().sum().item() * 2.0 ** -machine.parameters.fraction_bits[0]) / 300
+    assert ((log_weights - (high - low)).abs() <= 3e-7 * (2 + fields) * 300 * step * (1 + fields)).all()
+
+
+@pytest.mark.parametrize("n_chains", [13, 100, 257])
+def test_any_number_of_threads_and_any_split_gives_the_same_bits(n_chains: int) -> None:
+    machine = make_machine(chain_graph((300, 513)))
+    program, base = summed_and_sweep(machine.graph)[1], base_of(machine)
+    betas = torch.linspace(0, 1, 61)
+
+    def annealed(threads: int, *ends: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        chains, log_weights = machine.chains(n_chains, seed=9), torch.zeros(n_chains, dtype=torch.float64)
+        for first, last in pairwise((0, *ends, 60)):
+            ops.anneal(machine, program, chains, betas[first : last + 1].clone(), log_weights, base=base)
+        return [*chains.layers, log_weights]
+
+    expected = annealed(1)
+    for threads, ends in ((2, ()), (5, ()), (1, (1, 30, 30)), (3, (17,))):
+        for one, other in zip(annealed(threads, *ends), expected, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_chains_do_not_depend_on_those_beside_them() -> None:
+    machine = make_machine(chain_graph((70, 33)))
+    program, betas = summed_and_sweep(machine.graph)[1], torch.linspace(0, 1, 20)
+    whole = machine.chains(200, seed=4)
+    part = Chains(tuple(layer[60:71].clone() for layer in whole.layers), 4, 0, 60)
+    weights, of_part = torch.zeros(200, dtype=torch.float64), torch.zeros(11, dtype=torch.float64)
+    ops.anneal(machine, program, whole, betas, weights, base=base_of(machine))
+    ops.anneal(machine, program, part, betas, of_part, base=base_of(machine))
+    assert torch.equal(of_part, weights[60:71])
+    assert all(torch.equal(layer[60:71], other) for layer, other in zip(whole.layers, part.layers, strict=True))
+
+
+@pytest.mark.usefixtures("backend")
+def test_progress_is_told_up_to_the_last_step() -> None:
+    machine = make_machine(chain_graph((20, 9)))
+    chains, told = machine.chains(5, seed=0), list[int]()
+    program, log_weights = summed_and_sweep(machine.graph)[1], torch.zeros(5, dtype=torch.float64)
+    arguments = (machine, program, chains)
+    ops.anneal(*arguments, torch.linspace(0, 1, 301), log_weights, base=base_of(machine), progress=told.append)
+    assert told[-1] == chains.sweep == 300
+    assert told == sorted(set(told))
+    ops.anneal(*arguments, torch.ones(1), log_weights, base=base_of(machine), progress=told.append)  # no step
+    assert told[-1] == chains.sweep == 300
+
+
+ERRORS: list[tuple[dict[str, Any], str]] = [
+    ({"program": ()}, "program: expected an update of layer 0"),
+    ({"program": gibbs_program(chain_graph((20, 9)), clamped=(0,))}, "program: expected an update of layer 0"),
+    ({"betas": torch.empty(0)}, "betas: expected at least one"),
+    ({"betas": torch.tensor([0.0, -0.5])}, "betas: expected finite values of at least 0"),
+    ({"betas": torch.tensor([0.0, math.nan])}, "betas: expected finite values of at least 0"),
+    ({"betas": torch.zeros(2, dtype=torch.float64)}, "betas: "),
+    ({"betas": [0.0, 1.0]}, "betas: "),
+    ({"log_weights": torch.zeros(5)}, "log_weights: "),
+    ({"log_weights": torch.zeros(4, dtype=torch.float64)}, "log_weights: "),
+    ({"base": [torch.zeros(20)]}, "base: expected one tensor for each of 2 layers"),
+    ({"base": [torch.zeros(20), torch.full((9,), math.inf)]}, r"base\[1\]: expected finite"),
+]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("changed", "message"), ERRORS)
+def test_errors_name_the_argument_and_change_nothing(changed: dict[str, Any], message: str) -> None:
+    machine = make_machine(chain_graph((20, 9)))
+    chains = machine.chains(5, seed=0)
+    before, log_weights = chains.clone(), torch.zeros(5, dtype=torch.float64)
+    arguments = {
+        "program": summed_and_sweep(machine.graph)[1],
+        "betas": torch.tensor([0.0, 1.0]),
+        "log_weights": log_weights,
+        "base": base_of(machine),
+        **changed,
+    }
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.anneal(machine, chains=chains, **arguments)
+    assert chains.sweep == 0
+    assert all(torch.equal(layer, other) for layer, other in zip(chains.layers, before.layers, strict=True))
+    assert not log_weights.any()
+
+
+def test_a_first_block_that_a_coupling_does_not_lead_to_is_refused() -> None:
+    machine = make_machine(chain_graph((5, 4, 3, 2)))
+    program = tuple((update,) for block in gibbs_program(machine.graph) for update in block)
+    with pytest.raises(ValueError, match="program: expected a first block that every coupling leads to, got layers"):
+        ops.anneal(
+            machine,
+            program,
+            machine.chains(2, seed=0),
+            torch.tensor([0.0, 1.0]),
+            torch.zeros(2, dtype=torch.float64),
+            base=base_of(machine),
+        )
