@@ -91,9 +91,7 @@ def main() -> None:
     dataset = load(recipe.data).to(options.device)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     test = binary.split("test")
-    train = dataset.train
-    if recipe.with_validation:
-        train = torch.cat([train, dataset.split("valid")])
+    train = (dataset.with_validation() if recipe.with_validation else dataset).train
     began = time.monotonic()
     n_rbms = len(recipe.hidden)
     estimators = [stack_estimator(level, n_rbms) for level in range(n_rbms)]

@@ -32,13 +32,16 @@ def machine(path: Path, model: RBM | DBM, estimator: CD | MeanFieldPCD, data: to
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, trained) -> dict[str, Path]:
-    """A finished run of each kind on the digits; the deep one keeps no configuration, and the stack it began with."""
+    """A finished run of each kind on the digits; the deep one keeps no configuration, and the stack it began with.
+
+    The wide one has learnt from the validation rows too.
+    """
     folder, grey = tmp_path_factory.mktemp("runs"), load("digits").train
     for name in ("deep", "wide"):
         (folder / name).mkdir()
     machine(folder / "deep" / "rbm1.safetensors", RBM(64, 12), CD(1), grey, epochs=1)
     machine(folder / "deep" / "dbm.safetensors", DBM((64, 12, 9)), MeanFieldPCD(20, sweeps=1), grey)
-    machine(folder / "wide" / "wide.safetensors", RBM(64, 24), CD(1), grey)
+    machine(folder / "wide" / "wide.safetensors", RBM(64, 24), CD(1), load("digits").with_validation().train)
     for name, estimator in (
         ("vae", ["--estimator", "elbo", "--k", "1"]),
         ("iwae", ["--estimator", "dreg", "--k", "5"]),
@@ -69,6 +72,7 @@ def test_models_of_all_kinds_are_measured_on_the_same_images(compared, runs):
     assert [row["layers"] for row in result["models"]] == ["64-8", "64-24", "64-12-9", "64 / 6-3", "64 / 6-3"]
     assert (result["data"], result["rows"], result["of_rows"]) == ("digits", 60, 300)
     assert result["protocol"] == {"training": "dynamic", "test": "fixed-sample, seed 0"}
+    assert [row["training"]["rows"] for row in result["models"]] == [1197, 1497, 1197, 1197, 1197]
     images = spread_test_images(60)
     small = RBM.load(runs["rbm"] / "checkpoint.safetensors")
     assert rbm["mean"] == pytest.approx(mean_log_likelihood(small, images, exact_log_z(small)).mean)

@@ -140,6 +140,16 @@ def test_protocols():
         fixed.binarised()
 
 
+def test_validation_rows_join_those_of_training():
+    digits = load("digits")
+    joined = digits.with_validation()
+    assert torch.equal(joined.train[len(digits.train) :], digits.valid)
+    assert torch.equal(joined.train_labels, torch.cat([digits.train_labels, digits.valid_labels]))
+    assert joined.valid is None is joined.valid_labels
+    with pytest.raises(ValueError, match="no valid split"):
+        joined.with_validation()
+
+
 def test_split_errors():
     with pytest.raises(ValueError, match="split: expected one of train, valid, test, got 'tst'"):
         data.load("digits").split("tst")

@@ -96,7 +96,7 @@ def load(source: str, data: str | None, console: Console) -> Contender:
         raise UsageError(f"{path}: no {CONFIGURATION} lies beside it; name the data of its training as --data")
     told = "data" in settings
     dataset = training_data(settings if told else {"data": data})
-    _check_rows(path, dataset, trainer["data"], told=told, is_vae=kind is VAE)
+    dataset = _with_rows_seen(path, dataset, trainer["data"], told=told, is_vae=kind is VAE)
     stack = sorted(path.parent.glob(_STACK)) if kind is DBM else []
     seconds = [_seconds(trainer), *(_seconds(checkpoints.load(part).get("trainer", {})) for part in stack)]
     if stack:
@@ -105,21 +105,28 @@ def load(source: str, data: str | None, console: Console) -> Contender:
     return Contender(name, path, model, dataset, trainer, sum(seconds), settings.get("epochs"))
 
 
-def _check_rows(path: Path, dataset: Dataset, trained_on: str, *, told: bool, is_vae: bool) -> None:
-    """UsageError unless the training rows are those that the trainer saw.
+def _with_rows_seen(path: Path, dataset: Dataset, trained_on: str, *, told: bool, is_vae: bool) -> Dataset:
+    """The data set whose training rows the trainer saw: this one, or it with the validation rows; else UsageError.
 
     Where the run itself has told which data it took, less will do: the number of rows, all that older checkpoints kept,
     or batches of a DataLoader, which are not known.
     """
-    rows = dataset.train.float() if is_vae else dataset.train
-    expected = ArrayBatches(rows, 1, torch.Generator()).description
+
+    def description(of: Dataset) -> str:
+        rows = of.train.float() if is_vae else of.train
+        return ArrayBatches(rows, 1, torch.Generator()).description
+
+    expected = description(dataset)
     number = expected.partition(" (")[0]
     seen = trained_on.partition(" with labels")[0]  # what is compared is the likelihood of the images alone
-    if seen not in ((expected, number, _FROM_LOADER) if told else (expected,)):
-        raise UsageError(
-            f"{path}: was trained on {trained_on}, but the training rows of {dataset.name} by the protocol "
-            f"{dataset.protocol!r} are {expected}: the data are other ones, or have changed since"
-        )
+    if seen in ((expected, number, _FROM_LOADER) if told else (expected,)):
+        return dataset
+    if dataset.valid is not None and seen == description(dataset.with_validation()):
+        return dataset.with_validation()
+    raise UsageError(
+        f"{path}: was trained on {trained_on}, but the training rows of {dataset.name} by the protocol "
+        f"{dataset.protocol!r} are {expected}: the data are other ones, or have changed since"
+    )
 
 
 def _seconds(trainer: Result) -> float:

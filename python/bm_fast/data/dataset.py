@@ -48,6 +48,14 @@ class Dataset:
             raise ValueError(f"split: data {self.name!r} has no {name} split")
         return images
 
+    def with_validation(self) -> Dataset:
+        """Validation rows and labels join those of training, behind them, and leave no validation split."""
+        train = torch.cat([self.train, self.split("valid")])
+        labels = self.train_labels
+        if labels is not None and self.valid_labels is not None:
+            labels = torch.cat([labels, self.valid_labels])
+        return replace(self, train=train, train_labels=labels, valid=None, valid_labels=None)
+
     def to(self, device: torch.device | str) -> Dataset:
         """This data set with all of its tensors on a device."""
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
