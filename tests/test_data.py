@@ -141,7 +141,7 @@ def test_protocols():
 
 
 def test_validation_rows_join_those_of_training():
-    digits = load("digits")
+    digits = data.load("digits")
     joined = digits.with_validation()
     assert torch.equal(joined.train[len(digits.train) :], digits.valid)
     assert torch.equal(joined.train_labels, torch.cat([digits.train_labels, digits.valid_labels]))
