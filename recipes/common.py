@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
 from bm_fast import RBM
 from bm_fast.cli.common import commit
@@ -46,18 +46,24 @@ def fit(
     rate: float,
     weight_decay: float,
     centred: bool,
-    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    factor: Callable[[int], float] | None = None,
     validation: Tensor | None = None,
 ) -> History:
-    """Trains ``model`` in place, from the checkpoint where there is one; weights alone decay."""
+    """Trains ``model`` in place, from the checkpoint where there is one; weights alone decay.
+
+    factor: of the rate after so many epochs; None: it stays.
+    """
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = SGD([{"params": weights, "weight_decay": weight_decay}, {"params": biases}], lr=rate, momentum=0.5)
-    scheduler = None if schedule is None else schedule(optimizer)
+    scheduler = None if factor is None else LambdaLR(optimizer, factor)
     history = History()
     callbacks = [history, ProgressBar(), Checkpoint(path)]
     if path.exists():
         trainer = Trainer.resume(path, model, optimizer, scheduler, callbacks)
+        if factor is not None:  # the schedule may have another length now; the saved rate is that of the old one
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor(trainer.epoch)
     else:
         trainer = Trainer(model, optimizer, estimator, BATCH, SEED, centred, scheduler, callbacks=callbacks)
     trainer.fit(train, epochs, validation=validation)
@@ -108,15 +114,16 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_record(name: str, device: torch.device, began: float, figures: dict[str, Any], history: History) -> Path:
+def write_record(name: str, source: dict[str, Any], began: float, figures: dict[str, Any], history: History) -> Path:
     """Writes ``figures``, how they came about, and some twenty epochs of ``history`` to ``results/NAME.json``.
 
-    began: by ``time.monotonic``. The history of joint training has its seconds, over all calls that took part.
+    source: ``provenance``, before anything was written. began: by ``time.monotonic``. The history of joint training has
+    its seconds, over all calls that took part.
     """
     step = max(1, len(history.rows) // 20)
-    rows = history.rows[step - 1 :: step]
+    rows = history.rows[::-step][::-1]  # the last one among them
     record = {
-        **provenance(device),
+        **source,
         "seed": SEED,
         "seconds_of_this_call": round(time.monotonic() - began),
         "processor_seconds_of_this_call": round(time.process_time()),

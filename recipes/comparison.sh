@@ -15,9 +15,12 @@ data="${1:?which data: digits or mnist}"
 shift
 source recipes/device.sh "$@"
 
-# Whether a run of recipes/dbm.py is at its end: pictures come after the last checkpoint.
+# Whether a run of recipes/dbm.py, and one of recipes/mnist.sh, is at its end: its figures come after the last checkpoint.
 is_measured() {
-    [[ -e $1/dbm.safetensors && recipes/results/${1#runs/}/samples.png -nt $1/dbm.safetensors ]]
+    [[ -e $1/dbm.safetensors && recipes/results/${1#runs/}.json -nt $1/dbm.safetensors ]]
+}
+is_evaluated() {
+    [[ -e $1/checkpoint.safetensors && $1/evaluation/evaluation.json -nt $1/checkpoint.safetensors ]]
 }
 
 case "$data" in
@@ -32,8 +35,8 @@ case "$data" in
         ;;
     mnist)
         rbm=runs/mnist-long dbm=runs/dbm-mnist vae=runs/iwae-two-hours-k1 iwae=runs/iwae-two-hours
-        [[ -e $rbm/evaluation/evaluation.json ]] || rbm=runs/mnist-short
-        [[ -e $rbm/evaluation/evaluation.json ]] || recipes/mnist.sh short "${device[@]}"
+        is_evaluated "$rbm" || rbm=runs/mnist-short
+        is_evaluated "$rbm" || recipes/mnist.sh short "${device[@]}"
         is_measured "$dbm" || python recipes/dbm.py mnist "${device[@]}"
         [[ -e $vae/evaluation.json ]] || recipes/iwae.sh two-hours mnist 1 "${device[@]}"
         [[ -e $iwae/evaluation.json ]] || recipes/iwae.sh two-hours "${device[@]}"

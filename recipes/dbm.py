@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from common import SEED, fit, pictures, stack, write_record
+from common import SEED, fit, pictures, provenance, stack, write_record
 from torch import Tensor
-from torch.optim.lr_scheduler import PolynomialLR
 
 from bm_fast import DBM, plots
 from bm_fast.cli.devices import add_device
@@ -92,7 +91,7 @@ def main() -> None:
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     test = binary.split("test")
     train = (dataset.with_validation() if recipe.with_validation else dataset).train
-    began = time.monotonic()
+    began, source = time.monotonic(), provenance(options.device)
     n_rbms = len(recipe.hidden)
     estimators = [stack_estimator(level, n_rbms) for level in range(n_rbms)]
     rates = {"rate": recipe.rbm_rate, "weight_decay": 1e-3}
@@ -106,7 +105,7 @@ def main() -> None:
         rate=recipe.rate,
         weight_decay=recipe.weight_decay,
         centred=True,
-        schedule=lambda optimizer: PolynomialLR(optimizer, recipe.epochs[-1]),
+        factor=lambda epoch: max(0.0, 1 - epoch / recipe.epochs[-1]),
         validation=None if recipe.with_validation else dataset.valid,
     )
     log_z = ais(dbm, n_runs=100, betas=recipe.n_betas, base=base_biases(dbm, train), seed=SEED, progress=True)
@@ -121,7 +120,7 @@ def main() -> None:
         "log_z": str(log_z),
         "bound": {split: str(bound) for split, bound in bounds.items()},
     }
-    print("results in", write_record(name, options.device, began, figures, history))
+    print("results in", write_record(name, source, began, figures, history))
 
 
 if __name__ == "__main__":

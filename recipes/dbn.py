@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import SEED, fit, pictures, stack, write_record
+from common import SEED, fit, pictures, provenance, stack, write_record
 
 from bm_fast import DBN, plots
 from bm_fast.cli.devices import add_device
 from bm_fast.data import load
 from bm_fast.data.dataset import Dataset
 from bm_fast.estimation import ais, base_biases, mean_dbn_bound
-from bm_fast.training import PCD, UpDown, robbins_monro
+from bm_fast.training import PCD, UpDown
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def main() -> None:
     run.mkdir(parents=True, exist_ok=True)
     dataset = load(recipe.data).to(options.device)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
-    began = time.monotonic()
+    began, source = time.monotonic(), provenance(options.device)
     estimator = PCD(100, recipe.sweeps)
     estimators = [estimator] * len(recipe.hidden)
     rates = {"rate": recipe.rbm_rate, "weight_decay": recipe.weight_decay}
@@ -96,7 +96,7 @@ def main() -> None:
         rate=recipe.rate,
         weight_decay=recipe.weight_decay,
         centred=True,
-        schedule=lambda optimizer: robbins_monro(optimizer, recipe.half_life),
+        factor=lambda epoch: 1 / (1 + epoch / recipe.half_life),
         validation=dataset.valid,
     )
     tuned = measure(dbn, dataset, binary, recipe)
@@ -104,7 +104,7 @@ def main() -> None:
         print(f"{stage}: {figures}")
     draw(dbn, dataset, pictures(name))
     figures = {"recipe": asdict(recipe), "protocol": binary.protocol, "greedy": greedy, "fine-tuned": tuned}
-    print("results in", write_record(name, options.device, began, figures, history))
+    print("results in", write_record(name, source, began, figures, history))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ case "$recipe" in
 esac
 
 run="runs/mnist-$recipe"
+again=()
+for other in "${others[@]}"; do
+    if [ "$other" = --overwrite ]; then again=(--overwrite); fi
+done
 results="recipes/results/mnist-$recipe"
 mkdir -p recipes/results
 
@@ -35,9 +39,9 @@ record() {
 
 record "$results.train.json" bm-fast train mnist "${settings[@]}" --chains 500 --learning-rate 0.1 \
     --output "$run" --json "${device[@]}" "${others[@]}"
-record "$results.evaluate.json" bm-fast evaluate "$run" --output "$run/evaluation" --json "${device[@]}"
+record "$results.evaluate.json" bm-fast evaluate "$run" --output "$run/evaluation" --json "${device[@]}" "${again[@]}"
 if [ "$recipe" != hidden20 ]; then
     record "$results.bracket.json" bm-fast evaluate "$run" --method bracket --runs 64 --output "$run/bracket" --json \
-        "${device[@]}"
+        "${device[@]}" "${again[@]}"
 fi
-bm-fast sample "$run" --output "$run/samples" "${device[@]}"
+bm-fast sample "$run" --output "$run/samples" "${device[@]}" "${again[@]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,10 @@ from bm_fast import ops
 from bm_fast.cli import main
 from cli_calls import TINY
 from cuda_runner import emulated, on_gpu
+
+# Autograd asks once, at the first backward pass, which devices there are: this one must be there by then.
+with contextlib.suppress(ImportError):
+    import elsewhere  # noqa: F401
 
 DATA = os.environ.get("BM_FAST_DATA")
 HAS_NATIVE = importlib.util.find_spec("bm_fast._C") is not None

@@ -96,21 +96,51 @@ def test_states_are_those_of_sweeps_and_weights_those_of_float64(name: str, sche
     assert ((log_weights - expected).abs() < 1e-5 * moved).all()
 
 
-@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
-@pytest.mark.parametrize("step", [1e-6, 1e-3, 0.3])
-def test_weights_are_exact_for_steps_of_any_size_and_fields_of_any_size(scale: float, step: float) -> None:
-    """Within 3e-7 (2 + |field|) of what each unit adds, where the reference rounds tempered fields; see numbers.md."""
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("step", [1e-6, -1e-6, 1e-3, 0.3, -0.5])
+def test_one_unit_adds_what_it_should_whatever_its_field_and_the_step(beta: float, step: float) -> None:
+    """Within 3e-7 (2 + |field|) of the difference of its fields (numbers.md): fields from -300 to 300, some tiny."""
     if ops.info()["backend"] == "reference":
         pytest.skip("the reference takes differences of rounded energies")
-    machine = make_machine(chain_graph((50, 300)), scale=scale)
-    program = summed_and_sweep(machine.graph)[1]
-    chains = machine.chains(30, seed=1)
-    before, log_weights = chains.clone(), torch.zeros(30, dtype=torch.float64)
-    betas = torch.tensor([0.5, 0.5 + step])
-    ops.anneal(machine, program, chains, betas, log_weights, base=base_of(machine))
-    low, high = (log_density(machine, {1}, before.layers, beta) for beta in betas.tolist())
-    fields = (machine.parameters.weights[0].abs().sum().item() * 2.0 ** -machine.parameters.fraction_bits[0]) / 300
-    assert ((log_weights - (high - low)).abs() <= 3e-7 * (2 + fields) * 300 * step * (1 + fields)).all()
+    graph = chain_graph((22, 1))
+    weight = torch.tensor([sign * 150 * 2.0**-k for k in range(11) for sign in (1, -1)])[:, None]
+    machine = Machine.build(graph, [weight], [torch.zeros(22), torch.zeros(1)])
+    v = torch.randint(0, 2, (4096, 22), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    field = v.double() @ (machine.parameters.weights[0].double() * 2.0 ** -machine.parameters.fraction_bits[0])[:, 0]
+    chains = Chains((v, torch.zeros(4096, 1, dtype=torch.uint8)), seed=0)
+    betas, log_weights = torch.tensor([beta, beta + step]), torch.zeros(4096, dtype=torch.float64)
+    program = gibbs_program(graph, last=0)  # the one unit first: it is summed out
+    ops.anneal(machine, program, chains, betas, log_weights, base=[torch.zeros(22), torch.zeros(1)])
+    low, high = betas.double()[:, None] * field
+    expected = torch.nn.functional.softplus(high, threshold=700) - torch.nn.functional.softplus(low, threshold=700)
+    largest = torch.maximum(low.abs(), high.abs())
+    assert largest.max() > 100 * max(abs(beta), abs(beta + step))
+    assert ((log_weights - expected).abs() <= 3e-7 * (2 + largest) * (high - low).abs() + 1e-30).all()
+
+
+def test_interrupt_after_a_sweep_of_the_steps_loses_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where steps are separate calls, Ctrl-C during a sweep is raised when that sweep is done."""
+    monkeypatch.setenv("BM_FAST_BACKEND", "reference")
+    machine = make_machine(chain_graph((9, 7)))
+    program, base, betas = summed_and_sweep(machine.graph)[1], base_of(machine), torch.linspace(0, 1, 8)
+    expected, interrupted = machine.chains(5, seed=2), machine.chains(5, seed=2)
+    weights, expected_weights = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    ops.anneal(machine, program, expected, betas[:4].clone(), expected_weights, base=base)
+    sweep, calls = Machine.sweep, 0
+
+    def interrupting(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        sweep(*arguments, **options)
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Machine, "sweep", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        ops.anneal(machine, program, interrupted, betas, weights, base=base)
+    assert interrupted.sweep == expected.sweep
+    assert torch.equal(interrupted.layers[0], expected.layers[0])
+    assert torch.equal(weights, expected_weights)
 
 
 @pytest.mark.parametrize("n_chains", [13, 100, 257])

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from bm_fast.cli import console, evaluate, main, sample, vae
 from bm_fast.cli.learning import optimiser
 from bm_fast.cli.train import DEFAULTS
-from bm_fast.data import NAMES
+from bm_fast.data import NAMES, load
 from bm_fast.rbm import RBM
 from bm_fast.training import ProgressBar, Trainer
 from cli_calls import TINY, call, snapshot
@@ -142,6 +143,14 @@ def test_resume_of_an_interrupted_run_with_fewer_epochs_than_are_done(tmp_path, 
     assert "Nothing is left to train: 1 of 3 epochs done." in errors
     assert json.loads((tmp_path / "configuration.json").read_text())["settings"]["epochs"] == 3
     assert call(capsys, "train", "--resume", tmp_path)[1]["updates"] == 9
+
+
+def test_overwriting_keeps_the_data_that_the_new_run_learns_from(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    np.save(tmp_path / "run" / "samples.npy", load("digits").test[:50].numpy())
+    data = tmp_path / "run" / "samples.npy"
+    code, _, errors = call(capsys, "train", str(data), *TINY, "--output", tmp_path / "run", "--overwrite")
+    assert (code, data.is_file()) == (0, True), errors
 
 
 def test_overwriting_removes_what_the_older_run_left_and_nothing_else(trained, tmp_path, capsys):

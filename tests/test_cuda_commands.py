@@ -267,7 +267,8 @@ def test_recipes_of_deep_machines_and_their_classifiers(place: Place, recipe: Re
     found = recipe("dbm", "digits", "--device", "cuda", changes=small((6, 4), (1, 1, 1)), result="dbm-digits")
     assert found["command"] == "python recipes/dbm.py digits --device cuda"
     assert {path.name for path in (tmp_path / "results" / "dbm-digits").iterdir()} >= {"samples.png", "filters2.png"}
-    recipe("dbm", "digits", changes=small((6, 4), (1, 1, 2)), result="dbm-digits")  # goes on here
+    found = recipe("dbm", "digits", changes=small((6, 4), (1, 1, 3)), result="dbm-digits")  # goes on here, for longer
+    assert [row["learning_rate"] for row in found["history"]] == pytest.approx([0.0, 0.02 / 3, 0.0], rel=1e-3)
 
     def short(module: ModuleType) -> None:
         module.ALL_LABELS["digits"] = replace(module.ALL_LABELS["digits"], epochs=2)

@@ -36,11 +36,15 @@ _OF_A_RUN = re.compile(
 """What ``train``, ``vae``, ``evaluate`` and ``sample`` write about a run, beside its configuration."""
 
 
-def left_by_a_run(folder: Path) -> list[str]:
-    """Files about the run whose configuration lies in a folder; those of any other name may be the user's own."""
+def left_by_a_run(folder: Path, data: str) -> list[str]:
+    """Files about the run whose configuration lies in a folder; those of any other name may be the user's own.
+
+    data: what the new run learns from, a name or a file, which is not among them.
+    """
     if not (folder / CONFIGURATION).is_file():
         return []
-    return sorted(path.name for path in folder.iterdir() if _OF_A_RUN.fullmatch(path.name))
+    source = Path(data).resolve()
+    return sorted(path.name for path in folder.iterdir() if _OF_A_RUN.fullmatch(path.name) and path.resolve() != source)
 
 
 class Output:

@@ -166,7 +166,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             f"{counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
             f"{counted(epochs, 'epoch')}, results in {output.folder}"
         )
-        stale = () if options.resume else {*names, *left_by_a_run(folder)} - {CONFIGURATION}
+        stale = () if options.resume else {*names, *left_by_a_run(folder, settings["data"])} - {CONFIGURATION}
         _write_configuration(output, settings, dataset, stale)
     started = time.monotonic()
     try:

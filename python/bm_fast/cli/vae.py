@@ -141,7 +141,9 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     if options.resume:
         configuration = read_configuration(output.folder)
     else:
-        output.write_json(CONFIGURATION, configuration, {*names, *left_by_a_run(output.folder)} - {CONFIGURATION})
+        output.write_json(
+            CONFIGURATION, configuration, {*names, *left_by_a_run(output.folder, options.data)} - {CONFIGURATION}
+        )
     started = time.monotonic()
     try:
         trainer.fit(dataset.train, settings["epochs"], dataset.valid)

@@ -55,8 +55,12 @@ def anneal_in_steps(
     """``Path.anneal`` by the other methods of a path."""
     for k, (beta, following) in enumerate(pairwise(betas.tolist())):
         now, then = path.log_density(chains.layers, (beta, following))
-        path.move(chains, following)
-        log_weights += then - now
+        before = chains.sweep
+        try:
+            path.move(chains, following)
+        finally:  # Ctrl-C may come when the sweep is done
+            if chains.sweep > before:
+                log_weights += then - now
         progress(k + 1)
 
 

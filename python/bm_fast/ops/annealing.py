@@ -70,8 +70,11 @@ def anneal(
     if not isinstance(machine._impl, cpu.Machine):
         for k in range(len(betas) - 1):
             low, high = -machine.free_energy(program[0], chains.layers, betas=betas[k : k + 2], base=base)
-            machine.sweep(program, chains, 1, beta=betas[k + 1].expand(n_chains).contiguous(), base=base)
-            log_weights += high - low
+            try:
+                machine.sweep(program, chains, 1, beta=betas[k + 1].expand(n_chains).contiguous(), base=base)
+            finally:  # Ctrl-C may come when the sweep is done
+                if chains.sweep > first + k:
+                    log_weights += high - low
             advance(k + 1)
         return
     done = torch.zeros(1, dtype=torch.int64)  # written by the kernel: Ctrl-C may come before `advance` begins
