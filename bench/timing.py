@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -75,7 +76,7 @@ def environment() -> dict[str, object]:
             versions[package] = "not installed"
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "commit": commit() or "unknown",
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
