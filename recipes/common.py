@@ -61,6 +61,8 @@ def fit(
     callbacks = [history, ProgressBar(), Checkpoint(path)]
     if path.exists():
         trainer = Trainer.resume(path, model, optimizer, scheduler, callbacks)
+        if trainer.epoch > epochs:
+            raise SystemExit(f"{path} has {trainer.epoch} epochs behind it, not {epochs}: move it away to start anew")
         if factor is not None:  # the schedule may have another length now; the saved rate is that of the old one
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor(trainer.epoch)

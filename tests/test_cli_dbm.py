@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +221,11 @@ def test_info_describes_machines(deep, trained, tmp_path, capsys):
     code, result, _ = call(capsys, "info", tmp_path / "none")
     assert code == 1
     assert "no checkpoint file" in result["error"]
+
+
+def test_info_describes_a_stack_that_is_still_in_training(deep, tmp_path, capsys):
+    """What the folder holds is the RBM, whose settings are not those of joint training."""
+    for name in ("configuration.json", "rbm1.safetensors"):
+        shutil.copy(deep / name, tmp_path)
+    code, result, _ = call(capsys, "info", tmp_path)
+    assert (code, result["model"], result["epochs"], result["configuration"]) == (0, "rbm", 1, {})

@@ -355,7 +355,9 @@ def test_models_and_estimates_are_those_of_the_processor(gpu: Gpu) -> None:
     with gpu as device:
         got = estimates(device)
     for a, b in zip(got, wanted, strict=True):
-        tolerance = 1e-9 if b.dtype is torch.float64 else 0
+        tolerance = (
+            1e-7 if b.dtype is torch.float64 else 0
+        )  # weights of annealing are rounded elsewhere (docs/numbers.md)
         torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance)
 
 

@@ -47,3 +47,6 @@ def test_digits_in_small_and_again_from_their_checkpoints(
     assert records[0]["command"] == "python recipes/dbn.py digits"
     pictures = {path.name for path in (tmp_path / "results" / "dbn-digits").glob("*.png")}
     assert pictures == {"samples.png", "filters1.png", "filters2.png"}
+    monkeypatch.setitem(recipe.RECIPES, "digits", replace(small, epochs=(1, 2, 2)))
+    with pytest.raises(SystemExit, match="has 2 epochs behind it, not 1"):
+        recipe.main()

@@ -278,7 +278,7 @@ def test_an_operator_serves_one_set_of_chains_after_the_other() -> None:
         ([-0.5, 1.0], "at least 0"),
         ([0.0, math.nan, 1.0], "rise strictly"),
         (np.zeros((2, 2)), "one dimension"),
-        ("all", "betas: expected a number of rungs or a sequence of betas, got 'all'"),
+        ("all", "expected a number of rungs or a sequence of betas, got 'all'"),
     ],
 )
 def test_ladders_that_make_no_sense_are_refused(betas: object, message: str) -> None:

@@ -252,7 +252,7 @@ def _mosaic(
     zoom = max(1, min(8, round(1100 / max(picture.shape)), round(84 / max(shape))))
     width_px, height_px = picture.shape[1] * zoom, picture.shape[0] * zoom
     left_margin = 20 + (30 + 9 * max(len(label) for label in row_labels) if row_labels else 0)
-    total_width = width_px + left_margin + (110 if scale else 20)
+    total_width = width_px + left_margin + (130 if scale else 20)
     total_height = height_px + 20 + (48 if title else 20)
     figure = _figure(total_width / _DPI, total_height / _DPI)
     axes = figure.add_axes(
@@ -272,7 +272,7 @@ def _mosaic(
     if scale:
         bar_px = min(height_px, 320)
         bottom = (20 + height_px - bar_px) / total_height
-        bar = figure.add_axes((1 - 90 / total_width, bottom, 14 / total_width, bar_px / total_height))
+        bar = figure.add_axes((1 - 110 / total_width, bottom, 14 / total_width, bar_px / total_height))
         figure.colorbar(drawn, cax=bar, extend="neither").outline.set_visible(False)
     return figure
 

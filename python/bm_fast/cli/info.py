@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +18,15 @@ import torch
 from bm_fast import data, ops
 from bm_fast.checkpoints import CheckpointError
 from bm_fast.cli import devices
-from bm_fast.cli.common import commit, open_checkpoint, read_configuration
+from bm_fast.cli.common import CHECKPOINTS, commit, open_checkpoint, read_configuration
 from bm_fast.cli.console import Console, Result, counted, version
 from bm_fast.dbm import DBM
 from bm_fast.dbn import DBN
 from bm_fast.model import LayeredModel
 from bm_fast.rbm import RBM
 from bm_fast.vae import VAE
+
+_PART = re.compile(r"rbm\d+\.safetensors")
 
 EXAMPLES = """\
 examples:
@@ -47,14 +51,16 @@ def run(options: argparse.Namespace, console: Console) -> Result:
 
 
 def _model(source: str) -> tuple[Result, dict[str, Any]]:
-    path, held = open_checkpoint(source)
+    path, held = open_checkpoint(_part_in_training(source) or source)
     kinds: tuple[type[LayeredModel | VAE], ...] = (RBM, DBM, DBN, VAE)
     kind = next((kind for kind in kinds if kind.name in held), None)
     if kind is None:
         raise CheckpointError(
             f"{path}: expected a model out of {', '.join(kind.name for kind in kinds)}, it holds {sorted(held)}"
         )
-    model, configuration = kind.load(path), read_configuration(path.parent)
+    model = kind.load(path)
+    is_part = _PART.fullmatch(path.name)  # of a stack: the settings of the run are those of joint training
+    configuration = {} if is_part else read_configuration(path.parent)
     layers = _layers(model)
     result: Result = {
         "model": model.name,
@@ -79,6 +85,13 @@ def _model(source: str) -> tuple[Result, dict[str, Any]]:
     if configuration:
         rows |= {name: value for name, value in _told(configuration).items() if name not in rows}
     return result, rows
+
+
+def _part_in_training(source: str) -> str | None:
+    """The last RBM of the stack in a folder of a deep run that has not got any further."""
+    if any(Path(source, name).exists() for name in CHECKPOINTS):
+        return None
+    return max((str(path) for path in Path(source).glob("rbm*") if _PART.fullmatch(path.name)), default=None)
 
 
 def _layers(model: LayeredModel | VAE) -> list[Result]:

@@ -113,7 +113,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     work = f"{counted(options.chains, 'chain')}, {counted(options.sweeps, 'sweep')}"
     console.say(f"{work} at beta {options.beta:g} in {seconds:.1f} s")
     if shape:
-        title = "Probabilities of the units over sweeps" + (", one column for each class" if n_classes else "")
+        title = f"Classes 0 to {states.shape[1] - 1}" if n_classes else "Probabilities of the units over sweeps"
         picture = plots.samples_over_sweeps(states, shown, shape, title=title)
         with output.writing(PICTURE) as path:
             plots.save(picture, path)
