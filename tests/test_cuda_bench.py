@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cuda_devices import Gpu, emulation, gpu
 from cuda_runner import ROOT
-from test_cuda_python import Gpu, emulation, gpu
 
 __all__ = ["emulation", "gpu"]  # fixtures
 

@@ -27,7 +27,7 @@ from bm_fast.data import load_file
 from bm_fast.ops import backends, cuda
 from bm_fast.training import captured, pretrain, pretrain_dbn
 from bm_fast.vae import VAE, DReG, Trainer, log_likelihood
-from test_cuda_python import emulation
+from cuda_devices import emulation
 
 __all__ = ["emulation"]  # a fixture
 

@@ -12,8 +12,8 @@ from bm_fast import Graph, Kind, Layer, Machine, chain_graph, ops
 from bm_fast.graph import Coupling
 from bm_fast.ops import cuda
 from bm_fast.program import full_update
+from cuda_devices import Gpu, assert_same, emulation, gpu, with_hopper
 from engine_cases import make_machine, tempered, tree
-from test_cuda_python import Gpu, assert_same, emulation, gpu, with_hopper
 
 __all__ = ["emulation", "gpu"]  # fixtures
 

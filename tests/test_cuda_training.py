@@ -32,7 +32,7 @@ from bm_fast.training import (
     batches,
     captured,
 )
-from test_cuda_python import Gpu, assert_same, emulation, gpu, with_hopper
+from cuda_devices import Gpu, assert_same, emulation, gpu, with_hopper
 
 __all__ = ["emulation", "gpu"]  # fixtures
 
