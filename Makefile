@@ -41,7 +41,7 @@ format: $(VENV)/installed
 sanitize: $(SANITIZE)/installed
 	$(SANITIZED) -c "from bm_fast import _C; assert '$(SANITIZE)' in _C.__file__, _C.__file__"
 	for isa in $$($(SANITIZED) -c "from bm_fast import _C; print(*_C.usable_isas())"); do \
-		BM_FAST_ISA=$$isa $(SANITIZED) -m pytest --capture=sys tests/test_fuzz_binding.py tests/test_fuzz_annealing.py || exit 1; \
+		BM_FAST_ISA=$$isa $(SANITIZED) -m pytest --capture=sys tests/test_fuzz_*.py || exit 1; \
 	done
 
 # The built wheel must work in an environment that holds nothing else.

@@ -1,4 +1,4 @@
-"""Legal and hostile arguments for annealing, as ``test_fuzz_binding`` has them for the other operations."""
+"""Legal and hostile arguments for annealing, of the public operation and of the compiled module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bm_fast import Machine, ops
 from bm_fast.estimation._path import summed_and_sweep
-from test_fuzz_binding import BAD_COUNTS, BAD_LISTS, BAD_UPDATES, REFUSED, Legal, is_possible, machines
+from fuzz_cases import BAD_COUNTS, BAD_LISTS, BAD_UPDATES, REFUSED, Legal, is_possible, machines
 
 
 @given(data=st.data(), machine=machines(), n_chains=st.integers(1, 300), threads=st.integers(1, 5))
