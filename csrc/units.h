@@ -3,7 +3,7 @@
 // Plain functions of scalars with explicit fma and no libm, so that they vectorise and give the same bits everywhere.
 // Callers compile with -ffp-contract=off, CUDA sources with -fmad=false. Everything is static: each unit that includes
 // this has its own copy, compiled for its own instruction set. docs/numbers.md states the contract,
-// python/bm_fast/reference.py is its plain form.
+// python/bm_fast/reference/arithmetic.py is its plain form.
 #pragma once
 
 #include <stdint.h>

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from bm_fast import Chains, Machine, reference
+from bm_fast import Chains, Machine
 from bm_fast.graph import Graph
 from bm_fast.program import Program, gibbs_program
+from bm_fast.reference import programs
 from enumeration import DRIFT_BOUND, GRAPHS, Truth, enumerate_machine, largest_z, machine, variation_ratio
 
 LARGEST_Z = 5.5
@@ -217,7 +218,7 @@ def other_grid(machine: Machine, program: Program, chains: Chains, n_sweeps: int
 @contextmanager
 def random_words(change: Callable[..., dict[str, int]]) -> Iterator[None]:
     """The reference with part of the counter of its random numbers held fixed."""
-    original = reference.random_words
+    original = programs.random_words
 
     def changed(units: int, chains: torch.Tensor, sweep: int, layer: int, purpose: Any, seed: int) -> torch.Tensor:
         return original(
@@ -225,7 +226,7 @@ def random_words(change: Callable[..., dict[str, int]]) -> Iterator[None]:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "random_words", changed)
+        patch.setattr(programs, "random_words", changed)
         yield
 
 

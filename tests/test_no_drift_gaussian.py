@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Chains, Kind, Machine, chain_graph, reference
+from bm_fast import Chains, Kind, Machine, chain_graph
 from bm_fast.program import Program, gibbs_program
+from bm_fast.reference import programs
 from enumeration import (
     DRIFT_BOUND,
     GaussianTruth,
@@ -142,7 +143,7 @@ def replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
     """The reference with one of its functions replaced."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BM_FAST_BACKEND", "reference")
-        patch.setattr(reference, name, function)
+        patch.setattr(programs, name, function)
         yield
 
 
@@ -152,19 +153,19 @@ def assert_drifts(result: tuple[float, float]) -> None:
 
 
 def test_wrong_noise_drifts() -> None:
-    normals = reference.normals
+    normals = programs.normals
     with replaced("normals", lambda words: 1.1 * normals(words)):
         assert_drifts(drift(enumerate_gaussian(gaussian_machine()), gibbs_program(GRAPH)))
 
 
 def test_one_normal_for_two_units_drifts() -> None:
-    normals = reference.normals
+    normals = programs.normals
     with replaced("normals", lambda words: normals(words)[:, [0, 0, 2, 3]]):
         assert_drifts(drift(enumerate_gaussian(gaussian_machine()), gibbs_program(GRAPH)))
 
 
 def test_precision_without_beta_drifts() -> None:
-    with replaced("_precision", lambda parameters, layer, beta, base: parameters.precisions[layer]):
+    with replaced("precision_of", lambda parameters, layer, beta, base: parameters.precisions[layer]):
         truth = enumerate_gaussian(gaussian_machine(), 0.4)
         assert_drifts(drift(truth, gibbs_program(GRAPH), beta=torch.full((N_CHAINS,), 0.4)))
 
