@@ -56,34 +56,47 @@ def test_every_command_explains_itself(capsys):
         assert "--json" in text
 
 
-def test_failures_exit_with_1_and_one_line(tmp_path, capsys):
+def test_what_cannot_be_used_exits_with_2_and_one_line(tmp_path, capsys):
     for arguments in (
         ["train", str(tmp_path / "none.npy")],
         ["sample", str(tmp_path / "none")],
         ["evaluate", str(tmp_path), "--data", "digits"],
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("bm-fast: ")
         assert captured.err.count("\n") == 1
         assert str(tmp_path) in captured.err
     (tmp_path / "file").touch()
-    assert main(["train", "digits", "--output", str(tmp_path / "file" / "run")]) == 1
+    assert main(["train", "digits", "--output", str(tmp_path / "file" / "run")]) == 2
     assert "cannot make the output folder" in capsys.readouterr().err
+
+
+def test_what_fails_without_fault_of_the_command_line_exits_with_1(tmp_path, capsys, monkeypatch):
+    def unreachable(*_):
+        raise ConnectionError("no server answers")
+
+    monkeypatch.setattr(common.data, "load", unreachable)
+    assert call(capsys, "train", "mnist", "--output", tmp_path / "run")[:2] == (
+        1,
+        {"error": "no server answers", "exit_code": 1},
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_data_are_named_with_their_file(tmp_path, capsys):
     np.save(tmp_path / "bad.npy", np.array([[0.5, np.nan]]))
     code, result, _ = call(capsys, "train", tmp_path / "bad.npy", "--output", tmp_path / "run")
-    assert code == 1
+    assert code == 2
     assert "bad.npy: train: expected values from 0 to 1, got nan" in result["error"]
     assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(console.UsageError) as stopped:
         main(["sample", str(tmp_path / "none"), "--debug"])
+    assert isinstance(stopped.value.__cause__, FileNotFoundError)
 
 
 def test_info_says_what_runs(capsys):
@@ -124,7 +137,7 @@ def test_bench_says_where_the_benchmark_is_when_it_is_not_installed(tmp_path, ca
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench.bm_fast, "__file__", str(tmp_path / "a" / "b" / "c" / "__init__.py"))
     code, result, _ = call(capsys, "bench")
-    assert code == 1
+    assert code == 2
     assert "bench/run.py" in result["error"]
 
 

@@ -170,9 +170,9 @@ def test_an_estimate_that_cannot_be_trusted_is_named(runs, tmp_path, capsys):
     assert f"NOT TRUSTWORTHY:\n\n- wide: {result['models'][0]['reason']}" in page
 
 
-def refused(capsys, tmp_path, *arguments, code=2) -> str:
-    found, result, _ = call(capsys, "compare", *arguments, *QUICK, "--output", tmp_path / "page")
-    assert found == code
+def refused(capsys, tmp_path, *arguments) -> str:
+    code, result, _ = call(capsys, "compare", *arguments, *QUICK, "--output", tmp_path / "page")
+    assert code == 2
     assert not (tmp_path / "page").exists()
     return str(result["error"])
 
@@ -271,9 +271,9 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, capsys):
     error = refused(capsys, tmp_path, runs["rbm"], tmp_path / "real.safetensors", "--data", "digits")
     assert "expected binary visible units, whose likelihoods compare" in error
     (tmp_path / "empty").mkdir()
-    error = refused(capsys, tmp_path, runs["rbm"], tmp_path / "empty", code=1)
+    error = refused(capsys, tmp_path, runs["rbm"], tmp_path / "empty")
     assert f"model.safetensors, dbm.safetensors or dbn.safetensors in {tmp_path / 'empty'}" in error
-    assert "no checkpoint file" in refused(capsys, tmp_path, runs["rbm"], tmp_path / "none", code=1)
+    assert "no checkpoint file" in refused(capsys, tmp_path, runs["rbm"], tmp_path / "none")
     assert "expected two runs or more" in refused(capsys, tmp_path, runs["rbm"])
     assert "names of their own, got tiny more than once" in refused(capsys, tmp_path, runs["rbm"], runs["rbm"])
 
@@ -281,7 +281,7 @@ def test_what_is_no_finished_run_is_refused(runs, tmp_path, capsys):
 def test_an_older_comparison_is_not_lost(runs, compared, capsys):
     before = snapshot(compared)
     code, result, _ = call(capsys, "compare", runs["rbm"], runs["vae"], *QUICK, "--output", compared)
-    assert code == 1
+    assert code == 2
     assert "already holds comparison.md, comparison.json, samples.png" in result["error"]
     assert snapshot(compared) == before
 

@@ -119,7 +119,7 @@ def test_overwriting_leaves_nothing_of_a_deeper_run(deep, tmp_path, capsys):
     before = snapshot(tmp_path)
     shallow = ["digits", "--hidden", "3", "--epochs", "1"]
     code, result, _ = call(capsys, "train", *shallow, "--output", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "rbm2.safetensors" in result["error"]
     assert snapshot(tmp_path) == before
     code, result, _ = call(capsys, "train", *shallow, "--output", tmp_path, "--overwrite")
@@ -214,12 +214,12 @@ def test_info_describes_machines(deep, trained, tmp_path, capsys):
     DBN((5, 4, 3)).save(tmp_path / "other.safetensors")
     assert call(capsys, "info", tmp_path / "other.safetensors")[1]["layers"][2] == {"kind": "bernoulli", "units": 3}
     code, result, _ = call(capsys, "sample", tmp_path / "other.safetensors")
-    assert (code, "holds a belief net, and this command takes" in result["error"]) == (1, True)
+    assert (code, "holds a belief net, and this command takes" in result["error"]) == (2, True)
     checkpoints.save(tmp_path / "thing.safetensors", {"thing": 1})
     code, result, _ = call(capsys, "info", tmp_path / "thing.safetensors")
-    assert (code, "expected a model out of rbm, dbm, dbn, vae, it holds ['thing']" in result["error"]) == (1, True)
+    assert (code, "expected a model out of rbm, dbm, dbn, vae, it holds ['thing']" in result["error"]) == (2, True)
     code, result, _ = call(capsys, "info", tmp_path / "none")
-    assert code == 1
+    assert code == 2
     assert "no checkpoint file" in result["error"]
 
 

@@ -167,7 +167,7 @@ def test_evaluate_needs_a_test_split(tmp_path, capsys):
     np.save(tmp_path / "own.npy", np.zeros((4, 3), np.uint8))
     arguments = ["evaluate", tmp_path / "model.safetensors", "--data", tmp_path / "own.npy", "--output", tmp_path / "o"]
     code, result, _ = call(capsys, *arguments)
-    assert code == 1
+    assert code == 2
     assert "has no test split" in result["error"]
     code, result, _ = call(capsys, *arguments, "--split", "train")
     assert (code, result["protocol"], result["method"]) == (0, "binary", "exact")

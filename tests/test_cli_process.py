@@ -73,7 +73,7 @@ def test_the_way_from_training_to_a_likelihood(tmp_path):
     assert "samples.npy, samples.png" in text
     result = result_of(run("evaluate", run_folder, "--output", tmp_path / "evaluation", "--json"))
     assert result["method"] == "exact"
-    done = run("evaluate", run_folder, "--output", tmp_path / "evaluation", code=1)
+    done = run("evaluate", run_folder, "--output", tmp_path / "evaluation", code=2)
     assert done.stdout == ""
     assert done.stderr.startswith("bm-fast: ")
 

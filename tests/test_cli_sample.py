@@ -25,7 +25,7 @@ def test_sample_writes_states_and_a_picture(trained, tmp_path, capsys):
     assert np.array_equal(states, expected.numpy())  # looking at the chains on their way does not change them
     assert (tmp_path / "out" / "samples.png").stat().st_size > 1000
     before = snapshot(tmp_path / "out")
-    assert call(capsys, *arguments)[0] == 1
+    assert call(capsys, *arguments)[0] == 2
     assert snapshot(tmp_path / "out") == before
     assert call(capsys, *arguments, "--overwrite")[0] == 0
 
@@ -95,7 +95,7 @@ def test_a_model_that_cannot_be_run_is_named_with_its_file(value, tmp_path, caps
         rbm.weight[0, 0] = value
     rbm.save(tmp_path / "model.safetensors")
     code, result, _ = call(capsys, "sample", tmp_path / "model.safetensors", "--output", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert f"{tmp_path / 'model.safetensors'}: the model cannot be run: weights[0]: expected" in result["error"]
     assert not (tmp_path / "out").exists()
 

@@ -88,11 +88,28 @@ def test_train_on_data_of_ones_own_and_with_every_option(tmp_path, capsys):
 def test_train_refuses_to_overwrite(trained, tmp_path, capsys):
     before = snapshot(trained)
     code, result, errors = call(capsys, "train", "digits", *TINY, "--output", trained)
-    assert code == 1
+    assert code == 2
     assert "already holds checkpoint.safetensors" in result["error"]
     assert errors.count("\n") == 1
     assert "--overwrite" in errors
     assert snapshot(trained) == before
+
+
+def test_the_refusal_lists_all_that_overwriting_removes(trained, tmp_path, capsys):
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for name in ("evaluation.json", "samples.png", "notes.txt", "rbm1.safetensors"):
+        (tmp_path / name).touch()
+    arguments = ("train", "digits", *TINY, "--output", tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    error = call(capsys, *arguments)[1]["error"]
+    listed, advice = error.removeprefix(f"{tmp_path} already holds ").split("; ")
+    assert set(listed.split(", ")) == before - {"notes.txt"}
+    assert advice == "choose another --output, or add --overwrite, which removes these files"
+    assert {path.name for path in tmp_path.iterdir()} == before
+    _, result, _ = call(capsys, *arguments, "--overwrite")
+    left = {path.name for path in tmp_path.iterdir()} - {Path(f).name for f in result["files"]}
+    assert left == {"notes.txt"}
 
 
 def test_train_overwrites_when_told(tmp_path, capsys):
@@ -177,9 +194,9 @@ def test_resume_refuses_other_settings_and_other_folders(trained, tmp_path, caps
     assert code == 2
     assert "leave out --hidden, --output" in result["error"]
     assert call(capsys, "train", "digits", "--resume", trained)[0] == 2
-    assert call(capsys, "train", "--resume", tmp_path / "none")[0] == 1
+    assert call(capsys, "train", "--resume", tmp_path / "none")[0] == 2
     code, result, _ = call(capsys, "train", "--resume", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "no configuration.json of a run" in result["error"]
     assert snapshot(trained) == before
 
@@ -191,7 +208,7 @@ def test_resume_from_a_damaged_checkpoint_changes_nothing(tmp_path, capsys):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     before = snapshot(run)
     code, result, _ = call(capsys, "train", "--resume", run, "--epochs", 9)
-    assert code == 1
+    assert code == 2
     assert "checkpoint.safetensors" in result["error"]
     assert snapshot(run) == before
 
@@ -288,7 +305,7 @@ def test_an_overwriting_run_that_dies_mixes_nothing(moment, tmp_path, capsys, mo
     assert seed == (1 if moment.startswith("before") else 2)
     assert [path.name for path in run.iterdir()] == ["configuration.json"]
     code, result, _ = call(capsys, "train", "--resume", run)
-    assert code == 1
+    assert code == 2
     assert "no checkpoint file" in result["error"]
 
 

@@ -164,7 +164,7 @@ def test_resume_refuses_settings_and_other_folders(tmp_path, capsys, finished):
     assert code == 2
     assert "takes all settings from the run; leave out --k" in result["error"]
     code, result, _ = call(capsys, "vae", "--resume", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "no configuration.json of an autoencoder" in result["error"]
 
 
@@ -191,14 +191,14 @@ def test_info_describes_an_autoencoder(tmp_path, capsys, finished):
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_commands_for_machines_say_what_takes_an_autoencoder(tmp_path, capsys, finished, command):
     code, result, _ = call(capsys, command, finished, "--output", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert "holds an autoencoder, and this command takes RBMs and DBMs; bm-fast vae --resume" in result["error"]
 
 
 def test_an_older_run_is_not_lost(capsys, finished):
     before = snapshot(finished)
     code, result, _ = call(capsys, "vae", "digits", *TINY, "--output", finished)
-    assert code == 1
+    assert code == 2
     assert "already holds" in result["error"]
     assert snapshot(finished) == before
 

@@ -1,6 +1,7 @@
 """The command ``bm-fast``: train, sample and evaluate Boltzmann machines from the shell.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted by Ctrl-C (what can be saved has been saved).
+Exit codes: 0 done; 2 refused before any work, for what the command line says or names; 1 failed; 130 interrupted by
+Ctrl-C (what can be saved has been saved).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ examples:
   bm-fast train --resume runs/mnist500 --epochs 60
 
 Each command explains itself: bm-fast train --help. Files of results go into the folder that --output names.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what could be saved was saved)."""
+Exit codes: 0 done; 2 refused before any work: wrong options, or data, models and folders that cannot be used;
+1 failed later; 130 interrupted (what could be saved was saved)."""
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import bm_fast
-from bm_fast.cli.console import Console, Result
+from bm_fast.cli.console import Console, Result, UsageError
 
 EXAMPLES = """\
 examples:
@@ -42,7 +42,7 @@ def _find() -> Path:
         script = root / "bench" / "run.py"
         if script.is_file() and (root / "csrc" / "ops.h").is_file():
             return script
-    raise FileNotFoundError(
+    raise UsageError(
         "the benchmark is not part of the installed package; run this in a checkout of bm_fast's sources, which has it "
         "as bench/run.py"
     )

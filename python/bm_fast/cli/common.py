@@ -6,8 +6,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import bm_fast
 from bm_fast import checkpoints, data
 from bm_fast.checkpoints import CheckpointError, replacing
 from bm_fast.cli.console import Console, Result, UsageError, plain
-from bm_fast.data import Dataset
+from bm_fast.data import DataError, Dataset
 from bm_fast.dbm import DBM
 from bm_fast.model import BoltzmannModel
 from bm_fast.rbm import RBM
@@ -36,6 +36,20 @@ _OF_A_RUN = re.compile(
 """What ``train``, ``vae``, ``evaluate`` and ``sample`` write about a run, beside its configuration."""
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Makes an error of what the command line names (a model, data, a folder) one of usage: no work has begun.
+
+    A server that does not answer is none of that.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except (OSError, ValueError, DataError) as error:
+        raise UsageError(str(error)) from error
+
+
 def left_by_a_run(folder: Path, data: str) -> list[str]:
     """Files about the run whose configuration lies in a folder; those of any other name may be the user's own.
 
@@ -48,19 +62,31 @@ def left_by_a_run(folder: Path, data: str) -> list[str]:
 
 
 class Output:
-    """A folder for results, which never loses an older one: files are claimed before anything is computed."""
+    """A folder for results, which never loses an older one: files are claimed before anything is computed.
 
-    def __init__(self, folder: str | os.PathLike[str], names: Sequence[str], *, overwrite: bool) -> None:
+    names: of the results. stale: files of older results that go with them.
+    UsageError where the folder holds results and ``overwrite`` is not asked for; it names all that would go.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        names: Collection[str],
+        *,
+        overwrite: bool,
+        stale: Collection[str] = (),
+    ) -> None:
         self.folder = Path(folder)
-        existing = [name for name in names if (self.folder / name).exists()]
-        if existing and not overwrite:
-            raise FileExistsError(
-                f"{self.folder} already holds {', '.join(existing)}; choose another --output, or add --overwrite"
+        older = [name for name in dict.fromkeys((*names, *sorted(stale))) if (self.folder / name).exists()]
+        if not overwrite and any(name in names for name in older):
+            raise UsageError(
+                f"{self.folder} already holds {', '.join(older)}; choose another --output, or add --overwrite, which "
+                f"removes {'this file' if len(older) == 1 else 'these files'}"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise type(error)(f"cannot make the output folder {self.folder}: {error.strerror}") from error
+            raise UsageError(f"cannot make the output folder {self.folder}: {error.strerror}") from error
         self.written: list[str] = []
         self.removed: list[str] = []
 
@@ -126,6 +152,7 @@ def commit() -> str | None:
 # --- models and data --------------------------------------------------------------------------------------------------
 
 
+@refusing()
 def load_data(source: str, protocol: str | None = None) -> Dataset:
     """A data set by its name, or a .npy or .npz file by its path; by one of its protocols, as ``data.load`` has them.
 
@@ -151,6 +178,7 @@ def spread(n: int, of: int) -> Tensor:
     return torch.arange(n) * of // n
 
 
+@refusing()
 def binary_split(dataset: Dataset, split: str, seed: int) -> tuple[Tensor, str]:
     """0/1 images of a split, and the protocol by which they are binary."""
     images = dataset.split(split)
@@ -175,6 +203,7 @@ class Trained:
         return None if shape is None else (int(shape[0]), int(shape[1]))
 
 
+@refusing()
 def open_checkpoint(source: str) -> tuple[Path, Result]:
     """Path and content of a checkpoint file, or of the one in the folder of a run."""
     path = Path(source)
@@ -186,6 +215,7 @@ def open_checkpoint(source: str) -> tuple[Path, Result]:
     return path, checkpoints.load(path)
 
 
+@refusing()
 def load_model(source: str, device: torch.device | str = "cpu") -> Trained:
     """An RBM or a DBM from a checkpoint file, or from the folder of a run; others are refused with what takes them."""
     path, held = open_checkpoint(source)
@@ -212,6 +242,7 @@ _OTHER_KINDS = {
 }
 
 
+@refusing()
 def read_configuration(folder: Path) -> Result:
     """What ``train`` wrote about a run; empty where there is none."""
     path = folder / CONFIGURATION

@@ -108,7 +108,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     rows = spread(n_rows, len(images))
     images = images[rows].to(options.device)
     names = (PAGE, RESULT, *([PICTURE] if dataset.shape else []))
-    output = Output(options.output, names, overwrite=options.overwrite)
+    stale = () if dataset.shape else (PICTURE,)
+    output = Output(options.output, names, overwrite=options.overwrite, stale=stale)
     console.say(f"{len(images):,} test images of {dataset.name}, protocol: {protocol}")
     contenders = [contender.to(options.device) for contender in contenders]
     measured = []
@@ -137,7 +138,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             plots.save(plots.labelled_rows(shown, dataset.shape, title="Test images, and samples of each model"), path)
     with output.writing(PAGE) as path:
         path.write_text(page(result, options, picture=dataset.shape is not None))
-    output.write_json(RESULT, result, stale=() if dataset.shape else (PICTURE,))
+    output.write_json(RESULT, result, stale)
     output.announce(console)
     return {**result, "files": output.files}
 

@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 
 class UsageError(Exception):
-    """The command line asks for something that does not exist or does not fit together; exit code 2."""
+    """What the command line names does not exist, does not fit together or cannot be used; exit code 2."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bm_fast import checkpoints
-from bm_fast.cli.common import CHECKPOINTS, CONFIGURATION, open_checkpoint, read_configuration
+from bm_fast.cli.common import CHECKPOINTS, CONFIGURATION, open_checkpoint, read_configuration, refusing
 from bm_fast.cli.console import Console, Result, UsageError
 from bm_fast.cli.vae import training_data
 from bm_fast.data import Dataset
@@ -79,6 +79,7 @@ class Contender:
         }
 
 
+@refusing()
 def load(source: str, data: str | None, console: Console) -> Contender:
     """A run from its folder or checkpoint. UsageError where it cannot be compared, and why."""
     path, state = open_checkpoint(source)

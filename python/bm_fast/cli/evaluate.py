@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -133,8 +134,9 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         raise UsageError("--base: expected data or uniform for a bracket, which has one base, got both")
     betas = _betas(options.betas or ("adaptive" if bracket else "salakhutdinov-murray"))
     pictures = () if exact else (TEMPERING_PICTURE,) if bracket else (WEIGHTS, WEIGHTS_PICTURE)
-    output = Output(options.output, (RESULT, *pictures), overwrite=options.overwrite)
-    older = {WEIGHTS, WEIGHTS_PICTURE, TEMPERING_PICTURE} if (output.folder / RESULT).exists() else set()
+    is_there = (Path(options.output) / RESULT).exists()
+    older = {WEIGHTS, WEIGHTS_PICTURE, TEMPERING_PICTURE} - {*pictures} if is_there else set()
+    output = Output(options.output, (RESULT, *pictures), overwrite=options.overwrite, stale=older)
     started = time.monotonic()
     bracketed, details = "", list[str]()
     result: Result = {"data": dataset.name, "split": options.split, "cases": len(images), "protocol": protocol}
@@ -186,7 +188,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     result["seconds"] = time.monotonic() - started
     if not result["trustworthy"]:
         console.say(f"WARNING: do not trust this figure: {result['reason']}")
-    output.write_json(RESULT, result, older - set(output.written))
+    output.write_json(RESULT, result, older)
     output.announce(console)
     return {**result, "files": output.files}
 

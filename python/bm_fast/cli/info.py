@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from bm_fast import data, ops
-from bm_fast.checkpoints import CheckpointError
 from bm_fast.cli import devices
-from bm_fast.cli.common import CHECKPOINTS, commit, open_checkpoint, read_configuration
-from bm_fast.cli.console import Console, Result, counted, version
+from bm_fast.cli.common import CHECKPOINTS, commit, open_checkpoint, read_configuration, refusing
+from bm_fast.cli.console import Console, Result, UsageError, counted, version
 from bm_fast.dbm import DBM
 from bm_fast.dbn import DBN
 from bm_fast.model import LayeredModel
@@ -55,10 +54,11 @@ def _model(source: str) -> tuple[Result, dict[str, Any]]:
     kinds: tuple[type[LayeredModel | VAE], ...] = (RBM, DBM, DBN, VAE)
     kind = next((kind for kind in kinds if kind.name in held), None)
     if kind is None:
-        raise CheckpointError(
+        raise UsageError(
             f"{path}: expected a model out of {', '.join(kind.name for kind in kinds)}, it holds {sorted(held)}"
         )
-    model = kind.load(path)
+    with refusing():
+        model = kind.load(path)
     is_part = _PART.fullmatch(path.name)  # of a stack: the settings of the run are those of joint training
     configuration = {} if is_part else read_configuration(path.parent)
     layers = _layers(model)

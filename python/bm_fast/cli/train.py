@@ -21,7 +21,16 @@ from typing import Any
 import torch
 
 from bm_fast import checkpoints
-from bm_fast.cli.common import CHECKPOINT, CONFIGURATION, Output, commit, left_by_a_run, load_data, read_configuration
+from bm_fast.cli.common import (
+    CHECKPOINT,
+    CONFIGURATION,
+    Output,
+    commit,
+    left_by_a_run,
+    load_data,
+    read_configuration,
+    refusing,
+)
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, plain, real, version, whole
 from bm_fast.cli.devices import add_device
 from bm_fast.cli.learning import CURVE, CURVE_PICTURE, draw, new_model, new_trainer, pretrain
@@ -144,7 +153,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *_numbered_files(folder))
     model = new_model(settings, dataset).to(options.device)  # begins with the same numbers on any device
     dataset = dataset.to(options.device)
-    output = Output(folder, names, overwrite=options.overwrite or bool(options.resume))
+    stale = set() if options.resume else {*names, *left_by_a_run(folder, settings["data"])} - {CONFIGURATION}
+    output = Output(folder, names, overwrite=options.overwrite or bool(options.resume), stale=stale)
     history = History()
     # a deep run that was stopped in its stack of RBMs has no checkpoint of the whole yet
     resume = bool(options.resume) and (settings["model"] == "rbm" or (folder / CHECKPOINT).exists())
@@ -152,7 +162,8 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     epochs = max(options.epochs or settings["epochs"], done)
     if epochs > done:
         settings = {**settings, "epochs": epochs}
-    trainer = new_trainer(model, dataset, settings, output, history, resume=resume)
+    with refusing():  # a checkpoint that is damaged, or of another run
+        trainer = new_trainer(model, dataset, settings, output, history, resume=resume)
     if epochs == done:
         of_all = f"{done} of " if done < settings["epochs"] else ""
         console.say(
@@ -166,7 +177,6 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             f"{counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
             f"{counted(epochs, 'epoch')}, results in {output.folder}"
         )
-        stale = () if options.resume else {*names, *left_by_a_run(folder, settings["data"])} - {CONFIGURATION}
         _write_configuration(output, settings, dataset, stale)
     started = time.monotonic()
     try:
@@ -250,10 +260,11 @@ def _resumed_settings(options: argparse.Namespace) -> Result:
         settings = {"labels": False, **settings}  # older runs had no labels
     model = {} if settings is None else DEFAULTS.get(settings.get("model", ""), {})
     if settings is None or set(settings) != {"model", "data", *model}:
-        raise FileNotFoundError(f"--resume: no {CONFIGURATION} of a run in {folder}")
+        raise UsageError(f"--resume: no {CONFIGURATION} of a run in {folder}")
     return settings
 
 
+@refusing()
 def _epochs_done(checkpoint: Path) -> int:
     epoch, _batch, _update = checkpoints.entry(checkpoints.load(checkpoint), "trainer", checkpoint)["counts"]
     return int(epoch)
@@ -262,7 +273,7 @@ def _epochs_done(checkpoint: Path) -> int:
 def _run_folder(resume: str) -> Path:
     path = Path(resume)
     if not path.exists():
-        raise FileNotFoundError(f"--resume: no folder or checkpoint {resume!r}")
+        raise UsageError(f"--resume: no folder or checkpoint {resume!r}")
     return path if path.is_dir() else path.parent
 
 

@@ -28,6 +28,7 @@ from bm_fast.cli.common import (
     left_by_a_run,
     load_data,
     read_configuration,
+    refusing,
     spread,
 )
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, real, version, whole
@@ -117,11 +118,12 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     model = new_model(settings, dataset).to(options.device)  # begins with the same numbers on any device
     dataset = dataset.to(options.device)
     names = (CHECKPOINT, CONFIGURATION, CURVE_PICTURE, RESULT, *PICTURES)
-    output = Output(
-        options.resume or options.output or "vae-output", names, overwrite=options.overwrite or bool(options.resume)
-    )
+    folder = Path(options.resume or options.output or "vae-output")
+    stale = set() if options.resume else {*names, *left_by_a_run(folder, options.data)} - {CONFIGURATION}
+    output = Output(folder, names, overwrite=options.overwrite or bool(options.resume), stale=stale)
     history = History()
-    trainer = _trainer(model, settings, output, history, resume=bool(options.resume))
+    with refusing():  # a checkpoint that is damaged, or of another run
+        trainer = _trainer(model, settings, output, history, resume=bool(options.resume))
     console.say(
         f"VAE({model.extra_repr()}) with {trainer.estimator}\n"
         f"on {counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
@@ -141,9 +143,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     if options.resume:
         configuration = read_configuration(output.folder)
     else:
-        output.write_json(
-            CONFIGURATION, configuration, {*names, *left_by_a_run(output.folder, options.data)} - {CONFIGURATION}
-        )
+        output.write_json(CONFIGURATION, configuration, stale)
     started = time.monotonic()
     try:
         trainer.fit(dataset.train, settings["epochs"], dataset.valid)
@@ -282,5 +282,5 @@ def _resumed_settings(options: argparse.Namespace) -> Result:
         raise UsageError(f"--resume: takes all settings from the run; leave out {', '.join(given)}")
     settings: Result = read_configuration(Path(options.resume)).get("settings", {})
     if set(settings) | {"protocol"} != {"data", *DEFAULTS}:  # older runs had no choice of protocol
-        raise FileNotFoundError(f"--resume: no {CONFIGURATION} of an autoencoder in {options.resume}")
+        raise UsageError(f"--resume: no {CONFIGURATION} of an autoencoder in {options.resume}")
     return settings
