@@ -42,9 +42,6 @@ bm::cuda::Place use(const PlainPlace& plain) {
 using PlainSource = std::tuple<int, int, Address, bool, Address>;  // lower, upper, weights, real, grid
 
 bm::Structure structure_of(const std::vector<PlainLayer>& layers, const std::vector<PlainSource>& couplings) {
-  for (const bm::LayerParameters& layer : layers_of(layers))
-    bm::check_range("kind of layer '" + layer.name + "' on a GPU", static_cast<int>(layer.kind), 0,
-                    static_cast<int>(bm::Kind::kGaussian));  // the kernels would take softmax units for Bernoulli ones
   std::vector<bm::CouplingParameters> parameters;
   for (const auto& [lower, upper, weights, real, grid] : couplings) {
     parameters.push_back({lower, upper, at<const int16_t>(weights), 0});

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Machine
+from bm_fast import Kind, Machine
 from bm_fast.program import Program
 
 ROOT = Path(__file__).parents[1]
 KERNELS = (
-    *("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "real_energies.cu", "statistics.cu", "swap.cu"),
-    "weights.cu",
+    *("draw.cu", "energies.cu", "gibbs.cu", "pack.cu", "real.cu", "real_energies.cu", "softmax.cu", "statistics.cu"),
+    *("swap.cu", "weights.cu"),
 )
 HOPPER_EMULATION = ("cooperative_emulation.cpp", "hopper_emulation.cpp")
 HOPPER_KERNELS = ("hopper_persistent.cu", "hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
@@ -305,10 +305,11 @@ def real_case(
     parameters, clamp = machine.parameters, clamp or {}
     parts: list[int | Tensor | None] = [values[0].shape[0], beta is not None, beta, len(values)]
     for i, value in enumerate(values):
-        optional = (None if base is None else base[i], parameters.precisions[i], clamp.get(i))
         parts += [value.shape[1], parameters.biases[i]]
-        for array in optional:
+        for array in (None if base is None else base[i], parameters.precisions[i]):
             parts += [array is not None, array]
+        parts.append(parameters.graph.layers[i].kind is Kind.SOFTMAX)
+        parts += [i in clamp, clamp.get(i)]
         parts += [value.dtype is torch.float32, value]
     parts.append(len(parameters.weights))
     for coupling, weights, bits in zip(

@@ -55,17 +55,6 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_are_learnt_on_the_processor_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(devices, "why_not", lambda device, **_: None)
-    monkeypatch.chdir(tmp_path)
-    code, result, _ = call(capsys, "train", "digits", "--model", "dbm", "--labels", "--device", "cuda")
-    assert code == 2
-    assert "--device: expected cpu for a machine with labels" in result["error"]
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(("text", "device"), [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:12", "cuda:12")])
 def test_names_of_devices(text: str, device: str) -> None:
     assert devices.parse(text) == torch.device(device)

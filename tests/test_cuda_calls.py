@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from bm_fast import Kind, Machine, chain_graph
+from bm_fast import Machine, chain_graph
 from bm_fast.ops import cuda
 from bm_fast.program import gibbs_program
 from cuda_devices import Gpu, assert_same, emulation, gpu
@@ -81,15 +81,6 @@ def test_a_device_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) 
     cuda.module.cache_clear()
     with pytest.raises(RuntimeError, match=r"cuda:1: .* cannot run there: GeForce .* is too old"):
         cuda.module(torch.device("cuda:1"))
-
-
-def test_the_module_refuses_softmax_units(gpu: Gpu) -> None:
-    with gpu as device:
-        bias = torch.zeros(5, device=device)
-        layers = [("labels", 5, int(Kind.SOFTMAX), bias.data_ptr(), 0)]
-        message = "kind of layer 'labels' on a GPU: expected 0 to 1, got 2"
-        with cuda.place(device) as here, pytest.raises(ValueError, match=message):
-            cuda.module(device).Machine(layers, [], here)
 
 
 def test_a_lack_of_memory_is_an_error_that_destroys_nothing(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,11 @@ def deep(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return finished(tmp_path_factory.mktemp("runs") / "deep", "train", images, *TINY_DEEP)
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    return finished(tmp_path_factory.mktemp("runs") / "labelled", "train", images, *TINY_DEEP, "--labels")
+
+
 def finished(folder: Path, *arguments: object) -> Path:
     """A run that the processor has made."""
     done(*arguments, "--output", folder)
@@ -139,17 +144,21 @@ def check_parts(
         assert {path.name for path in run.iterdir()} == {path.name for path in wanted.iterdir()}
 
 
-both_models = pytest.mark.parametrize(("model", "arguments"), [("rbm", TINY), ("dbm", TINY_DEEP)], ids=["rbm", "dbm"])
+models = pytest.mark.parametrize(
+    ("model", "arguments"),
+    [("rbm", TINY), ("dbm", TINY_DEEP), ("dbm", [*TINY_DEEP, "--labels"])],
+    ids=["rbm", "dbm", "labels"],
+)
 
 
-@both_models
+@models
 def test_train_goes_on_at_another_place(
     place: Place, images: Path, model: str, arguments: list[str], tmp_path: Path
 ) -> None:
     check_parts(place, images, tmp_path, model, arguments, [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
 
 
-@both_models
+@models
 @pytest.mark.parametrize("place", ["emulated"], indirect=True)
 def test_train_runs_by_emulated_kernels(
     place: Place, images: Path, model: str, arguments: list[str], tmp_path: Path
@@ -159,10 +168,10 @@ def test_train_runs_by_emulated_kernels(
 
 @pytest.mark.parametrize("options", [[], ["--clamp", "top"]], ids=["free", "clamped"])
 def test_samples_have_the_bits_of_the_processor(
-    place: Place, shallow: Path, deep: Path, options: list[str], tmp_path: Path
+    place: Place, shallow: Path, deep: Path, labelled: Path, options: list[str], tmp_path: Path
 ) -> None:
-    for name, run in (("rbm", shallow), ("dbm", deep)):
-        arguments = ["sample", run, "--sweeps", 20, "--chains", 12, "--beta", 0.9, *options, "--output"]
+    for name, run, classes in (("rbm", shallow, []), ("dbm", deep, []), ("labels", labelled, ["--classes"])):
+        arguments = ["sample", run, "--sweeps", 20, "--chains", 12, "--beta", 0.9, *options, *classes, "--output"]
         done(*arguments, tmp_path / name / "here")
         done(*arguments, tmp_path / name / "there", "--device", "cuda")
         here, there = (np.load(tmp_path / name / where / "samples.npy") for where in ("here", "there"))
@@ -181,15 +190,16 @@ def test_samples_have_the_bits_of_the_processor(
     ids=["exact", "ais", "bracket", "uniform"],
 )
 def test_evaluations_are_those_of_the_processor(
-    place: Place, shallow: Path, deep: Path, options: list[str], tmp_path: Path
+    place: Place, shallow: Path, deep: Path, labelled: Path, options: list[str], tmp_path: Path
 ) -> None:
-    for name, run in (("rbm", shallow), ("dbm", deep)):
+    for name, run in (("rbm", shallow), ("dbm", deep), ("labels", labelled)):
         arguments = ["evaluate", run, *options, "--output"]
         done(*arguments, tmp_path / name / "here")
         done(*arguments, tmp_path / name / "there", "--device", "cuda")
         here, there = (figures(tmp_path / name / where / "evaluation.json") for where in ("here", "there"))
         assert list(here) == list(there)
-        for key in ("log_likelihood", "variational_bound", "log_z", "standard_error", "reconstruction_error"):
+        keys = ("log_likelihood", "variational_bound", "log_z", "standard_error", "reconstruction_error")
+        for key in (*keys, "classification_error"):
             assert (key in here) == (key in there)
             assert there.get(key, 0) == pytest.approx(here.get(key, 0), rel=1e-5)
         assert [p.name for p in (tmp_path / name / "there").iterdir()] == [

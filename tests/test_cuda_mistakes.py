@@ -16,6 +16,9 @@ from bm_fast import ops
 from cuda_runner import ORDERS, Change, emulated
 from test_cuda_operations import assert_swaps, factors, summed
 from test_cuda_real import mean_field_by_layer_means, mean_field_by_runner, of
+from test_cuda_softmax import MEAN_FIELD as MEAN_FIELD_OF_LABELS
+from test_cuda_softmax import of as of_labels
+from test_cuda_softmax import swept_by_reference, swept_by_runner
 
 Check = Callable[[list[str], Path, str], None]
 
@@ -37,6 +40,22 @@ def check_statistics(kinds: str) -> Check:
 
 def check_swaps(program: list[str], folder: Path, order: str) -> None:
     assert_swaps(program, folder, 1, 150, order)
+
+
+def check_labels(name: str) -> Check:
+    def check(program: list[str], folder: Path, order: str) -> None:
+        c = of_labels(name)
+        got, wanted = swept_by_runner(program, folder, c, 2, order), swept_by_reference(c, 2)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), "bits are not close"
+
+    return check
+
+
+def check_means_of_labels(program: list[str], folder: Path, order: str) -> None:
+    c = MEAN_FIELD_OF_LABELS["many classes"]()
+    got = mean_field_by_runner(program, folder, c, 2, 0.0, -1.0, order)
+    for a, b in zip(got, mean_field_by_layer_means(c, 2, 0.0, -1.0), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
 
 
 LOADED = "      simt::sync_block();  // real values"
@@ -79,6 +98,28 @@ MISTAKES: dict[str, tuple[Change, Check]] = {
     "swaps before the ladder is known": (
         Change("swap.cu", "  simt::sync_block();  // the whole ladder", "  //", "swap.cu"),
         check_swaps,
+    ),
+    "fields of a softmax layer before their stage": (
+        Change("real_product.h", LOADED, "      //", "softmax.cu"),
+        check_labels("deep"),
+    ),
+    "a class that stays on beside the next one": (
+        Change("softmax.cu", "state[word] = word == on / 32", "state[word] |= word == on / 32", "softmax.cu"),
+        check_labels("letters"),
+    ),
+    "held classes that count": (
+        Change("softmax.cu", "return is_held(unit) ? 0.f : ", "return ", "softmax.cu"),
+        check_labels("held"),
+    ),
+    "threads of two chains that store to one state": (
+        Change(
+            "softmax.cu", "p.states + chain * words : nullptr", "p.states + chain / 2 * words : nullptr", "softmax.cu"
+        ),
+        check_labels("many classes"),
+    ),
+    "changes of classes in place of all": (
+        Change("softmax.cu", "largest = units::bits_of(p.changes[chain]);", "largest = 0;", "softmax.cu"),
+        check_means_of_labels,
     ),
 }
 

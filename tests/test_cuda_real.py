@@ -45,6 +45,8 @@ def case(machine: Machine, n_chains: int, real: tuple[int, ...], options: str = 
         uniform = torch.rand(n_chains, layer.units, generator=g)
         if layer.kind is Kind.GAUSSIAN:
             values.append(3 * torch.randn(n_chains, layer.units, generator=g))
+        elif layer.kind is Kind.SOFTMAX and i not in real:
+            values.append(torch.eye(layer.units, dtype=torch.uint8)[uniform.argmax(1)])
         else:
             values.append(uniform if i in real else (uniform < 0.4).to(torch.uint8))
     chosen: dict[str, Any] = {}
@@ -53,7 +55,8 @@ def case(machine: Machine, n_chains: int, real: tuple[int, ...], options: str = 
     if "base" in options:
         chosen["base"] = [torch.randn(layer.units, generator=g) for layer in layers]
     if "clamp" in options:
-        chosen["clamp"] = {0: (torch.rand(values[0].shape, generator=g) < 0.4).to(torch.uint8) * 3}
+        held = [0, *(i for i, layer in enumerate(layers) if layer.kind is Kind.SOFTMAX)]
+        chosen["clamp"] = {i: (torch.rand(values[i].shape, generator=g) < 0.4).to(torch.uint8) * 3 for i in held}
     return RealCase(machine, others.get("program", gibbs_program(machine.graph)), values, chosen)
 
 

@@ -208,6 +208,33 @@ def test_deep_machines_are_trained_by_replays_too(gpu: Gpu, kind: Kind) -> None:
     assert max(shares[0]) > 0
 
 
+@pytest.mark.parametrize(
+    ("units", "estimator", "n_known"),
+    [((9, 7, 4), MeanFieldPCD(n_chains=6, sweeps=2, iterations=3), N_ROWS), ((9, 7), CD(), N_ROWS - 7)],
+    ids=["all known", "some known"],
+)
+def test_labels_are_learnt_by_replays_too(
+    gpu: Gpu, units: tuple[int, ...], estimator: MeanFieldPCD | CD, n_known: int
+) -> None:
+    """A recording holds for one number of rows with known labels, which other rows have in the next epoch."""
+    labels = torch.arange(N_ROWS) % 5
+    labels[n_known:] = -1
+    got = list[list[Tensor]]()
+    with gpu as device:
+        for is_captured in (False, True):
+            dbm = DBM(units, seed=3, weight_scale=0.3, n_classes=5).to(device)
+            trainer = Trainer(dbm, SGD(dbm.parameters(), lr=0.05), estimator, BATCH, seed=4)
+            assert trainer.why_not_captured is None
+            if not is_captured:
+                trainer._captured = None
+            with recording(gpu, trainer) as recorder:
+                trainer.fit(grey()[:, :9].contiguous().to(device), 4, labels=labels.to(device))
+            got.append([tensor.cpu() for tensor in results(trainer)])
+        assert recorder.recorded >= 2
+        assert recorder.replayed > 3
+    assert_same(got[1], got[0])
+
+
 def test_a_whole_update_asks_for_no_number(gpu: Gpu) -> None:
     """The draw of the data, the launches of an update that is not recorded, and a replay."""
     with gpu as device:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops, reference
-from bm_fast.ops import cuda
 from bm_fast.program import full_update, gibbs_program
 from bm_fast.reference import choose, softmax, softmax_terms, uniform
 from enumeration import energies, machine, states_of
@@ -178,9 +177,3 @@ def test_states_have_one_unit_on(on: int) -> None:
         built.energy(chains.layers)
     with pytest.raises(ValueError, match="expected exactly one softmax unit on"):
         ops.EnergyGap(built).of(chains.layers)
-
-
-def test_gpus_say_that_they_have_no_softmax_units() -> None:
-    parameters = machine(chain_graph((3, 4), n_classes=5)).parameters
-    with pytest.raises(ValueError, match="layer 'labels': softmax units run on the CPU alone; CUDA devices have"):
-        cuda.Machine(parameters)

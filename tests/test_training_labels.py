@@ -41,7 +41,7 @@ def filled(model: DBM, v: Tensor, labels: Tensor, estimator: MeanFieldPCD) -> DB
     for state, start in zip(learner.chains.layers, drawn, strict=True):
         state.copy_(start)
     learner.batch(len(v)).copy_(v)
-    learner.labels = labels
+    learner.take_labels(labels)
     learner.fill_gradient(model.machine(), len(v))
     return learner
 
@@ -93,7 +93,7 @@ def test_many_sweeps_of_cd_reach_the_exact_gradient() -> None:
     v, labels = all_states(4)[torch.arange(n) % 16].contiguous(), torch.arange(n) % K
     learner = labelled_rbm_learner(model, CD(25), n, seed=2, centred=False)
     learner.batch(n).copy_(v)
-    learner.labels = labels
+    learner.take_labels(labels)
     learner.fill_gradient(model.machine(), n)
     p = {name: value.detach().double().requires_grad_() for name, value in model.named_parameters()}
     y = torch.eye(K, dtype=torch.float64)[labels]
@@ -111,7 +111,7 @@ def test_cd_begins_at_the_batch_and_doubles_the_visible_input_alone(backend: str
     learner = labelled_rbm_learner(model, CD(1, down=2.0), n, seed=2, centred=False)
     v, y = torch.tensor([1, 0, 1, 1], dtype=torch.uint8), 2
     learner.batch(n).copy_(v)
-    learner.labels = torch.full((n,), y)
+    learner.take_labels(torch.full((n,), y))
     learner.fill_gradient(model.machine(), n)
     weight, label_weight = model.weights[0].detach(), model.weights[1].detach()
     hidden = torch.sigmoid(v.float() @ weight + label_weight[:, y] + model.biases[1].detach())

@@ -92,6 +92,12 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
     add_biases(out, machine, views, values, layer, n, betas, k, entry(base, layer), place.stream);
   for (const Update& update : updates) {
     const LayerParameters& layer = machine.layers()[update.layer];
+    if (layer.kind == Kind::kSoftmax) {
+      add_softmax_free_energy(out, softmax_fields(machine, update.layer, n, place),
+                              real_product(machine, update, views, n), betas, k, entry(base, update.layer),
+                              place.stream);
+      continue;
+    }
     auto* partials = take<double>(place, n_betas * n_partials(machine, update.layer, n));
     if (is_binary(machine, update, views))
       add_free_energy(out, partials, binary_product(machine, update, views, n), betas, k, entry(base, update.layer),

@@ -71,6 +71,10 @@ Views packed(const Machine& machine, const std::vector<Values>& values, const st
   return views;
 }
 
+float* softmax_fields(const Machine& machine, int layer, int32_t n_chains, const Place& place) {
+  return take<float>(place, int64_t{units_of(machine, layer)} * n_chains);
+}
+
 int source_of(const Machine& machine, const Input& input) {
   const Machine::Coupling& coupling = machine.couplings()[input.coupling];
   return input.transposed ? coupling.source.upper : coupling.source.lower;
@@ -99,12 +103,12 @@ RealProduct real_product(const Machine& machine, const Update& update, const Vie
 
 bool is_binary(const Machine& machine, const Update& update, const Views& views) {
   const auto is_real = [&](const Input& input) { return views[source_of(machine, input)].values != nullptr; };
-  return !machine.layers()[update.layer].precisions &&
+  return machine.layers()[update.layer].kind == Kind::kBernoulli &&
          std::none_of(update.inputs.begin(), update.inputs.end(), is_real);
 }
 
 Launch launch_of(const Machine& machine, const Update& update, const Views& views, int32_t n_chains, const float* beta,
-                 const std::vector<const float*>& base) {
+                 const std::vector<const float*>& base, const Place& place) {
   const LayerParameters& layer = machine.layers()[update.layer];
   if (is_binary(machine, update, views)) {
     BinaryUpdate launch{};
@@ -115,10 +119,17 @@ Launch launch_of(const Machine& machine, const Update& update, const Views& view
     if (streams(streamed, machine, update)) return streamed;
     return launch;
   }
+  RealProduct product = real_product(machine, update, views, n_chains);
+  product.beta = beta;
+  product.base = entry(base, update.layer);
+  if (layer.kind == Kind::kSoftmax) {
+    SoftmaxUpdate launch{};
+    launch.product = product;
+    launch.fields = softmax_fields(machine, update.layer, n_chains, place);
+    return launch;
+  }
   RealUpdate launch{};
-  launch.product = real_product(machine, update, views, n_chains);
-  launch.product.beta = beta;
-  launch.product.base = entry(base, update.layer);
+  launch.product = product;
   launch.precisions = layer.precisions;
   return launch;
 }
@@ -126,5 +137,6 @@ Launch launch_of(const Machine& machine, const Update& update, const Views& view
 void run(const BinaryUpdate& update, void* stream) { update_binary(update, stream); }
 void run(const StreamedUpdate& update, void* stream) { hopper::update_streamed(update, stream); }
 void run(const RealUpdate& update, void* stream) { update_real(update, stream); }
+void run(const SoftmaxUpdate& update, void* stream) { update_softmax(update, stream); }
 
 }  // namespace bm::cuda

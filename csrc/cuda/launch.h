@@ -8,6 +8,7 @@
 #include "cuda/binary.h"
 #include "cuda/machine.h"
 #include "cuda/real.h"
+#include "cuda/softmax.h"
 
 namespace bm::cuda {
 
@@ -36,6 +37,9 @@ uint32_t* packed(const uint8_t* values, int32_t n_chains, int32_t units, const P
 Views packed(const Machine& machine, const std::vector<Values>& values, const std::set<int>& layers, int32_t n_chains,
              const Place& place);
 
+// Memory for the fields of a softmax layer.
+float* softmax_fields(const Machine& machine, int layer, int32_t n_chains, const Place& place);
+
 int source_of(const Machine& machine, const Input& input);
 std::set<int> sources_of(const Machine& machine, const Block& block);
 
@@ -44,16 +48,17 @@ RealProduct real_product(const Machine& machine, const Update& update, const Vie
 
 // An update as its kernel takes it: the faster ones where states and inputs are binary.
 struct StreamedUpdate : BinaryUpdate {};  // for compute capability 9.0
-using Launch = std::variant<BinaryUpdate, StreamedUpdate, RealUpdate>;
+using Launch = std::variant<BinaryUpdate, StreamedUpdate, RealUpdate, SoftmaxUpdate>;
 
-// Whether an update has binary inputs and states alone.
+// Whether an update has binary inputs, and states of units that are drawn apart from each other.
 bool is_binary(const Machine& machine, const Update& update, const Views& views);
 
 Launch launch_of(const Machine& machine, const Update& update, const Views& views, int32_t n_chains, const float* beta,
-                 const std::vector<const float*>& base);
+                 const std::vector<const float*>& base, const Place& place);
 
 void run(const BinaryUpdate& update, void* stream);
 void run(const StreamedUpdate& update, void* stream);
 void run(const RealUpdate& update, void* stream);
+void run(const SoftmaxUpdate& update, void* stream);
 
 }  // namespace bm::cuda

@@ -14,7 +14,9 @@ namespace bm::cuda {
 Machine::Machine(std::vector<LayerParameters> layers, std::vector<CouplingSource> couplings, const Place& place)
     : layers_(std::move(layers)) {
   for (const CouplingSource& coupling : couplings) {
-    const bool is_alone = couplings.size() == 1;
+    // a cluster takes two layers in turn whose units are drawn apart from each other
+    const auto is_apart = [&](int layer) { return layers_[layer].kind == Kind::kBernoulli; };
+    const bool is_alone = couplings.size() == 1 && is_apart(coupling.lower) && is_apart(coupling.upper);
     couplings_.push_back({coupling, direction(coupling.lower, coupling.upper, is_alone, place),
                           direction(coupling.upper, coupling.lower, is_alone, place)});
   }
@@ -23,7 +25,7 @@ Machine::Machine(std::vector<LayerParameters> layers, std::vector<CouplingSource
 Machine::Direction Machine::direction(int from, int to, bool is_alone, const Place& place) const {
   const auto inputs = static_cast<int32_t>(layers_[from].units), outputs = static_cast<int32_t>(layers_[to].units);
   Direction weights{place.allocate(weight_bytes(inputs, outputs)), nullptr, hopper::Layout::kStreamed};
-  const bool is_binary = !layers_[from].precisions && !layers_[to].precisions;
+  const bool is_binary = layers_[from].kind != Kind::kGaussian && layers_[to].kind == Kind::kBernoulli;
   const std::optional<hopper::Layout> layout = hopper::layout_of(inputs, outputs, is_alone);
   if (is_binary && layout) {
     weights.layout = *layout;
@@ -64,7 +66,7 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
         launch.means = out;
         run(launch, place.stream);
       },
-      launch_of(machine, update, views, n, beta, base));
+      launch_of(machine, update, views, n, beta, base, place));
 }
 
 void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
@@ -95,6 +97,8 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
       launch.damping = what.damping;
       launch.changes = changes;
       launch.settled = settled;
+      if (machine.layers()[update.layer].kind == Kind::kSoftmax)
+        launch.fields = softmax_fields(machine, update.layer, n, place);
       launches.push_back(launch);
     }
   // without a tolerance no case settles, not even one that changes no more
@@ -104,7 +108,7 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
     for (const Block& block : program)
       for (const Update& update : block) {
         const MeanUpdate& launch = launches[next++];
-        update_means(launch, place.stream);
+        launch.fields ? update_softmax_means(launch, place.stream) : update_means(launch, place.stream);
         const View& view = views[update.layer];
         if (launch.precisions && view.values)
           pack_values(view.values, view.quanta, launch.means, n, launch.product.units, place.stream);

@@ -165,15 +165,8 @@ SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kRealBlocks) update_real_kernel(SI
 
 // --- mean field ------------------------------------------------------------------------------------------------------
 
-// Whether all chains of the block's tile are settled; the same for all its threads.
-SIMT_DEVICE bool all_settled(const MeanUpdate& p) {
-  static_assert(kRealTileChains == 32);
-  const int64_t chain = static_cast<int64_t>(simt::block_x()) * kRealTileChains + simt::thread_x() % 32;
-  return simt::ballot(chain < p.product.n_chains && !(p.settled && p.settled[chain] != 0)) == 0;
-}
-
 SIMT_KERNEL void SIMT_BOUNDS(kProductThreads, kRealBlocks) update_means_kernel(SIMT_PARAMETER MeanUpdate p) {
-  if (all_settled(p)) return;
+  if (all_settled(p.settled, p.product.n_chains)) return;
   const RealPlace place;
   RealFields fields;
   make_fields(p.product, place, fields);

@@ -87,6 +87,7 @@ struct MeanUpdate {
   float damping;            // 0 to 1
   float* changes;           // [n_chains], raised to the largest change of a mean in this chain
   const uint32_t* settled;  // [n_chains], not 0 where a chain keeps its means; or null
+  float* fields;            // [units, n_chains] for update_softmax_means alone
 };
 
 void update_means(const MeanUpdate& update, void* stream);

@@ -38,6 +38,13 @@ struct RealPlace {
   SIMT_DEVICE_MEMBER int unit(int n, int i) const { return first_unit() + unit_of_column(n, 2 * t() + i % 2); }
 };
 
+// Whether all chains of the block's tile are settled; the same for all its threads.
+SIMT_DEVICE bool all_settled(const uint32_t* settled /* [n_chains] or null */, int32_t n_chains) {
+  static_assert(kRealTileChains == 32);
+  const int64_t chain = static_cast<int64_t>(simt::block_x()) * kRealTileChains + simt::thread_x() % 32;
+  return simt::ballot(chain < n_chains && !(settled && settled[chain] != 0)) == 0;
+}
+
 SIMT_DEVICE void load_next(const RealProduct& p, Cursor& cursor, unsigned char* to) {
   if (cursor.input < p.n_inputs) {
     const RealInput& input = p.inputs[cursor.input];

@@ -91,7 +91,7 @@ class Sweeps {
     if (many_) return;
     for (const Block& block : program)
       for (const Update& update : block) {
-        launches_.push_back(launch_of(machine, update, views_, n_chains, what.beta, what.base));
+        launches_.push_back(launch_of(machine, update, views_, n_chains, what.beta, what.base, place));
         std::visit(
             [&](auto& launch) {
               launch.clamp = clamp[update.layer];

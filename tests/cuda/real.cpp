@@ -6,6 +6,7 @@
 
 #include "arrays.h"
 #include "cuda/pack.h"
+#include "cuda/softmax.h"
 #include "operations.h"
 
 namespace {
@@ -18,6 +19,7 @@ struct RealLayer {
   std::optional<Buffer<uint32_t>> bits;          // of a binary layer
   std::optional<Buffer<float>> numbers, quanta;  // of a real one
   std::optional<Buffer<unsigned char>> values;
+  std::optional<Buffer<float>> fields;  // of a softmax layer
 };
 
 struct RealCoupling {
@@ -50,9 +52,10 @@ struct RealMachine {
         return bits;
       };
       RealLayer& layer =
-          layers.emplace_back(RealLayer{units, Buffer<float>(in.many<float>(units)), {}, {}, {}, {}, {}, {}, {}});
+          layers.emplace_back(RealLayer{units, Buffer<float>(in.many<float>(units)), {}, {}, {}, {}, {}, {}, {}, {}});
       if (in.one()) layer.base.emplace(in.many<float>(units));
       if (in.one()) layer.precisions.emplace(in.many<float>(units));
+      if (in.one()) layer.fields.emplace(n);
       if (in.one()) layer.clamp.emplace(packed(Buffer<uint8_t>(in.many<uint8_t>(n))));
       if (in.one()) {
         layer.numbers.emplace(in.many<float>(n));
@@ -126,19 +129,28 @@ void real_sweep(Reader& in, Writer& out) {
     for (auto& [index, product] : machine.program) {
       RealLayer& layer = machine.layers[index];
       Buffer<float> of_layer(static_cast<size_t>(machine.n_chains) * layer.units);
-      bm::cuda::RealUpdate update{};
-      update.product = product;
-      update.precisions = address(layer.precisions);
-      update.clamp = address(layer.clamp);
-      update.states = n_sweeps == 0 ? nullptr : address(layer.bits);
-      update.numbers = n_sweeps == 0 ? nullptr : address(layer.numbers);
-      update.means = of_layer.data();
-      update.seed = seed;
-      update.first_chain = first_chain;
-      update.sweep = first_sweep + static_cast<uint32_t>(s);
-      update.layer_and_purpose =
-          bm::units::layer_and_purpose(static_cast<uint32_t>(index), static_cast<uint32_t>(bm::units::kGibbs));
-      bm::cuda::update_real(update, nullptr);
+      const auto with_call = [&, &index = index, &product = product](auto update) {
+        update.product = product;
+        update.clamp = address(layer.clamp);
+        update.states = n_sweeps == 0 ? nullptr : address(layer.bits);
+        update.means = of_layer.data();
+        update.seed = seed;
+        update.first_chain = first_chain;
+        update.sweep = first_sweep + static_cast<uint32_t>(s);
+        update.layer_and_purpose =
+            bm::units::layer_and_purpose(static_cast<uint32_t>(index), static_cast<uint32_t>(bm::units::kGibbs));
+        return update;
+      };
+      if (layer.fields) {
+        bm::cuda::SoftmaxUpdate update = with_call(bm::cuda::SoftmaxUpdate{});
+        update.fields = layer.fields->data();
+        bm::cuda::update_softmax(update, nullptr);
+      } else {
+        bm::cuda::RealUpdate update = with_call(bm::cuda::RealUpdate{});
+        update.precisions = address(layer.precisions);
+        update.numbers = n_sweeps == 0 ? nullptr : address(layer.numbers);
+        bm::cuda::update_real(update, nullptr);
+      }
       if (n_sweeps != 0) machine.pack(layer);
       means[index] = of_layer.read();
     }
@@ -174,10 +186,16 @@ void mean_field(Reader& in, Writer& out) {
   for (int64_t s = 0; s < n_sweeps; s++) {
     for (auto& [index, product] : machine.program) {
       RealLayer& layer = machine.layers[index];
-      bm::cuda::update_means(
-          {product, address(layer.precisions), address(layer.clamp), layer.numbers->data(),
-           layer.precisions ? nullptr : layer.values->data(), damping, changes.data(), settled.data()},
-          nullptr);
+      const bm::cuda::MeanUpdate update{product,
+                                        address(layer.precisions),
+                                        address(layer.clamp),
+                                        layer.numbers->data(),
+                                        layer.precisions ? nullptr : layer.values->data(),
+                                        damping,
+                                        changes.data(),
+                                        settled.data(),
+                                        address(layer.fields)};
+      layer.fields ? bm::cuda::update_softmax_means(update, nullptr) : bm::cuda::update_means(update, nullptr);
       if (layer.precisions) machine.pack(layer);
     }
     bm::cuda::settle({machine.n_chains, tolerance, changes.data(), last_changes.data(), settled.data(), sweeps.data()},

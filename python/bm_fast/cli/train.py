@@ -146,8 +146,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Result:
     settings = _resumed_settings(options) if options.resume else _new_settings(options)
-    if settings.get("labels") and options.device.type != "cpu":
-        raise UsageError("--device: expected cpu for a machine with labels, whose softmax layer runs there alone")
     dataset = load_data(settings["data"])
     folder = Path(_run_folder(options.resume) if options.resume else options.output or "train-output")
     names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *_numbered_files(folder))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bm_fast.graph import Graph, Kind
+from bm_fast.graph import Graph
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
 from bm_fast.ops.native import address, addresses, plain, plain_layers, rung_addresses, value_addresses
@@ -76,12 +76,6 @@ class Machine:
     """
 
     def __init__(self, parameters: Parameters, counter: Tensor | None = None) -> None:
-        for layer in parameters.graph.layers:
-            if layer.kind is Kind.SOFTMAX:
-                raise ValueError(
-                    f"layer {layer.name!r}: softmax units run on the CPU alone; CUDA devices have Bernoulli and "
-                    "Gaussian ones"
-                )
         self._device = parameters.biases[0].device
         self._parameters = parameters  # what is not copied is used where it is
         self._counter = counter

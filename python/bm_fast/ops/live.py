@@ -20,9 +20,9 @@ class LiveMachine(Machine):
     """The machine of float parameters as they are at each ``refresh``, for sweeps and means on a GPU.
 
     What it computes has the bits of a ``Machine`` built at that moment, but nothing waits for the device, not even to
-    learn the grid or whether weights fit it: ``take_refusal`` tells that later. Sweeps are numbered on the device, so
-    that all calls can be recorded into a CUDA graph that goes on with ever new random numbers: ``start_at`` sets the
-    number, and ``chains.sweep`` only follows on the host.
+    learn the grid or whether weights fit it: ``take_refusal`` tells that later. Nor are states looked at. Sweeps are
+    numbered on the device, so that all calls can be recorded into a CUDA graph that goes on with ever new random
+    numbers: ``start_at`` sets the number, and ``chains.sweep`` only follows on the host.
 
     weights, biases, precisions: as for ``Machine.build``, contiguous; used where they are.
     """
@@ -43,6 +43,9 @@ class LiveMachine(Machine):
     def start_at(self, sweep: int) -> None:
         """Gives the next sweep this number."""
         self._counter.fill_(sweep - _NUMBERS if sweep >= _NUMBERS // 2 else sweep)
+
+    def _may_look(self) -> bool:
+        return False
 
     def take_refusal(self) -> bool:
         """Whether weights were not finite or beyond the largest grid since the last time; waits for the device."""

@@ -4,9 +4,9 @@ An update quantises the float parameters where they are, runs the chains, fills 
 All of it stays on the device, so that nothing waits for it: numbers of sweeps are counted there, and weights that do
 not fit their grid raise a flag that is looked at now and then. The bits are those of the same launches one by one.
 
-A graph holds for one number of data rows and for the memory and the hyper-parameters that it was recorded with. After
-a change of any of them one update is launched as it is, which also leaves the optimiser with all of its state, and the
-next one is recorded anew.
+A graph holds for one number of data rows, of which so many have known labels, and for the memory and the
+hyper-parameters that it was recorded with. After a change of any of them one update is launched as it is, which also
+leaves the optimiser with all of its state, and the next one is recorded anew.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_SWEEPS = 2**32
 
 @dataclass
 class _Recording:
-    """What is known of updates with some number of rows: the sweeps of one, and what repeats it once there is that."""
+    """What is known of updates with some numbers of rows: the sweeps of one, and what repeats it once there is that."""
 
     sweeps: int
     replay: Callable[[], object] | None = None
@@ -44,28 +44,28 @@ class CapturedUpdates:
 
     def __init__(self, model: BoltzmannModel, optimizer: Optimizer, learner: Learner[Machine]) -> None:
         self._model, self._optimizer, self._learner = model, optimizer, learner
-        self._recordings: dict[int, _Recording] = {}
+        self._recordings: dict[tuple[int, int], _Recording] = {}
         self._depends_on: object = None  # what the recordings depend on, as the last launched update left it
         self._machine: ops.LiveMachine | None = None
         self._machine_of: list[int] = []  # where its parameters are
         self._counted = -1  # the number of the next sweep, as the device has it; -1: it has none yet
         self._can_record = True
 
-    def run(self, n_data: int) -> None:
-        """One update from the ``n_data`` data rows that the learner holds."""
+    def run(self, n_data: int, n_labelled: int = 0) -> None:
+        """One update from the ``n_data`` data rows that the learner holds, ``n_labelled`` of them with known labels."""
         if self._depends_on != self._dependencies():
             self._recordings.clear()
         machine, chains = self._live_machine(), self._learner.chains
         first = chains.sweep
         if first != self._counted:
             machine.start_at(first)
-        recording = self._recordings.get(n_data)
+        recording = self._recordings.get((n_data, n_labelled))
         if recording is not None and recording.replay is None and self._can_record:
             recording.replay = self._record(machine, n_data)
             chains.sweep = first
         if recording is None or recording.replay is None or first + recording.sweeps > _MAX_SWEEPS:
             self._launch(machine, n_data)
-            self._recordings[n_data] = _Recording(chains.sweep - first)
+            self._recordings[n_data, n_labelled] = _Recording(chains.sweep - first)
             self._depends_on = self._dependencies()
         else:
             recording.replay()

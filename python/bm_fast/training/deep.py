@@ -118,7 +118,6 @@ class DBMLearner:
     """Gradients of a DBM; its memory is used again and again.
 
     restart: chains begin at the rows of the batch in each update, as in CD; None: they go on from update to update.
-    labels: int64 ``[n_data]``, those of the rows of the next update, -1 where unknown; None for a model without.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class DBMLearner:
             )
         self._dbm, self._estimator, self._centred = dbm, estimator, centred
         self._restart = restart
-        self.labels: Tensor | None = None
+        self._n_labelled = 0  # of the rows of the next update, which come first
         self._rows = _Rows(graph, batch_size, estimator.n_chains, device)
         start = dbm.machine().chains(estimator.n_chains, seed)
         self._rows.model[VISIBLE].copy_(start.layers[VISIBLE])
@@ -174,13 +173,28 @@ class DBMLearner:
             self.offsets[VISIBLE].copy_(column_means(data))
             self._known[VISIBLE] = True
 
+    def take_labels(self, labels: Tensor) -> int:
+        """Labels of the rows of the next update, which ``batch`` holds, int64 ``[n_data]``, -1 where unknown.
+
+        Moves rows with a known one to the front, sets their label layer, and returns how many there are, which waits
+        for the device.
+        """
+        data, n_labelled = self._rows.data(len(labels)), int((labels >= 0).sum())
+        if n_labelled < len(labels):
+            order = torch.argsort((labels < 0).to(torch.uint8), stable=True)
+            labels = labels[order]
+            data[VISIBLE].copy_(data[VISIBLE][order])
+        data[-1][:n_labelled].copy_(arrays.one_hot(labels[:n_labelled], data[-1].shape[1]))
+        self._n_labelled = n_labelled
+        return n_labelled
+
     @torch.no_grad()
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         estimator = self._estimator
         data = self._rows.data(n_data)
-        n_labelled = self._clamp_labels(data)
-        self._infer(machine, [layer[:n_labelled] for layer in data], (VISIBLE, len(self._dbm.units)))
-        self._infer(machine, [layer[n_labelled:] for layer in data], (VISIBLE,))
+        n = self._n_labelled
+        self._infer(machine, [layer[:n] for layer in data], (VISIBLE, len(self._dbm.units)))
+        self._infer(machine, [layer[n:] for layer in data], (VISIBLE,))
         if self._restart is not None:
             self._restart.begin(machine, self.chains, data)
         if estimator.operator is None:
@@ -199,18 +213,6 @@ class DBMLearner:
             torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(self._dbm.log_precision)])
         for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
             parameter.grad = self._of[id(parameter)]
-
-    def _clamp_labels(self, data: list[Tensor]) -> int:
-        """Moves the rows with a known label to the front and sets their label layer; how many there are."""
-        if self.labels is None:
-            return 0
-        labels, n_labelled = self.labels, int((self.labels >= 0).sum())
-        if n_labelled < len(labels):
-            order = torch.argsort((labels < 0).to(torch.uint8), stable=True)
-            labels = labels[order]
-            data[VISIBLE].copy_(data[VISIBLE][order])
-        data[-1][:n_labelled].copy_(arrays.one_hot(labels[:n_labelled], data[-1].shape[1]))
-        return n_labelled
 
     def _infer(self, machine: Machine, rows: list[Tensor], clamped: tuple[int, ...]) -> None:
         """Mean field of rows that may be none."""

@@ -170,15 +170,16 @@ class Trainer(Loop):
         n_data = len(values)
         data = self._learner.batch(n_data)
         self._draw(values, numbers, self.epoch, data)
-        if isinstance(self._learner, DBMLearner) and self._batches is not None:
-            self._learner.labels = self._batches.labels
+        n_labelled, labels = 0, None if self._batches is None else self._batches.labels
+        if isinstance(self._learner, DBMLearner) and labels is not None:
+            n_labelled = self._learner.take_labels(labels)
         if self._captured is None:
             self._learner.fill_gradient(self._snapshot(), n_data)
             self.optimizer.step()
         else:
             if self.update % LOOK_EVERY == LOOK_EVERY - 1:
                 self.check_finite()
-            self._captured.run(n_data)
+            self._captured.run(n_data, n_labelled)
         self.last_batch = data
 
     def _measure(self, batches: Batches, validation: Tensor | None) -> dict[str, float]:
