@@ -88,33 +88,59 @@ inline std::vector<CouplingParameters> couplings_of(const std::vector<PlainCoupl
   return couplings;
 }
 
-// Runs long work, `work(progress, interrupted)`, without the GIL. Sweeps done are written to an address and then told
-// to Python; a signal handler that raises, Ctrl-C above all, ends the work, and its exception leaves this function.
+// A signal handler that raised, Ctrl-C above all, and with what.
+class Interruption {
+ public:
+  bool has_come() const { return error_ != nullptr; }
+
+  // Without the GIL: runs the handlers of pending signals; whether one has raised, now or before.
+  bool ask() {
+    const pybind11::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) {
+      try {
+        throw pybind11::error_already_set();
+      } catch (...) {  // or std::bad_alloc: none may leave the kernel's threads
+        error_ = std::current_exception();
+      }
+    }
+    return has_come();
+  }
+
+  void raise() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::exception_ptr error_;
+};
+
+// Runs long work, `work(interrupted)`, without the GIL; what a signal handler raises ends it and leaves this function.
+template <class Work>
+void run_interruptible(const Work& work) {
+  Interruption interruption;
+  {
+    const pybind11::gil_scoped_release release;
+    work([&] { return interruption.ask(); });
+  }
+  interruption.raise();
+}
+
+// The same of `work(progress, interrupted)`. Sweeps done are written to an address and then told to Python.
 template <class Work>
 void run_interruptible(Address sweeps_done, const pybind11::function& progress, const Work& work) {
-  std::exception_ptr interruption;
+  Interruption interruption;
   {
     const pybind11::gil_scoped_release release;
     work(
         [&](int64_t done) {
           *at<int64_t>(sweeps_done) = done;  // first: Python may raise a pending signal before `progress` begins
-          if (interruption) return;
+          if (interruption.has_come()) return;
           const pybind11::gil_scoped_acquire acquire;
           progress(done);
         },
-        [&] {
-          const pybind11::gil_scoped_acquire acquire;
-          if (PyErr_CheckSignals() != 0) {
-            try {
-              throw pybind11::error_already_set();
-            } catch (...) {  // or std::bad_alloc: none may leave the kernel's threads
-              interruption = std::current_exception();
-            }
-          }
-          return interruption != nullptr;
-        });
+        [&] { return interruption.ask(); });
   }
-  if (interruption) std::rethrow_exception(interruption);
+  interruption.raise();
 }
 
 }  // namespace bm::binding

@@ -177,10 +177,10 @@ class Machine {
     bm::check_address("changes", at<const void>(changes));
     bm::check_address("performed", at<const void>(performed));
     bm::check_threads(threads);
-    const py::gil_scoped_release release;
-    bm::mean_field(*machine_, program, values,
-                   {n_cases, iterations, tolerance, damping, at<float>(changes), at<int32_t>(performed), outsets},
-                   threads);
+    const bm::MeanField what = {n_cases, iterations, tolerance, damping, at<float>(changes), at<int32_t>(performed),
+                                outsets};
+    run_interruptible(
+        [&](const auto& interrupted) { bm::mean_field(*machine_, program, values, what, threads, interrupted); });
   }
 
   void energy(const std::vector<PlainValues>& values, int64_t n_chains, Address out, int threads) const {

@@ -100,15 +100,17 @@ struct MeanField {
   int64_t iterations;         // at most
   float tolerance;            // a case stops once no mean changes by more; 0: never
   float damping;              // share of the old mean that an update keeps
-  float* changes;             // [n_cases], largest change of a mean in the case's last iteration
+  float* changes;             // [n_cases], largest change of a mean in the case's last iteration; above a tolerance
+                              // that is not 0 if and only if the case was not at rest after it
   int32_t* performed;         // [n_cases], iterations
   std::vector<Outset> start;  // all layers of the program, whose values may then hold anything; empty: values are given
 };
 
 // Runs a program on means instead of states: each update replaces the values of its layer, which are real, by the means
-// given all other values. A case's result does not depend on the cases beside it.
+// given all other values. A case's result does not depend on the cases beside it. `interrupted()` is asked about every
+// 100 ms from the calling thread; true ends the call with means and results undefined.
 void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
-                const MeanField& what, int threads);
+                const MeanField& what, int threads, const std::function<bool()>& interrupted);
 
 // out[n_chains] = energy at beta = 1.
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains, int threads);

@@ -137,6 +137,37 @@ def test_ctrl_c_ends_tempering_within_a_second(n_ladders: int) -> None:
     assert rounds > 0
 
 
+LONG_MEAN_FIELD = """
+import time, torch
+from engine_cases import make_machine
+from bm_fast import chain_graph
+from bm_fast.program import gibbs_program
+
+torch.set_num_threads(2)
+machine = make_machine(chain_graph((3, {below}, {above})), scale=0.05)
+program = gibbs_program(machine.graph, clamped=[0])
+data = torch.ones({n_cases}, 3, dtype=torch.uint8)
+print("running", flush=True)
+try:
+    machine.mean_field(program, [data, torch.rand({n_cases}, {below}), torch.rand({n_cases}, {above})], {iterations})
+except KeyboardInterrupt:
+    print(time.time(), 0, flush=True)
+values = [data[:1], torch.rand(1, {below}), torch.rand(1, {above})]
+machine.mean_field(program, values, 2)
+print("valid", flush=True)
+"""
+
+
+@pytest.mark.parametrize("isa", [None, "base"])
+@pytest.mark.parametrize(("below", "above", "n_cases", "iterations"), [(784, 500, 100, 10**9), (3000, 2000, 1024, 100)])
+def test_ctrl_c_ends_mean_field_within_a_second(
+    isa: str | None, below: int, above: int, n_cases: int, iterations: int
+) -> None:
+    sizes = {"below": below, "above": above, "n_cases": n_cases, "iterations": iterations}
+    seconds, _ = interrupt(isa, 0.3, LONG_MEAN_FIELD, **sizes)
+    assert seconds < 1
+
+
 def test_progress_is_told_of_whole_sweeps_up_to_the_last() -> None:
     machine = make_machine(chain_graph((300, 200)))
     chains = machine.chains(300, seed=0)

@@ -178,6 +178,15 @@ def test_units_that_all_err_alike(weight: float, below: float, above: float) -> 
     assert distance_from_rest(built, values) <= LEFT_AT_REST + 2.0**-25 * 0.3 * abs(weight) * n
 
 
+def test_means_of_the_largest_fields_are_0_and_1(backend: str) -> None:
+    graph = chain_graph((2, 4, 20))
+    ends = torch.tensor([3.4e38, -3.4e38, 200.0, -200.0])
+    built = Machine.build(graph, [torch.zeros(2, 4), torch.zeros(4, 20)], [torch.zeros(2), ends, ends.repeat(5)])
+    posterior = mean_field.settle(built, {0: torch.zeros(3, 2, dtype=torch.uint8)}, 3, 0.0)
+    for means in posterior.layers[1:]:
+        torch.testing.assert_close(means, (ends > 0).float().repeat(3, means.shape[1] // 4), rtol=0, atol=1e-18)
+
+
 def test_gaussian_means_of_any_size() -> None:
     """Means of a Gaussian layer that moves: 10^-7 in size, and their part in fields is not."""
     graph = chain_graph((40, 30), Kind.GAUSSIAN)
@@ -195,6 +204,21 @@ def test_gaussian_means_of_any_size() -> None:
     assert 1e-9 < float(copies[0].abs().max()) < 1e-6
     torch.testing.assert_close(values[0], copies[0], rtol=1e-4, atol=1e-12)
     torch.testing.assert_close(values[1], copies[1], rtol=0, atol=AT_REST)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+def test_a_case_has_converged_exactly_where_it_makes_no_more_iterations(tolerance: float, backend: str) -> None:
+    """Means that hardly move may do so before the products have been given all of them, which is no rest yet."""
+    graph = chain_graph((5, 400, 30))
+    generator = torch.Generator().manual_seed(0)
+    above, biases = 0.003 * torch.randn(400, 30, generator=generator), 2 * torch.randn(400, generator=generator)
+    built = Machine.build(graph, [torch.zeros(5, 400), above], [torch.zeros(5), biases, -above.sum(0) / 2])
+    given = {0: values_for(graph, 20)[0]}
+    longest = mean_field.settle(built, given, 50, tolerance)
+    assert bool(longest.converged.all())
+    for iterations in range(1, int(longest.iterations.max()) + 1):
+        posterior = mean_field.settle(built, given, iterations, tolerance)
+        assert torch.equal(posterior.converged, longest.iterations <= iterations)
 
 
 def test_a_case_does_not_depend_on_those_beside_it(backend: str) -> None:

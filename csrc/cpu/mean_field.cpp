@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/stop.h"
 #include "cpu/work.h"
 
 namespace bm {
@@ -18,15 +19,15 @@ class Limbs {
     high_ = Array<uint8_t>(size);
     low_ = Array<uint8_t>(size);
     steps_ = Array<float>(weights.stride);
-    largest_sum_ = kernels.split(high_.data(), low_.data(), steps_.data(), weights);
+    reach_ = kernels.split(high_.data(), low_.data(), steps_.data(), weights);
   }
   mean_field::LimbsView view() const { return {high_.data(), low_.data(), steps_.data()}; }
-  double largest_sum() const { return largest_sum_; }  // of |W_q| over the inputs of an output
+  const mean_field::Reach& reach() const { return reach_; }
 
  private:
   Array<uint8_t> high_, low_;
   Array<float> steps_;
-  double largest_sum_;
+  mean_field::Reach reach_;
 };
 
 namespace {
@@ -46,21 +47,30 @@ Program with_inputs(const Machine& machine, const Program& program, bool moving)
   return part;
 }
 
-// Memory of one thread for the layers that move. grids: of each update, or nothing where there are no feeds.
+// How finely the means of a layer go into the products, and by how much they move the fields there; as in LayerWork.
+struct Fineness {
+  float grid;
+  float reaches[mean_field::kLimbs];
+};
+
+// Memory of one thread for the layers that move. fineness: of each update, or nothing where there are no feeds.
 class Work {
  public:
-  Work(const Machine& machine, const ProgramView& program, const std::vector<float>& grids) {
+  Work(const Machine& machine, const ProgramView& program, const std::vector<Fineness>& fineness) {
     for (int i = 0; i < program.n_updates; i++) {
       const size_t size = static_cast<size_t>(mean_field::kCases) * machine.layer(program.updates[i].layer).padded;
-      mean_field::LayerWork work{floats(size), {}, nullptr, 0.f};
-      if (!grids.empty()) {
+      mean_field::LayerWork work{floats(size), {}, nullptr, nullptr, 0.f, {}};
+      if (!fineness.empty()) {
         for (mean_field::Feed& feed : work.feeds) {
           bytes_.emplace_back(size);
           totals_.emplace_back(mean_field::kCases);
           feed = {floats(size), bytes_.back().data(), floats(mean_field::kCases), totals_.back().data()};
         }
         work.lags = floats(mean_field::kCases);
-        work.grid = grids[i];
+        flags_.emplace_back(mean_field::kCases);
+        work.is_old = flags_.back().data();
+        work.grid = fineness[i].grid;
+        std::ranges::copy(fineness[i].reaches, work.reaches);
       }
       work_.push_back(work);
     }
@@ -74,6 +84,7 @@ class Work {
   }
   std::vector<Array<float>> floats_;
   std::vector<Array<int8_t>> bytes_;
+  std::vector<Array<bool>> flags_;
   std::vector<Array<int32_t>> totals_;
   std::vector<mean_field::LayerWork> work_;
 };
@@ -86,29 +97,35 @@ const Limbs& limbs_of(const Machine& machine, const InputView& input, const mean
   return *limbs;
 }
 
-// What the kernels with limbs need: weights for each input of a program, grids for each update; else nothing.
+// What the kernels with limbs need: weights for each input of a program, and of each update; else nothing.
 struct Split {
   std::vector<mean_field::LimbsView> limbs;
-  std::vector<float> grids;
+  std::vector<Fineness> fineness;
 };
 
 Split split(const Machine& machine, const ProgramView& program, const mean_field::Kernels& kernels) {
   Split split;
   if (!kernels.split) return split;
-  // By layer: the largest sum of the sizes of weights that lead from it to a unit.
-  std::vector<double> sums(machine.n_layers());
+  // By layer: the largest of all inputs that lead from it.
+  std::vector<mean_field::Reach> reaches(machine.n_layers());
   for (int i = 0; i < program.n_updates; i++)
     for (int j = 0; j < program.updates[i].n_inputs; j++) {
       const InputView& input = program.updates[i].inputs[j];
       const Limbs& limbs = limbs_of(machine, input, kernels);
       split.limbs.push_back(limbs.view());
-      sums[input.layer] = std::max(sums[input.layer], limbs.largest_sum() * std::abs(static_cast<double>(input.scale)));
+      mean_field::Reach& reach = reaches[input.layer];
+      const double scale = std::abs(static_cast<double>(input.scale));
+      reach.sum = std::max(reach.sum, limbs.reach().sum * scale);
+      for (const int limb : {mean_field::kHigh, mean_field::kLow})
+        reach.norms[limb] = std::max(reach.norms[limb], limbs.reach().norms[limb] * scale);
     }
   for (int i = 0; i < program.n_updates; i++) {
+    const mean_field::Reach& reach = reaches[program.updates[i].layer];
     double grid = mean_field::kCoarsestGrid;
-    while (grid > mean_field::kFinestGrid && grid / 2 * sums[program.updates[i].layer] > mean_field::kMostLeft)
-      grid /= 2;
-    split.grids.push_back(static_cast<float>(grid));
+    while (grid > mean_field::kFinestGrid && grid / 2 * reach.sum > mean_field::kMostLeft) grid /= 2;
+    split.fineness.push_back(
+        {static_cast<float>(grid),
+         {static_cast<float>(reach.norms[mean_field::kHigh]), static_cast<float>(reach.norms[mean_field::kLow])}});
   }
   return split;
 }
@@ -124,7 +141,7 @@ const mean_field::Kernels& kernels_for(const Machine& machine, const ProgramView
 }  // namespace cpu
 
 void mean_field(const Machine& machine, const Program& program, const std::vector<Values>& values,
-                const MeanField& what, int threads) {
+                const MeanField& what, int threads, const std::function<bool()>& interrupted) {
   const cpu::Kernels& k = cpu::kernels();
   std::vector<cpu::ValuesView> inputs;
   std::vector<float*> means;
@@ -154,23 +171,28 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
   staying.lay_out(cpu::dense_layers(machine, inputs.data(), what.n_cases, threads), threads);
   moving.lay_out(std::vector<bool>(machine.n_layers()), threads);
   const cpu::Split split = cpu::split(machine, moving.view(), kernels);
-  const cpu::mean_field::Iterations iterations{
-      start.data(),  static_cast<int>(start.size()), what.iterations, what.tolerance, what.damping, what.changes,
-      what.performed};
   const cpu::ThreadScratch scratch(machine, threads);
+  std::atomic<bool> stop{false};
+  std::vector<cpu::StopState> stops(threads, {&stop, nullptr, cpu::StopState::Clock::now()});
+  stops[0].interrupted = &interrupted;
   std::vector<cpu::Work> work;
-  for (int t = 0; t < threads; t++) work.emplace_back(machine, moving.view(), split.grids);
+  for (int t = 0; t < threads; t++) work.emplace_back(machine, moving.view(), split.fineness);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
     const cpu::Part part = cpu::part(what.n_cases, t, threads, cpu::mean_field::kTileCases);
+    const cpu::StopView ask{cpu::StopState::ask, &stops[t]};
+    const cpu::mean_field::Iterations iterations{start.data(),    static_cast<int>(start.size()),
+                                                 what.iterations, what.tolerance,
+                                                 what.damping,    what.changes,
+                                                 what.performed,  ask};
     const int blocks = static_cast<int>((part.n + cpu::mean_field::kCases - 1) / cpu::mean_field::kCases);
-    for (int b = 0; b < blocks; b++) {
+    for (int b = 0; b < blocks && !ask.requested(); b++) {
       const cpu::Part block = cpu::part(part.n, b, blocks, cpu::mean_field::kTileCases);
       const int64_t first = part.first + block.first;
       const auto n = static_cast<int32_t>(block.n);
       for (int i = 0; i < staying.view().n_updates; i++)
         k.mean_field->constant_fields(work[t].data()[i].fields, machine.view(), staying.view().updates[i],
-                                      inputs.data(), first, n, scratch[t]);
+                                      inputs.data(), first, n, scratch[t], ask);
       kernels.iterate(machine.view(), moving.view(), means.data(), work[t].data(), split.limbs.data(), iterations,
                       first, n, scratch[t]);
     }

@@ -1,13 +1,13 @@
 // The driver of sweeps: rounds of bounded time on copies of the states, threads over chains, and a way to stop.
 #include <omp.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <optional>
 
 #include "cpu/lookup.h"
 #include "cpu/run.h"
+#include "cpu/stop.h"
 
 namespace bm {
 namespace cpu {
@@ -16,25 +16,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-constexpr double kPollSeconds = 0.1;  // between questions whether the user has pressed Ctrl-C
 constexpr double kSlowestRate = 1e9;  // multiply-adds per second that the first round may count on
 constexpr int64_t kGrain = 64;        // chains at which parts are cut, where there are enough
-
-// One per thread: kernels ask it; that of the calling thread polls.
-struct StopState {
-  std::atomic<bool>* stop;
-  const std::function<bool()>* interrupted;  // null in other threads
-  Clock::time_point last_poll;
-
-  static bool ask(void* context) {
-    auto& self = *static_cast<StopState*>(context);
-    if (self.interrupted && Seconds(Clock::now() - self.last_poll).count() > kPollSeconds) {
-      if ((*self.interrupted)()) self.stop->store(true, std::memory_order_relaxed);
-      self.last_poll = Clock::now();
-    }
-    return self.stop->load(std::memory_order_relaxed);
-  }
-};
 
 // Copies of the states of all layers, as bytes.
 class StateCopies {

@@ -37,7 +37,7 @@ class Posterior:
     """Means of all layers given the clamped ones, and how the iterations ended.
 
     layers: per layer float32 ``[n, units]``; what was given for the clamped layers.
-    changes: float32 ``[n]``, largest change of a mean in the last iteration of the case.
+    changes: float32 ``[n]``, largest change of a mean in the last iteration of the case, as in ``ops.Convergence``.
     iterations: int32 ``[n]``, iterations of the case.
     converged: bool ``[n]``, whether the case came to rest within the tolerance; all False for tolerance 0.
     """

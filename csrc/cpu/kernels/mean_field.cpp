@@ -5,8 +5,8 @@
 namespace bm::cpu::BM_ISA {
 
 static void constant_fields(float* fields, MachineView machine, UpdateView update, const ValuesView* values,
-                            int64_t first, int32_t n, Scratch scratch) {
-  block_fields(machine, update, values, first, n, scratch, {never, nullptr});
+                            int64_t first, int32_t n, Scratch scratch, StopView stop) {
+  block_fields(machine, update, values, first, n, scratch, stop);
   memcpy(fields, scratch.fields, static_cast<int64_t>(n) * machine.layers[update.layer].padded * sizeof(float));
 }
 
@@ -25,7 +25,7 @@ static void sum_fields(MachineView machine, ProgramView moving, int i, float* co
   for (int j = 0; j < update.n_inputs; j++) {
     const InputView& input = update.inputs[j];
     if (n_set < what.n_start && !is_set(moving, what, n_set, input.layer)) continue;
-    add_real_input(scratch.fields, input, means[input.layer] + first * input.weights.inputs, n, {never, nullptr});
+    add_real_input(scratch.fields, input, means[input.layer] + first * input.weights.inputs, n, what.stop);
   }
 }
 
@@ -44,7 +44,7 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
     }
   }
   ActiveCases cases(n);
-  for (int64_t iteration = 0; iteration < what.most && cases.n > 0; iteration++) {
+  for (int64_t iteration = 0; iteration < what.most && cases.n > 0 && !what.stop.requested(); iteration++) {
     cases.begin_iteration();
     for (int i = 0; i < moving.n_updates; i++) {
       const UpdateView& update = moving.updates[i];

@@ -21,6 +21,7 @@ namespace bm::cpu::BM_ISA {
 using mean_field::Feed;
 using mean_field::kCases;
 using mean_field::kHigh;
+using mean_field::kLimbs;
 using mean_field::kLow;
 using mean_field::kPanelUnits;
 using mean_field::kQuad;
@@ -56,25 +57,34 @@ static inline __m512i high_steps(const WeightsView& weights, int32_t unit) {
   return _mm512_load_si512(steps);
 }
 
-// Bytes of limbs of four inputs each, as limb + 128, from words whose low bytes they are.
-static inline void store_quads(uint8_t* to, const __m512i (&limbs)[kQuad]) {
+// Bytes of limbs of four inputs each, as limb + 128, from words whose low bytes they are; adds up their squares for
+// each of 32 outputs, those of -128 as of -127.
+static inline void store_quads(uint8_t* to, const __m512i (&limbs)[kQuad], __m512i* squares) {
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80)), low = _mm512_set1_epi16(0xff);
   const __m512i pairs[2] = {_mm512_or_si512(_mm512_and_si512(limbs[0], low), _mm512_slli_epi16(limbs[1], 8)),
                             _mm512_or_si512(_mm512_and_si512(limbs[2], low), _mm512_slli_epi16(limbs[3], 8))};
-  const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
-                second = _mm512_add_epi64(first, _mm512_set1_epi64(4));
+  const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+  const __m512i orders[2] = {first, _mm512_add_epi64(first, _mm512_set1_epi64(4))};
   const __m512i a = _mm512_unpacklo_epi16(pairs[0], pairs[1]), b = _mm512_unpackhi_epi16(pairs[0], pairs[1]);
-  _mm512_store_si512(to, _mm512_xor_si512(_mm512_permutex2var_epi64(a, first, b), offset));
-  _mm512_store_si512(to + 64, _mm512_xor_si512(_mm512_permutex2var_epi64(a, second, b), offset));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    const __m512i quads = _mm512_permutex2var_epi64(a, orders[i], b);
+    const __m512i sizes = _mm512_min_epu8(_mm512_abs_epi8(quads), _mm512_set1_epi8(127));
+    squares[i] = _mm512_dpbusd_epi32(squares[i], sizes, sizes);
+    _mm512_store_si512(to + i * 64, _mm512_xor_si512(quads, offset));
+  }
 }
 
-static double split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights) {
+static inline double root(int32_t squares) { return __builtin_sqrt(static_cast<double>(squares)) * (128. / 127.); }
+
+static mean_field::Reach split(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights) {
   constexpr int kParts = kPanelUnits / kWords;
   const __m512i one = _mm512_set1_epi16(1);
   __m512i largest = _mm512_setzero_si512();
+  mean_field::Reach reach{};
   for (int32_t unit = 0; unit < weights.stride; unit += kPanelUnits) {
-    __m512i step[kParts], reciprocals[kParts], sums[2 * kParts];
-    for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+    __m512i step[kParts], reciprocals[kParts], sums[2 * kParts], squares[kLimbs][2 * kParts];
+    for (int i = 0; i < 2 * kParts; i++) sums[i] = squares[kHigh][i] = squares[kLow][i] = _mm512_setzero_si512();
     for (int p = 0; p < kParts; p++) {
       alignas(64) uint16_t as_words[kWords], inverse[kWords];
       step[p] = high_steps(weights, unit + p * kWords);
@@ -101,15 +111,26 @@ static double split(uint8_t* high, uint8_t* low, float* steps, const WeightsView
           highs[r] = _mm512_mask_add_epi16(_mm512_mask_sub_epi16(h, below, h, one), above, h, one);
           lows[r] = _mm512_mask_sub_epi16(_mm512_mask_add_epi16(l, below, l, step[p]), above, l, step[p]);
         }
-        store_quads(high, highs);
-        store_quads(low, lows);
+        store_quads(high, highs, squares[kHigh] + 2 * p);
+        store_quads(low, lows, squares[kLow] + 2 * p);
         high += 2 * 64;
         low += 2 * 64;
       }
     }
     for (const __m512i& sum : sums) largest = _mm512_max_epi32(largest, sum);
+    for (int v = 0; v < kVectors; v++) {
+      alignas(64) int32_t of_high[kLanes], of_low[kLanes];
+      _mm512_store_si512(of_high, squares[kHigh][v]);
+      _mm512_store_si512(of_low, squares[kLow][v]);
+      for (int i = 0; i < kLanes; i++) {
+        const double rest = root(of_low[i]), all = steps[unit + v * kLanes + i] * root(of_high[i]) + rest;
+        reach.norms[kHigh] = all > reach.norms[kHigh] ? all : reach.norms[kHigh];
+        reach.norms[kLow] = rest > reach.norms[kLow] ? rest : reach.norms[kLow];
+      }
+    }
   }
-  return _mm512_reduce_max_epi32(largest);
+  reach.sum = _mm512_reduce_max_epi32(largest);
+  return reach;
 }
 
 // --- products --------------------------------------------------------------------------------------------------------
@@ -150,9 +171,9 @@ static inline void add_panel(float* const* fields, const int8_t* const* digits, 
   }
 }
 
-// Adds what a layer gives to one of its neighbours over one limb.
-static void add_feed(float* fields, const WeightsView& weights, const uint8_t* panels, const float* steps,
-                     const Feed& feed, float factor, const ActiveCases& cases) {
+// Adds what a layer gives to one of its neighbours over one limb, or leaves that half done where it is asked to stop.
+static void add_feed(const mean_field::LayerWork& to_layer, const WeightsView& weights, const uint8_t* panels,
+                     const float* steps, const Feed& feed, float factor, const ActiveCases& cases, StopView stop) {
   const int32_t n_quads = (weights.inputs + kQuad - 1) / kQuad, from_stride = padded(weights.inputs);
   float* to[kCases];
   const int8_t* digits[kCases];
@@ -161,12 +182,16 @@ static void add_feed(float* fields, const WeightsView& weights, const uint8_t* p
   for (int32_t k = 0; k < cases.n; k++) {
     const int32_t c = cases.rows[k];
     if (feed.scales[c] == 0.f) continue;
-    to[n] = fields + c * static_cast<int64_t>(weights.stride);
+    to_layer.is_old[c] = true;
+    to[n] = to_layer.fields + c * static_cast<int64_t>(weights.stride);
     digits[n] = feed.digits + c * static_cast<int64_t>(from_stride);
     scales[n] = feed.scales[c] * factor;
     totals[n++] = feed.totals[c];
   }
+  const bool slow = static_cast<int64_t>(n_quads) * n > 1 << 16;  // for each panel, or so
+  if (stop.requested()) return;
   for (int32_t unit = 0; unit < weights.stride; unit += kPanelUnits) {
+    if (slow && stop.requested()) return;
     int32_t c = 0;
     for (; c + kRows <= n; c += kRows)
       add_panel<kRows>(to + c, digits + c, panels, steps, n_quads, scales + c, totals + c);
@@ -208,10 +233,27 @@ static inline Difference compare(const float* a, const float* b, int32_t units) 
   return difference;
 }
 
-// 1 / (1 + exp(-x)), from an approximation to 14 bits and a step of Newton's method
+// 1 / (1 + exp(-x)), from the polynomial of units.h, an approximation to 14 bits and a step of Newton's method
 static inline __m512 logistic(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.f), d = _mm512_add_ps(one, exp_minus(x)), y = _mm512_rcp14_ps(d);
+  const __m512 one = _mm512_set1_ps(1.f);
+  const __m512 t = _mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)), _mm512_set1_ps(64.f));
+  const __m512 r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(0.00132647f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.00967151f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.05550734f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24022242f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69314698f));
+  p = _mm512_fmadd_ps(p, r, one);
+  const __m512 d = _mm512_add_ps(one, _mm512_scalef_ps(p, _mm512_sub_ps(t, r))), y = _mm512_rcp14_ps(d);
   return _mm512_fmadd_ps(y, _mm512_fnmadd_ps(d, y, one), y);
+}
+
+// body(unit, lanes) for whole registers of units and the rest
+template <class Body>
+static inline void for_units(int32_t units, const Body& body) {
+  int32_t u = 0;
+  for (; u + kLanes <= units; u += kLanes) body(u, static_cast<__mmask16>(0xffff));
+  if (u < units) body(u, lanes_left(units - u));
 }
 
 // step_means and compare to `given` in one pass, for Bernoulli units; without damping, and the change where wanted
@@ -219,73 +261,76 @@ template <bool kWantsChange>
 static inline float step_bernoulli(float* means, const float* fields, const float* given, int32_t units,
                                    Difference& from_given) {
   __m512 change = _mm512_setzero_ps();
-  for (int32_t u = 0; u < units; u += kLanes) {
-    const __mmask16 lanes = lanes_left(units - u);
+  Difference difference;
+  for_units(units, [&](int32_t u, __mmask16 lanes) {
     const __m512 mean = logistic(_mm512_loadu_ps(fields + u));
     if (kWantsChange) {
       const __m512 moved = _mm512_maskz_sub_ps(lanes, mean, _mm512_maskz_loadu_ps(lanes, means + u));
       change = _mm512_max_ps(change, _mm512_abs_ps(moved));
     }
     _mm512_mask_storeu_ps(means + u, lanes, mean);
-    from_given.note(_mm512_maskz_sub_ps(lanes, mean, _mm512_maskz_loadu_ps(lanes, given + u)));
-  }
+    difference.note(_mm512_maskz_sub_ps(lanes, mean, _mm512_load_ps(given + u)));
+  });
+  from_given = difference;
   return _mm512_reduce_max_ps(change);
 }
 
-// Gives as much of target - given, at most `largest` in size, as 8 bits hold; returns by how much `other` is now apart
-// from `given`, as the sum of squares. Less than half a grid step is nothing.
+// Gives as much of target - given, at most `largest` in size, as 8 bits hold; what is left over has at most the norm
+// that is returned. Less than half a grid step is nothing.
 static inline float feed_case(const Feed& feed, int32_t c, const float* target, float largest, int32_t units,
-                              float grid, const float* other) {
+                              float grid) {
   float* given = feed.given + c * static_cast<int64_t>(padded(units));
   int8_t* digits = feed.digits + c * static_cast<int64_t>(padded(units));
   const float step = __builtin_ceilf(largest / 127.f / grid) * grid;
   const __m512 scale = _mm512_set1_ps(step), inverse = _mm512_set1_ps(1.f / step);
-  __m512 apart = _mm512_setzero_ps();
+  const __m512 magic = _mm512_set1_ps(12582912.f);  // the last bits of its sum with a number are that rounded
   __m512i total = _mm512_setzero_si512();
-  for (int32_t u = 0; u < units; u += kLanes) {
-    const __mmask16 lanes = lanes_left(units - u);
-    const __m512 before = _mm512_maskz_loadu_ps(lanes, given + u);
-    const __m512 rest = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, target + u), before);
-    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(rest, inverse));
-    const __m512 after = _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, before);
+  for_units(units, [&](int32_t u, __mmask16 lanes) {
+    const __m512 before = _mm512_load_ps(given + u);
+    const __m512 rest = _mm512_maskz_sub_ps(lanes, _mm512_maskz_loadu_ps(lanes, target + u), before);
+    const __m512 shifted = _mm512_fmadd_ps(rest, inverse, magic);
+    const __m512i q = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(magic));
     total = _mm512_add_epi32(total, q);
-    _mm512_mask_storeu_ps(given + u, lanes, after);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + u), _mm512_cvtsepi32_epi8(q));
-    const __m512 d = _mm512_sub_ps(after, _mm512_maskz_loadu_ps(lanes, other + u));
-    apart = _mm512_fmadd_ps(d, d, apart);
-  }
+    _mm512_store_ps(given + u, _mm512_fmadd_ps(_mm512_sub_ps(shifted, magic), scale, before));
+    _mm_store_si128(reinterpret_cast<__m128i*>(digits + u), _mm512_cvtepi32_epi8(q));
+  });
   feed.scales[c] = step;
   feed.totals[c] = _mm512_reduce_add_epi32(total);
-  return _mm512_reduce_add_ps(apart);
+  return step / 2 * __builtin_sqrtf(static_cast<float>(units));
 }
 
-// Prepares what the neighbours are to see of the means of one case; whether that is so much, beside the tolerance, that
-// the case cannot be at rest before they have.
-static bool feed_neighbours(const mean_field::LayerWork& work, int32_t c, const float* means, int32_t units,
-                            const Difference& change, float tolerance) {
+// Prepares what the neighbours are to see of the means of one case. Returns how much of it the case cannot be at rest
+// without, in units of a change of a mean, if that is more than the tolerance.
+static float feed_neighbours(const mean_field::LayerWork& work, int32_t c, const float* means, int32_t units,
+                             const Difference& change, float tolerance) {
   const Feed &high = work.feeds[kHigh], &low = work.feeds[kLow];
   const int64_t start = c * static_cast<int64_t>(padded(units));
-  const float grid = work.grid;
+  const float grid = work.grid, most_left = static_cast<float>(mean_field::kMostLeft);
   high.scales[c] = low.scales[c] = 0.f;
   const float largest = _mm512_reduce_max_ps(change.largest);
-  bool is_due = false;
-  if (largest > grid / 2) {
-    work.lags[c] = feed_case(high, c, means, largest, units, grid, low.given + start);
-    is_due = largest > kDueChange * tolerance;
+  const float norm = __builtin_sqrtf(_mm512_reduce_add_ps(change.squares));
+  float due = 0.f;
+  if (largest > grid / 2 && norm * work.reaches[kHigh] > most_left) {
+    work.lags[c] += norm + feed_case(high, c, means, largest, units, grid);
+    due = largest / kDueChange;
   }
-  if (!(work.lags[c] > kLag * kLag * _mm512_reduce_add_ps(change.squares))) return is_due;
-  const float behind = _mm512_reduce_max_ps(compare(high.given + start, low.given + start, units).largest);
-  work.lags[c] = 0.f;
-  if (!(behind > grid / 2)) return is_due;
-  work.lags[c] = feed_case(low, c, high.given + start, behind, units, grid, high.given + start);
-  return is_due || behind > kDueLag * tolerance;
+  if (work.lags[c] > kLag * norm && work.lags[c] * work.reaches[kLow] > most_left) {
+    const Difference lag = compare(high.given + start, low.given + start, units);
+    const float behind = _mm512_reduce_max_ps(lag.largest);
+    work.lags[c] = __builtin_sqrtf(_mm512_reduce_add_ps(lag.squares));
+    if (behind > grid / 2 && work.lags[c] > kLag * norm && work.lags[c] * work.reaches[kLow] > most_left) {
+      work.lags[c] = feed_case(low, c, high.given + start, behind, units, grid);
+      due = behind / kDueLag > due ? behind / kDueLag : due;
+    }
+  }
+  return due > tolerance ? due : 0.f;
 }
 
 // --- iterations ------------------------------------------------------------------------------------------------------
 
 // Gives the changes of one layer to those of its neighbours that a range of updates refreshes.
 static void push(ProgramView moving, int source, const mean_field::LayerWork* work, const mean_field::LimbsView* limbs,
-                 const ActiveCases& cases, int begin, int end) {
+                 const ActiveCases& cases, int begin, int end, StopView stop) {
   const Feed* feeds = work[source].feeds;
   for (int i = begin; i < end; i++) {
     const UpdateView& update = moving.updates[i];
@@ -293,8 +338,8 @@ static void push(ProgramView moving, int source, const mean_field::LayerWork* wo
       const InputView& input = update.inputs[j];
       if (input.layer != moving.updates[source].layer) continue;
       const mean_field::LimbsView& of_input = limbs[update.inputs + j - moving.updates[0].inputs];
-      add_feed(work[i].fields, input.weights, of_input.high, of_input.steps, feeds[kHigh], input.scale, cases);
-      add_feed(work[i].fields, input.weights, of_input.low, nullptr, feeds[kLow], input.scale, cases);
+      add_feed(work[i], input.weights, of_input.high, of_input.steps, feeds[kHigh], input.scale, cases, stop);
+      add_feed(work[i], input.weights, of_input.low, nullptr, feeds[kLow], input.scale, cases, stop);
     }
   }
 }
@@ -315,6 +360,9 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
     const LayerView& layer = machine.layers[moving.updates[i].layer];
     for (int32_t k = 0; k < cases.n; k++) {
       const int32_t c = cases.rows[k];
+      // the same fields would give the same means, of which there is nothing to feed
+      if (!work[i].is_old[c] && work[i].feeds[kHigh].scales[c] == 0.f && work[i].feeds[kLow].scales[c] == 0.f) continue;
+      work[i].is_old[c] = damping != 0.f;
       float* to = means[moving.updates[i].layer] + (first + c) * layer.units;
       const int64_t start = c * static_cast<int64_t>(layer.padded);
       const float *fields = work[i].fields + start, *given = work[i].feeds[kHigh].given + start;
@@ -332,7 +380,8 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
       } else {
         step_bernoulli<false>(to, fields, given, layer.units, from_given);
       }
-      if (feed_neighbours(work[i], c, to, layer.units, from_given, what.tolerance)) cases.goes_on[c] = true;
+      const float due = feed_neighbours(work[i], c, to, layer.units, from_given, what.tolerance);
+      if (what.tolerance > 0.f) cases.note(c, due);
     }
   };
   const auto feed = [&](int i) {
@@ -346,12 +395,13 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
   };
   // Of a layer that nothing has been given of before its first feed, which is not a change that would fade away.
   const auto give_in_full = [&](int i) {
-    push(moving, i, work, limbs, cases, 0, moving.n_updates);
+    push(moving, i, work, limbs, cases, 0, moving.n_updates, what.stop);
     for (int round = 1; round < kFullRounds; round++) {
       feed(i);
-      push(moving, i, work, limbs, cases, 0, moving.n_updates);
+      push(moving, i, work, limbs, cases, 0, moving.n_updates, what.stop);
     }
     for (const Feed& of_limb : work[i].feeds) memset(of_limb.scales, 0, n * sizeof(float));
+    memset(work[i].is_old, true, n * sizeof(bool));  // there is a rest to be fed yet
   };
   for (int i = 0; i < moving.n_updates; i++) {
     const int32_t units = machine.layers[moving.updates[i].layer].units;
@@ -362,6 +412,7 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
       memset(of_limb.scales, 0, n * sizeof(float));
     }
     memset(work[i].lags, 0, n * sizeof(float));
+    memset(work[i].is_old, true, n * sizeof(bool));
     if (what.n_start || !is_read_first(moving, i)) continue;
     feed(i);
     give_in_full(i);
@@ -369,18 +420,19 @@ static void iterate(MachineView machine, ProgramView moving, float* const* means
   cases.begin_iteration();
   for (int s = 0; s < what.n_start; s++) {
     refresh(what.start[s].update, what.start[s].scale, 0.f, false);
-    push(moving, what.start[s].update, work, limbs, cases, 0, moving.n_updates);
+    memset(work[what.start[s].update].is_old, true, n * sizeof(bool));  // means of the fields as they are
+    push(moving, what.start[s].update, work, limbs, cases, 0, moving.n_updates, what.stop);
   }
-  for (int64_t iteration = 0; iteration < what.most && cases.n > 0; iteration++) {
+  for (int64_t iteration = 0; iteration < what.most && cases.n > 0 && !what.stop.requested(); iteration++) {
     cases.begin_iteration();
     const bool wants_change = what.tolerance > 0.f || iteration + 1 == what.most;
-    for (int i = 0; iteration > 0 && i < moving.n_updates; i++) push(moving, i, work, limbs, cases, 0, i);
+    for (int i = 0; iteration > 0 && i < moving.n_updates; i++) push(moving, i, work, limbs, cases, 0, i, what.stop);
     for (int i = 0; i < moving.n_updates; i++) {
       refresh(i, 1.f, what.damping, wants_change);
       if (iteration == 0 && !what.n_start && !is_read_first(moving, i)) {
         give_in_full(i);
       } else {
-        push(moving, i, work, limbs, cases, i + 1, moving.n_updates);
+        push(moving, i, work, limbs, cases, i + 1, moving.n_updates, what.stop);
       }
     }
     cases.end_iteration(what, first, iteration);

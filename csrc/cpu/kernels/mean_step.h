@@ -39,13 +39,12 @@ struct ActiveCases {
   int32_t n;
   int32_t rows[mean_field::kCases];
   float changes[mean_field::kCases];
-  bool goes_on[mean_field::kCases];  // whatever its means have changed by
 
   explicit ActiveCases(int32_t n_cases) : n(n_cases) {
     for (int32_t c = 0; c < n; c++) rows[c] = c;
   }
   void begin_iteration() {
-    for (int32_t k = 0; k < n; k++) changes[rows[k]] = 0.f, goes_on[rows[k]] = false;
+    for (int32_t k = 0; k < n; k++) changes[rows[k]] = 0.f;
   }
   void note(int32_t row, float change) { changes[row] = change > changes[row] ? change : changes[row]; }
   void end_iteration(const mean_field::Iterations& what, int64_t first, int64_t iteration) {
@@ -55,7 +54,7 @@ struct ActiveCases {
       what.changes[first + row] = changes[row];
       what.performed[first + row] = static_cast<int32_t>(iteration) + 1;
       rows[left] = row;
-      left += goes_on[row] || !(what.tolerance > 0.f && changes[row] <= what.tolerance);
+      left += !(what.tolerance > 0.f && changes[row] <= what.tolerance);
     }
     n = left;
   }

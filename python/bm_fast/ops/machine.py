@@ -23,13 +23,14 @@ _MAX_FLOAT = torch.finfo(torch.float32).max
 _STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32, Kind.SOFTMAX: torch.uint8}
 
 
-_CASES = 1024  # of mean field in one native call, which takes a tenth of a second for a big machine
+_CASES = 1024  # of mean field in one native call, as its memory and that of the reference grow with them
 
 
 class Convergence(NamedTuple):
     """How mean-field iterations ended, for each case.
 
-    changes: float32 ``[n_cases]``, the largest change of a mean in the last iteration.
+    changes: float32 ``[n_cases]``, the largest change of a mean in the last iteration, or what is above the tolerance
+        where a case was not at rest for another reason (``docs/kernels.md``).
     iterations: int32 ``[n_cases]``, how many there were.
     """
 
@@ -196,7 +197,7 @@ class Machine:
             tolerance 0 every case makes all of them. A case's result does not depend on the cases beside it.
         damping: share of the old mean that an update keeps, 0 to below 1.
 
-        Ctrl-C stops between blocks of 1,024 cases.
+        Ctrl-C ends the call within a second; the values that the program updates are then neither the old nor the new.
         """
         self._check_program(program)
         self._check_program(start)
