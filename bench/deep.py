@@ -1,13 +1,15 @@
 """Mean field and updates of a Bernoulli DBM in bm_fast and torch, behind the interface of trainers.py.
 
-Every library makes all iterations, whatever has come to rest, and computes the fields of the data once. Weights and
-data of mean field are random; updates take the centred gradient with as many chains as a batch has rows.
+Every library computes the fields of the data once and makes all iterations, whatever has come to rest. With a tolerance
+bm_fast leaves out each case that has come to rest, and torch stops once all have. Weights and data of mean field are
+random, or those of a trained machine; updates take the centred gradient with as many chains as a batch has rows.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,8 +21,13 @@ ITERATIONS, SWEEPS = 10, 5
 OFFSET_RATE = 0.01
 
 
-def torch_mean_field(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    """Means of all hidden layers after a first pass up, below the top with doubled input, and all iterations."""
+def torch_mean_field(
+    rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], tolerance: float = 0.0
+) -> list[Tensor]:
+    """Means of all hidden layers after a first pass up, below the top with doubled input, and all iterations.
+
+    tolerance: above 0 they end once no mean of any case has changed by more.
+    """
     fixed = rows @ weights[0]
     means = [torch.sigmoid(torch.add(biases[1], fixed, alpha=2.0 if len(weights) > 1 else 1.0))]
     for i in range(1, len(weights)):
@@ -28,37 +35,63 @@ def torch_mean_field(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[T
         means.append(torch.sigmoid(torch.addmm(biases[i + 1], means[-1], weights[i], alpha=1.0 if top else 2.0)))
     order = [*range(0, len(means), 2), *range(1, len(means), 2)]
     for _ in range(ITERATIONS):
+        before = list(means)
         for i in order:
             field = biases[1] + fixed if i == 0 else torch.addmm(biases[i + 1], means[i - 1], weights[i])
             means[i] = torch.sigmoid(field.addmm_(means[i + 1], weights[i + 1].t()) if i + 1 < len(means) else field)
+        if tolerance > 0 and all(bool((a - b).abs().max() <= tolerance) for a, b in zip(means, before, strict=True)):
+            break
     return means
+
+
+def trained(checkpoint: Path, data: str, n_cases: int) -> Problem:
+    """A DBM of Bernoulli layers that was saved, and the first test cases of the data set that it was trained on."""
+    from bm_fast import DBM
+    from bm_fast.data import load
+
+    dbm = DBM.load(checkpoint)
+    if dbm.log_precision is not None or dbm.n_classes is not None:
+        raise ValueError(f"--checkpoint {checkpoint}: expected a DBM of Bernoulli layers without labels")
+    dataset = load(data)
+    images = dataset.split("test")
+    cases = dataset.binarised().split("test") if images.is_floating_point() else images
+    weights, biases = (tuple(value.detach() for value in values) for values in (dbm.weights, dbm.biases))
+    return Problem(dbm.units, weights, biases, cases[:n_cases].float())
 
 
 # --- mean field -------------------------------------------------------------------------------------------------------
 
 
 class BmFastMeanField(Trainer):
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, tolerance: float = 0.0) -> None:
         from bm_fast.graph import chain_graph
         from bm_fast.ops import Machine
 
         self.machine = Machine.build(chain_graph(problem.units), problem.weights, problem.biases)
-        self.rows = problem.visible.to(torch.uint8)
+        self.rows, self.tolerance = problem.visible.to(torch.uint8), tolerance
 
     def run(self, n_updates: int) -> None:
         """Infers so many times."""
         from bm_fast import mean_field
 
         for _ in range(n_updates):
-            mean_field.infer(self.machine, {0: self.rows}, ITERATIONS, 0.0)
+            mean_field.settle(self.machine, {0: self.rows}, ITERATIONS, self.tolerance)
 
 
 class TorchMeanField(Trainer):
-    def __init__(self, problem: Problem, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        tolerance: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        *,
+        compiled: bool = False,
+    ) -> None:
         self.arguments = (
             problem.visible.to(dtype),
             [weight.to(dtype) for weight in problem.weights],
             [bias.to(dtype) for bias in problem.biases],
+            tolerance,
         )
         self.infer = torch.compile(torch_mean_field) if compiled else torch_mean_field
 
@@ -142,11 +175,11 @@ class TorchUpdate(Trainer):
                 self.chains = self.step(next(self.batches), self.chains)
 
 
-MEAN_FIELD: dict[str, Callable[[Problem], Trainer]] = {
+MEAN_FIELD: dict[str, Callable[[Problem, float], Trainer]] = {
     "bm_fast": BmFastMeanField,
     "torch": TorchMeanField,
-    "torch-bf16": lambda problem: TorchMeanField(problem, torch.bfloat16),
-    "torch-compile": lambda problem: TorchMeanField(problem, compiled=True),
+    "torch-bf16": lambda problem, tolerance: TorchMeanField(problem, tolerance, torch.bfloat16),
+    "torch-compile": lambda problem, tolerance: TorchMeanField(problem, tolerance, compiled=True),
 }
 
 DEEP_TRAINERS: dict[str, Callable[[tuple[int, ...], int], Trainer]] = {

@@ -21,7 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samplers import Problem
 
 MODELS = ("784-500", "2000-2000", "784-500-1000")
 CHAINS = (64, 1024, 16384)
@@ -63,6 +66,15 @@ WORKLOADS = {
     "gibbs": Workload("Gibbs", "chains", "sweep", ("flips/ns", "GMAC/s")),
     "pcd": Workload("PCD-1", "rows and chains", "update", ("s/60,000 rows",)),
     "mean field": Workload("Mean field, ten iterations", "cases", "inference", ("s/60,000 rows",)),
+    "mean field, trained": Workload(
+        "Mean field of a trained machine, ten iterations", "cases", "inference", ("s/60,000 rows",)
+    ),
+    "mean field, to rest": Workload(
+        "Mean field of a trained machine, at most ten iterations, to the default tolerance",
+        "cases",
+        "inference",
+        ("s/60,000 rows",),
+    ),
     "dbm": Workload("Update of a DBM", "rows and chains", "update", ("s/60,000 rows",)),
 }
 
@@ -79,6 +91,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--deep-batches", nargs="*", type=int, default=DEEP_BATCHES, help="rows of an update of that DBM"
     )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a saved DBM: mean field is that of this machine, on test data",
+    )
+    parser.add_argument("--data", default="mnist", help="what that was trained on")
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
     parser.add_argument("--calls", type=int, default=7, help="timed calls of each library")
@@ -175,11 +193,24 @@ def time_pcd(batch: int, options: argparse.Namespace) -> None:
 
 
 def time_mean_field(n_cases: int, options: argparse.Namespace) -> None:
-    from deep import MEAN_FIELD
+    from deep import trained
     from samplers import Problem
 
-    made = {name: lambda n, make=make: make(Problem.random(DEEP, n)) for name, make in MEAN_FIELD.items()}
-    time_trainers("mean field", DEEP, n_cases, options, made)
+    if options.checkpoint is None:
+        time_inference("mean field", Problem.random(DEEP, n_cases), 0.0, options)
+        return
+    from bm_fast.dbm import TOLERANCE
+
+    problem = trained(options.checkpoint, options.data, n_cases)
+    time_inference("mean field, trained", problem, 0.0, options)
+    time_inference("mean field, to rest", problem, TOLERANCE, options)
+
+
+def time_inference(workload: str, problem: Problem, tolerance: float, options: argparse.Namespace) -> None:
+    from deep import MEAN_FIELD
+
+    made = {name: lambda _, make=make: make(problem, tolerance) for name, make in MEAN_FIELD.items()}
+    time_trainers(workload, problem.units, problem.n_chains, options, made)
 
 
 def time_dbm(batch: int, options: argparse.Namespace) -> None:

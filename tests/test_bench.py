@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bm_fast import DBM
+
 RUN = Path(__file__).parents[1] / "bench" / "run.py"
 
 
@@ -44,6 +46,22 @@ def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
     table = (tmp_path / "small.md").read_text()
     assert table.count("| bm_fast |") == 5
     assert saved["environment"]["processor"] in table
+
+
+def test_mean_field_of_a_trained_machine_is_timed(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "dbm.safetensors"
+    DBM((64, 6, 5), weight_scale=1.0).save(checkpoint)
+    small = (
+        "--models --batches --deep-batches --cases 9 --threads 1 --calls 1 --seconds 0.001 --libraries bm_fast torch"
+    )
+    trained = ["--checkpoint", str(checkpoint), "--data", "digits", "--name", str(tmp_path / "small")]
+    subprocess.run([sys.executable, str(RUN), *small.split(), *trained], check=True, capture_output=True)
+    rows = json.loads((tmp_path / "small.json").read_text())["results"]
+    assert [(row["workload"], row["model"], row["library"]) for row in rows] == [
+        (workload, "64-6-5", library)
+        for workload in ("mean field, trained", "mean field, to rest")
+        for library in ("bm_fast", "torch")
+    ]
 
 
 def test_annealing_is_that_of_its_rival(tmp_path: Path) -> None:
