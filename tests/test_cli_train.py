@@ -85,6 +85,30 @@ def test_train_on_data_of_ones_own_and_with_every_option(tmp_path, capsys):
     assert "filters.png" not in {path.name for path in (tmp_path / "run").iterdir()}  # no image, no filters
 
 
+@pytest.mark.parametrize(
+    ("rows", "model", "batch", "epochs"),
+    [
+        (1000, "rbm", 100, 250),
+        (1000, "dbm", 100, 250),
+        (10, "rbm", 100, 500),
+        (1001, "rbm", 4, 20),
+        (1001, "dbm", 4, 50),
+    ],
+)
+def test_small_data_get_more_epochs_where_none_are_asked_for(rows, model, batch, epochs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
+    np.save(tmp_path / "own.npy", np.zeros((rows, 4), np.uint8))
+    arguments = ["train", tmp_path / "own.npy", "--model", model, "--hidden", 3, "--batch-size", batch, "--output"]
+    settings = call(capsys, *arguments, tmp_path / "run")[1]["settings"]
+    assert settings["epochs"] == epochs
+    if model == "dbm":
+        assert settings["pretraining_epochs"] == [max(20, min(500, -(-1000 // -(-rows // batch))))]
+    written = json.loads((tmp_path / "run" / "configuration.json").read_text())["settings"]
+    assert written == settings
+    settings = call(capsys, *arguments, tmp_path / "few", "--epochs", 2)[1]["settings"]
+    assert settings["epochs"] == 2
+
+
 def test_train_refuses_to_overwrite(trained, tmp_path, capsys):
     before = snapshot(trained)
     code, result, errors = call(capsys, "train", "digits", *TINY, "--output", trained)

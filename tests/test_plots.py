@@ -143,6 +143,10 @@ def test_ais_weights_say_whether_to_trust_them(spread, tmp_path):
             lambda: plots.samples_over_sweeps(np.zeros((2, 3, 4)), [0], (2, 2)),
             r"states: expected \[1, n_ch",
         ),
+        (
+            lambda: plots.samples_over_sweeps(np.zeros((1, 3, 4)), [0], (2, 2), names=["a", "b"]),
+            "names: expected one for each of 3 chains, got 2",
+        ),
         (lambda: plots.learning_curve({}), "panels: expected at least one quantity"),
     ],
 )

@@ -55,17 +55,28 @@ def filters(weight: Array, shape: tuple[int, int], *, limit: int = 100, title: s
     return _mosaic(values, shape, _columns(len(values), shape), title, colours="RdBu_r", limits=(-top, top), scale=True)
 
 
-def samples_over_sweeps(states: Array, sweeps: Sequence[int], shape: tuple[int, int], *, title: str = "") -> Figure:
+def samples_over_sweeps(
+    states: Array,
+    sweeps: Sequence[int],
+    shape: tuple[int, int],
+    *,
+    title: str = "",
+    names: Sequence[str] = (),
+) -> Figure:
     """Chains side by side, time running down: one row of images for each entry of ``sweeps``.
 
-    states: ``[n_times, n_chains, units]`` with values from 0 to 1.
+    states: ``[n_times, n_chains, units]`` with values from 0 to 1. names: of the chains, to stand above them.
     """
     values = _numpy(states)
     if values.ndim != 3 or len(values) != len(sweeps):
         raise ValueError(f"states: expected [{len(sweeps)}, n_chains, units], got {list(values.shape)}")
+    if names and len(names) != values.shape[1]:
+        raise ValueError(f"names: expected one for each of {values.shape[1]} chains, got {len(names)}")
     flat = _matrix("states", values.reshape(-1, values.shape[2]), shape)
     labels = [f"{sweep:,}" for sweep in sweeps]
-    return _mosaic(flat, shape, values.shape[1], title, colours="Greys", limits=(0.0, 1.0), row_labels=labels)
+    return _mosaic(
+        flat, shape, values.shape[1], title, colours="Greys", limits=(0.0, 1.0), row_labels=labels, column_labels=names
+    )
 
 
 def labelled_rows(rows: Mapping[str, Array], shape: tuple[int, int], *, title: str = "") -> Figure:
@@ -238,6 +249,7 @@ def _mosaic(
     limits: tuple[float, float],
     row_labels: Sequence[str] = (),
     labels_are: str = "sweeps",
+    column_labels: Sequence[str] = (),
     scale: bool = False,
 ) -> Figure:
     """All images as one picture, an empty unit between them, laid out in whole screen pixels."""
@@ -253,7 +265,7 @@ def _mosaic(
     width_px, height_px = picture.shape[1] * zoom, picture.shape[0] * zoom
     left_margin = 20 + (30 + 9 * max(len(label) for label in row_labels) if row_labels else 0)
     total_width = width_px + left_margin + (130 if scale else 20)
-    total_height = height_px + 20 + (48 if title else 20)
+    total_height = height_px + 20 + (48 if title else 20) + (26 if column_labels else 0)
     figure = _figure(total_width / _DPI, total_height / _DPI)
     axes = figure.add_axes(
         (left_margin / total_width, 20 / total_height, width_px / total_width, height_px / total_height)
@@ -262,7 +274,8 @@ def _mosaic(
 
     colour_map = colormaps[colours].with_extremes(bad="white", under="#cfd4da")
     drawn = axes.imshow(picture, cmap=colour_map, vmin=low, vmax=high, interpolation="none", aspect="auto")
-    axes.set_xticks([])
+    axes.set_xticks([(width + 1) * (i + 0.5) for i in range(len(column_labels))], column_labels)
+    axes.xaxis.tick_top()
     axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(row_labels))], row_labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -4,7 +4,7 @@ Chains start at fair coins, run, and are shown on their way: the picture has one
 shows the probabilities from which the units are drawn. The final states are kept as an array. With --clamp a part of
 each image is taken from the test split of the data and kept; the chains fill in the rest. With --classes the labels of
 a machine that has learnt them are held, so that each chain draws images of one class, and the picture has one column
-for each of them.
+for each class, with its number above it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         action="store_true",
-        help="hold the labels of a machine that has them: chain k draws images of class k modulo their number",
+        help="hold the labels of a machine that has them: chain k draws class k modulo their number, and each "
+        "class has a chain",
     )
     parser.add_argument("--data", help="data whose test images --clamp takes (default: those of the training run)")
     parser.add_argument(
@@ -87,9 +88,10 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         raise UsageError(
             f"--shape: expected rows x columns = {model.n_visible} visible units, got {shape[0]}x{shape[1]}"
         )
-    start, mask = _clamped(options, model, dataset, shape) if dataset else (None, None)
+    n_chains = max(options.chains, n_classes or 0)
+    start, mask = _clamped(options, model, dataset, shape, n_chains) if dataset else (None, None)
     output = Output(options.output, (SAMPLES, PICTURE), overwrite=options.overwrite)
-    chains = model.chains(options.chains, options.seed, start)
+    chains = model.chains(n_chains, options.seed, start)
     if n_classes:
         chains.layers[-1].copy_(one_hot(torch.arange(chains.n_chains) % n_classes, n_classes))
     started = time.monotonic()
@@ -110,11 +112,14 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         ) from None
     seconds = time.monotonic() - started
     _save_states(output, chains)
-    work = f"{counted(options.chains, 'chain')}, {counted(options.sweeps, 'sweep')}"
+    work = f"{counted(n_chains, 'chain')}, {counted(options.sweeps, 'sweep')}"
     console.say(f"{work} at beta {options.beta:g} in {seconds:.1f} s")
     if shape:
-        title = f"Classes 0 to {states.shape[1] - 1}" if n_classes else "Probabilities of the units over sweeps"
-        picture = plots.samples_over_sweeps(states, shown, shape, title=title)
+        title = "Probabilities of the units over sweeps"
+        names = [str(k) for k in range(states.shape[1])] if n_classes else []
+        if n_classes:
+            title = "Samples of each class over sweeps" + (f", {len(names)} of {n_classes}" * (len(names) < n_classes))
+        picture = plots.samples_over_sweeps(states, shown, shape, title=title, names=names)
         with output.writing(PICTURE) as path:
             plots.save(picture, path)
     else:
@@ -122,7 +127,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         console.say("No picture: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
     output.announce(console)
     return {
-        "chains": options.chains,
+        "chains": n_chains,
         "sweeps": options.sweeps,
         "beta": options.beta,
         "seed": options.seed,
@@ -201,14 +206,14 @@ def _data_to_clamp(options: argparse.Namespace, trained: Trained) -> Dataset:
 
 
 def _clamped(
-    options: argparse.Namespace, model: BoltzmannModel, dataset: Dataset, shape: tuple[int, int] | None
+    options: argparse.Namespace, model: BoltzmannModel, dataset: Dataset, shape: tuple[int, int] | None, n_chains: int
 ) -> tuple[Tensor, Tensor]:
     """Test images, one for each chain, and a mask of the half that is kept."""
     if shape is None:
         raise UsageError("--clamp: the shape of an image is not known; give it as --shape ROWSxCOLUMNS")
     images = binary_split(dataset, "test", options.seed)[0].to(options.device)
-    if options.chains > len(images):
-        raise UsageError(f"--chains: expected at most the {len(images)} test images, got {options.chains}")
+    if n_chains > len(images):
+        raise UsageError(f"--chains: expected at most the {len(images)} test images, got {n_chains}")
     rows, columns = shape
     mask = torch.zeros(rows, columns, dtype=torch.uint8, device=options.device)
     {
@@ -217,6 +222,6 @@ def _clamped(
         "left": mask[:, : columns // 2],
         "right": mask[:, columns - columns // 2 :],
     }[options.clamp].fill_(1)
-    noise = model.chains(options.chains, options.seed).layers[VISIBLE]
+    noise = model.chains(n_chains, options.seed).layers[VISIBLE]
     keep = mask.flatten()
-    return torch.where(keep.bool(), images[: options.chains], noise), keep
+    return torch.where(keep.bool(), images[:n_chains], noise), keep

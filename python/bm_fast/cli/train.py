@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import re
 import time
@@ -45,7 +46,7 @@ examples:
   bm-fast train digits --hidden 64 --epochs 50 --output runs/digits
   bm-fast train mnist --hidden 500 --learning-rate 0.05 --schedule linear --epochs 30 --output runs/mnist
   bm-fast train mnist --model dbm --hidden 500 1000 --output runs/mnist-dbm
-  bm-fast train mnist --model dbm --hidden 500 --labels --output runs/classes     learns the classes as well
+  bm-fast train digits --model dbm --labels --output runs/classes     learns the classes as well; half a minute
   bm-fast train my.npy --estimator cd --sweeps 5       data of your own: [n, units], 0/1 or grey levels from 0 to 1
   bm-fast train --resume runs/mnist --epochs 60        30 epochs more, with the settings of the run"""
 
@@ -74,14 +75,17 @@ DEFAULTS: dict[str, Result] = {
         "iterations": 10,
         "sweeps": 5,
         "epochs": 50,
-        "learning_rate": 0.02,
+        "learning_rate": 0.05,
         "schedule": "hyperbolic",
         "momentum": 0.5,
         "weight_decay": 2e-4,
         **_COMMON,
     },
 }
-"""Settings of each model beside the model itself and the data."""
+"""Settings of each model beside the model itself and the data; of small data the epochs are more (``_enough``)."""
+
+_ENOUGH_UPDATES = {"epochs": 2500, "pretraining_epochs": 1000}
+_MOST_EPOCHS = 500
 
 _SETTINGS = tuple(dict.fromkeys(name for settings in DEFAULTS.values() for name in settings))
 _NUMBERED = re.compile(r"rbm\d+\.safetensors|filters\d*\.png")
@@ -98,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shown = defaults["rbm"]
         else:
             shown = "; ".join(f"{model}: {default}" for model, default in defaults.items())
+        if key in _ENOUGH_UPDATES:
+            shown += f"; of small data up to {_MOST_EPOCHS}, as make {_ENOUGH_UPDATES[key]:,} updates"
         parser.add_argument(name, default=None, help=f"{text} (default: {shown})", **how)
 
     parser.add_argument("data", nargs="?", help=f"{', '.join(NAMES)}, or a .npy or .npz file of your own")
@@ -107,7 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         action="store_const",
         const=True,
-        help="a layer of labels on top, which learns the classes of the training rows (dbm)",
+        help="a layer of labels on top, which learns the classes of the training rows (dbm); evaluate then classifies, "
+        "and sample --classes draws images of each class",
     )
     setting("--estimator", "pcd: chains go on for ever; cd: they restart at the data", choices=("cd", "pcd"))
     setting(
@@ -147,6 +154,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     settings = _resumed_settings(options) if options.resume else _new_settings(options)
     dataset = load_data(settings["data"])
+    if not options.resume:
+        settings = _enough(settings, options, len(dataset.train))
     folder = Path(_run_folder(options.resume) if options.resume else options.output or "train-output")
     names = (CHECKPOINT, CONFIGURATION, CURVE, CURVE_PICTURE, *_numbered_files(folder))
     model = new_model(settings, dataset).to(options.device)  # begins with the same numbers on any device
@@ -223,7 +232,8 @@ def _new_settings(options: argparse.Namespace) -> Result:
     given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in DEFAULTS[model]]
     if foreign:
-        raise UsageError(f"{', '.join(foreign)}: not for --model {model}")
+        (other,) = (name for name in DEFAULTS if name != model)
+        raise UsageError(f"{', '.join(foreign)}: not for --model {model}, but for --model {other}")
     settings = {"model": model, "data": _from_anywhere(options.data), **DEFAULTS[model], **given}
     n_hidden = len(settings["hidden"])
     if model == "rbm":
@@ -240,6 +250,25 @@ def _new_settings(options: argparse.Namespace) -> Result:
     if len(epochs) not in (1, n_hidden):
         raise UsageError(f"--pretraining-epochs: expected 1 or {n_hidden} numbers, got {_shown(epochs)}")
     return {**settings, "pretraining_epochs": epochs * n_hidden if len(epochs) == 1 else epochs}
+
+
+def _enough(settings: Result, options: argparse.Namespace, n_rows: int) -> Result:
+    """The settings with more epochs of small data, where the user has named none.
+
+    An epoch of the shipped digits is 12 updates, one of MNIST 600: as many epochs are no measure of both, and the
+    weights of a machine begin so small that it learns next to nothing in its first hundreds of updates.
+    """
+    batches = math.ceil(n_rows / settings["batch_size"])
+
+    def at_least(epochs: int, updates: int) -> int:
+        return max(epochs, min(_MOST_EPOCHS, math.ceil(updates / batches)))
+
+    more = {}
+    for name, updates in _ENOUGH_UPDATES.items():
+        if name in settings and getattr(options, name) is None:
+            given = settings[name]
+            more[name] = [at_least(n, updates) for n in given] if isinstance(given, list) else at_least(given, updates)
+    return {**settings, **more}
 
 
 def _from_anywhere(source: str) -> str:
