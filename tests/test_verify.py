@@ -185,6 +185,16 @@ def test_dependence_is_seen_and_chance_is_not() -> None:
     assert dependence((rare,), (rare,)) == (0.0, 1.0)
 
 
+def test_units_that_hardly_ever_change_are_no_evidence() -> None:
+    """On in 2% of the draws: whether an operator starts from what it is given cannot be told from 20,000 chains."""
+    model = RBM(3, 2, weight_scale=0.1)
+    with torch.no_grad():
+        for bias in model.layer_biases:
+            bias.fill_(-4.0)
+    with pytest.raises(ValueError, match="n_chains: expected so many that some unit is often on"):
+        verify(model, estimator=known)
+
+
 def test_states_are_counted_apart_but_for_rare_ones() -> None:
     """Fair coins: 32 states of 62.5 expected draws each; a rare unit's 16 states of 0.8 draws are counted together.
 

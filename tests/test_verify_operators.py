@@ -144,6 +144,22 @@ class Pair(Gibbs):
         return [Replicas("half the energy", machine, 0.5, None, self.low, torch.arange(self.low.n_chains))]
 
 
+class Nowhere(Pair):
+    """Lists a temperature at which it has no chains."""
+
+    def replicas(self, machine: Machine) -> list[Replicas]:
+        empty = Replicas("a quarter of the energy", machine, 0.25, None, self.low, torch.arange(0))
+        return [*super().replicas(machine), empty]
+
+
+class SameNames(Pair):
+    """Lists its chains at another temperature too, under one name."""
+
+    def replicas(self, machine: Machine) -> list[Replicas]:
+        (right,) = super().replicas(machine)
+        return [replace(right, beta=0.9), right]
+
+
 def joint_energies(machine: Machine, low: Chains, high: Chains) -> Tensor:
     return 0.5 * (machine.energy(high.layers) - machine.energy(low.layers))
 
@@ -165,6 +181,24 @@ def test_the_right_rule_of_swaps_passes_and_wrong_ones_are_caught() -> None:
     for wrong in (free_energies, backwards):
         found = verify(rbm(), operator=Pair(wrong), estimator=known)
         assert "Pair: leaves exact draws on all its rungs alone in 10 calls" in failures(found)
+
+
+@pytest.mark.parametrize(
+    ("operator", "evidence"),
+    [
+        (Nowhere(joint_energies), "none of its chains is at a quarter of the energy, which shows nothing of it"),
+        (SameNames(joint_energies), "the worst of 3 is half the energy, χ²"),
+    ],
+)
+def test_every_listed_part_must_show_its_distribution(operator: Pair, evidence: str) -> None:
+    found = verify(rbm(), operator=operator, n_chains=5000, estimator=known)
+    assert failures(found) == [f"{type(operator).__name__}: leaves exact draws on all its rungs alone in 10 calls"]
+    assert evidence in str(found)
+
+
+def test_rungs_with_a_few_chains_are_no_evidence() -> None:
+    with pytest.raises(ValueError, match=r"n_chains: expected so many that two states at least .* \d at beta = "):
+        verify(rbm(), operator=CoupledTempering(30), n_chains=300, estimator=known)
 
 
 def test_chains_of_an_operators_own_raise_false_alarms_as_rarely_as_stated() -> None:

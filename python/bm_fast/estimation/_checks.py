@@ -96,18 +96,30 @@ def _cells(expected: Tensor) -> Tensor:
 def dependence(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[float, float]:
     """Largest correlation of a unit's states before and after, and the p-value of independence (Bonferroni).
 
-    Units that are nearly always on, or off, are left out: their counts are not normal.
+    Units that are nearly always on, or off, are left out: their counts are not normal. Whether units of a machine are
+    like that ``can_tell_dependence`` says.
     """
     first, second = (torch.cat(list(layers), 1).double() for layers in (before, after))
     n = len(first)
-    rarer = [torch.minimum(mean, 1 - mean).clamp(min=0) for mean in (first.mean(0), second.mean(0))]
-    told = n * rarer[0] * rarer[1] >= _FEWEST_JOINT
+    told = _are_told(n, first.mean(0), second.mean(0))
     if not bool(told.any()):
         return 0.0, 1.0
     first, second = (part[:, told] - part[:, told].mean(0) for part in (first, second))
     r = (first * second).mean(0) / (first.square().mean(0) * second.square().mean(0)).sqrt()
     largest = float(r.abs().max())
     return largest, min(1.0, int(told.sum()) * math.erfc(largest * math.sqrt(n / 2)))
+
+
+def can_tell_dependence(truth: Enumeration, n: int) -> bool:
+    """Whether n chains of this distribution show it, where a unit's states depend on earlier ones."""
+    means = truth.p @ truth.states.double()
+    return bool(_are_told(n, means, means).any())
+
+
+def _are_told(n: int, first: Tensor, second: Tensor) -> Tensor:
+    """The units whose rarer states meet often enough by chance, given their means before and after; bool."""
+    rarer = [torch.minimum(mean, 1 - mean).clamp(min=0) for mean in (first, second)]
+    return n * rarer[0] * rarer[1] >= _FEWEST_JOINT
 
 
 def chi_squared_tail(value: float, freedom: int) -> float:

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from bm_fast.arguments import count
 from bm_fast.chains import Chains
-from bm_fast.estimation._checks import Check, Fit, chi_squared_tail, dependence, shown, student_tails
+from bm_fast.estimation._checks import (
+    Check,
+    Fit,
+    can_tell_dependence,
+    chi_squared_tail,
+    dependence,
+    shown,
+    student_tails,
+)
 from bm_fast.estimation._enumeration import Enumeration
 from bm_fast.estimation._machine import hidden_layers_are_independent, visible_values
 from bm_fast.estimation._path import AnnealingPath
@@ -228,6 +236,11 @@ def _operator_checks(
         operator.advance(machine, chains)
     what = f"reaches the machine's distribution in {n_calls} calls from its least probable state"
     reaches = _fits(subject, what, truth, chains.layers, level)
+    if not can_tell_dependence(truth, n_chains):
+        raise ValueError(
+            f"n_chains: expected so many that some unit is often on and often off, else no dependence on earlier "
+            f"states would show, got {n_chains}"
+        )
     before = tuple(layer.clone() for layer in chains.layers)
     _start_exactly(operator, machine, truth, chains, seed)
     operator.advance(machine, chains)
@@ -260,15 +273,19 @@ def _rungs_check(operator: KeepsChains, machine: Machine, truth: Enumeration, ch
     """Whether chains of an operator's own that began at exact draws, one call ago, still have their distributions."""
     for _ in range(_CALLS_AT_REST - 1):
         operator.advance(machine, chains)
-    fits = {"what it copies out": Fit.of(truth, chains.layers)}
+    subject, what = type(operator).__name__, f"leaves exact draws on all its rungs alone in {_CALLS_AT_REST} calls"
+    fits = [("what it copies out", Fit.of(truth, chains.layers))]
     for part in operator.replicas(machine):
+        if len(part.rows) == 0:
+            return Check(subject, what, f"none of its chains is at {part.name}, which shows nothing of it", None, False)
         states = tuple(own[part.rows] for own in part.chains.layers)
-        fits[part.name] = Fit.of(_distribution(part, machine, truth), states)
-    worst = min(fits, key=lambda name: fits[name].p_value)
-    p = min(1.0, len(fits) * fits[worst].p_value)
-    evidence = f"the worst of {len(fits)} is {worst}, {fits[worst]}; of all {shown(p, level)}"
-    what = f"leaves exact draws on all its rungs alone in {_CALLS_AT_REST} calls"
-    return Check(type(operator).__name__, what, evidence, p, p >= level)
+        fits.append((part.name, Fit.of(_distribution(part, machine, truth), states)))
+        if fits[-1][1].freedom == 0:
+            raise _too_few(len(part.rows), f" at {part.name}")
+    name, worst = min(fits, key=lambda named: named[1].p_value)
+    p = min(1.0, len(fits) * worst.p_value)
+    evidence = f"the worst of {len(fits)} is {name}, {worst}; of all {shown(p, level)}"
+    return Check(subject, what, evidence, p, p >= level)
 
 
 def _distribution(part: Replicas, machine: Machine, truth: Enumeration) -> Enumeration:
@@ -288,8 +305,12 @@ def _put(chains: Chains, states: Sequence[Tensor]) -> None:
 def _fits(subject: str, what: str, truth: Enumeration, layers: Sequence[Tensor], level: float) -> Check:
     fit = Fit.of(truth, layers)
     if fit.freedom == 0:
-        raise ValueError(f"n_chains: expected so many that two states at least are seen often, got {len(layers[0])}")
+        raise _too_few(len(layers[0]))
     return Check(subject, what, f"{fit} (fails below {level:.1g})", fit.p_value, fit.p_value >= level)
+
+
+def _too_few(n_chains: int, where: str = "") -> ValueError:
+    return ValueError(f"n_chains: expected so many that two states at least are seen often, got {n_chains}{where}")
 
 
 def _annealing(machine: Machine, seed: int) -> LogZEstimate:
