@@ -21,9 +21,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import checkpoints
+from bm_fast import DBM, RBM, checkpoints
 from bm_fast.cli import devices, main
 from bm_fast.data import load_file
+from bm_fast.estimation import mean_log_likelihood, mean_variational_bound
 from bm_fast.ops import backends, cuda
 from bm_fast.training import captured, pretrain, pretrain_dbn
 from bm_fast.vae import VAE, DReG, Trainer, log_likelihood
@@ -345,3 +346,14 @@ def test_stacks_are_trained_where_their_data_are(place: Place, images: Path) -> 
         for found, wanted in zip(there.parameters(), here.parameters(), strict=True):
             assert found.device == place.device
             place.assert_close(found.detach(), wanted.detach(), exact=True)
+
+
+MEANS = {DBM: [mean_variational_bound], RBM: [mean_variational_bound, mean_log_likelihood]}
+
+
+def test_means_over_cases_take_arrays_of_numpy_to_where_the_model_is(place: Place) -> None:
+    cases = np.eye(5, dtype=np.uint8)
+    for model in (DBM((5, 4, 3), seed=1, weight_scale=0.3), RBM(5, 4, seed=1, weight_scale=0.3)):
+        wanted = [mean(model, cases, 0.0).mean for mean in MEANS[type(model)]]
+        got = [mean(model.to(place.device), cases, 0.0).mean for mean in MEANS[type(model)]]
+        assert got == pytest.approx(wanted, abs=1e-4)

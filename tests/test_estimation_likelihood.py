@@ -19,6 +19,7 @@ from bm_fast.estimation import (
     pseudo_log_likelihood,
     reconstruction_error,
 )
+from bm_fast.estimation.tempering import TemperedLogZ
 from enumeration import (
     GRAPHS,
     all_states,
@@ -80,6 +81,19 @@ def test_mean_log_likelihood_joins_both_errors() -> None:
     assert estimated.standard_error == pytest.approx(math.hypot(known.case_error, estimate.standard_error))
     assert str(MeanLogLikelihood(-86.345, 0.3, 0.4)) == "-86.34 ± 0.50 nats (cases 0.30, log Z 0.40)"
     assert mean_log_likelihood(built, v[:1], log_z).case_error == math.inf
+
+
+def test_mean_log_likelihood_hands_on_what_is_said_of_log_z() -> None:
+    built, v = rbm_machine(), all_states(7)[:50]
+    few = AISEstimate.from_log_weights(torch.zeros(5, dtype=torch.float64), 10)
+    doubtful = mean_log_likelihood(built, v, few)
+    assert not doubtful.trustworthy
+    assert doubtful.reason == few.reason
+    assert "; log Z NOT TRUSTWORTHY)" in str(doubtful)
+    tempered = TemperedLogZ(1.5, 0.25, 1.0, 0.5, 2.0, 0.5, torch.ones(3), True, "")
+    sound = mean_log_likelihood(built, v, tempered)
+    assert sound.trustworthy
+    assert (sound.mean, sound.log_z_error) == (pytest.approx(mean_log_likelihood(built, v, 1.5).mean), 0.25)
 
 
 def exact_pseudo(built: Machine) -> torch.Tensor:

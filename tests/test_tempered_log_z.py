@@ -18,7 +18,7 @@ from bm_fast.estimation import (
     tempered_log_z,
 )
 from bm_fast.estimation.tempering import TemperedLogZ
-from bm_fast.tempering import PoorMixing
+from bm_fast.tempering import PoorMixing, TemperingReport
 from engine_cases import make_machine
 from enumeration import GRAPHS, enumerate_gaussian, enumerate_machine, machine
 
@@ -90,6 +90,34 @@ def test_few_long_ladders_have_honest_errors() -> None:
         scores.append((estimate.log_z - exact) / estimate.standard_error)
     # t with 19 degrees of freedom, variance 1.12: the sample variance of 60 lies in 0.5 to 2.1 but for 1 in 2,000
     assert 0.5 < float(torch.tensor(scores).var()) < 2.1
+
+
+@pytest.mark.parametrize(("correlation", "is_trusted"), [(0.5, True), (0.99, False)])
+def test_errors_from_stretches_shorter_than_the_autocorrelation_are_not_trusted(
+    correlation: float, is_trusted: bool
+) -> None:
+    """One ladder of 4,000 rounds, 20 stretches of 200; autocorrelation times of the energies are 3 and 199 rounds.
+
+    z-scores would have variance 1.12 (t, 19 degrees of freedom): the sample variance of 40 is below 2.2 but for 1 in
+    1,000. With the slow ladder errors are too small by half.
+    """
+    built, rounds, generator = machine(GRAPHS["rbm"]), 4000, torch.Generator().manual_seed(0)
+    ladders = tempering.start(built, 1, 2)
+    gaps = torch.randn(40, rounds, 2, dtype=torch.float64, generator=generator)
+    for i in range(1, rounds):
+        gaps[:, i] = correlation * gaps[:, i - 1] + math.sqrt(1 - correlation**2) * gaps[:, i]
+    gaps[:, :, 1] -= 1  # what normal energies of variance 1 have at beta = 1, where log Z is larger by 1 / 2
+    n_units = sum(layer.units for layer in built.graph.layers)
+    scores = []
+    for run_of in gaps:
+        report = TemperingReport(
+            ladders.betas, 1, rounds, torch.tensor([rounds // 2]), torch.ones(1), 100, run_of[:, None].contiguous()
+        )
+        estimate = tempered_log_z(built, ladders, report)
+        assert estimate.trustworthy == is_trusted
+        assert is_trusted or "stretches of 200 rounds, which are short beside an autocorrelation" in estimate.reason
+        scores.append((estimate.log_z - n_units * math.log(2) - 0.5) / estimate.standard_error)
+    assert (float(torch.tensor(scores).var()) < 2.2) == is_trusted
 
 
 def test_stepping_stones_bracket_log_z_on_average() -> None:

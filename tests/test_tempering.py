@@ -245,6 +245,17 @@ def test_an_operator_resumes_from_its_state(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_betas_wait_for_swaps_of_every_pair_of_rungs() -> None:
+    """The first round tries every second pair; between the others no barrier would be seen, and no beta be put."""
+    built = two_modes()
+    operator, chains = Tempering(4, adapt_every=1), built.chains(20, seed=3)
+    operator.advance(built, chains)
+    assert operator.ladders is not None
+    assert torch.equal(operator.ladders.betas, operator.betas)
+    operator.advance(built, chains)
+    assert not torch.equal(operator.ladders.betas, operator.betas)
+
+
 def test_an_operator_serves_one_set_of_chains_after_the_other() -> None:
     """The second set gets the bits that a new operator would give it; going back to the first is refused."""
     built, used, new = two_modes(), Tempering(4, adapt_every=2), Tempering(4, adapt_every=2)

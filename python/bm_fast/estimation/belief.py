@@ -19,13 +19,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bm_fast import belief
-from bm_fast.arrays import Array, given_kind, tensor
+from bm_fast.arrays import Array, given_kind
 from bm_fast.belief import Recognition
 from bm_fast.dbn import DBN
 from bm_fast.estimation._machine import visible_values
-from bm_fast.estimation.ais import AISEstimate
 from bm_fast.estimation.exact import MAX_ENUMERATED_UNITS, binary_states
-from bm_fast.estimation.likelihood import MeanLogLikelihood, finite_log_z
+from bm_fast.estimation.likelihood import LogZ, MeanLogLikelihood, finite_log_z
 from bm_fast.parameters import Parameters
 from bm_fast.program import Update
 
@@ -35,7 +34,7 @@ _BLOCK = 2**22  # float64 numbers at a time: 32 MiB
 def dbn_bound(
     dbn: DBN,
     v: Array,
-    log_z: float | AISEstimate,
+    log_z: LogZ,
     *,
     n_samples: int = 10,
     recognition: Recognition = "samples",
@@ -58,7 +57,7 @@ def dbn_bound(
 def mean_dbn_bound(
     dbn: DBN,
     v: Tensor | NDArray[np.generic],
-    log_z: float | AISEstimate,
+    log_z: LogZ,
     *,
     n_samples: int = 10,
     recognition: Recognition = "samples",
@@ -68,13 +67,12 @@ def mean_dbn_bound(
 
     The error of the cases holds that of the samples too.
     """
-    each = dbn_bound(dbn, tensor("v", v), log_z, n_samples=n_samples, recognition=recognition, seed=seed)
-    case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    log_z_error = log_z.standard_error if isinstance(log_z, AISEstimate) else 0.0
-    return MeanLogLikelihood(each.mean().item(), case_error, log_z_error)
+    values = visible_values(dbn.machines().generative, v)
+    each = dbn_bound(dbn, values, log_z, n_samples=n_samples, recognition=recognition, seed=seed)
+    return MeanLogLikelihood.of(each, log_z)
 
 
-def exact_dbn_log_likelihood(dbn: DBN, v: Array, log_z: float | AISEstimate) -> Array:
+def exact_dbn_log_likelihood(dbn: DBN, v: Array, log_z: LogZ) -> Array:
     """log p(v) of each case, float64 ``[n]``: from the top down, the states of each layer are enumerated.
 
     Every state of a hidden layer is met with every state of the next, so that two neighbouring layers below the top

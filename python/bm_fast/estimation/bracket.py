@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bm_fast.arguments import whole_number
-from bm_fast.arrays import tensor
-from bm_fast.estimation._machine import hidden_layers_are_independent
+from bm_fast.estimation._machine import hidden_layers_are_independent, visible_values
 from bm_fast.estimation.ais import AISEstimate, UntrustworthyEstimate, ais, base_biases
 from bm_fast.estimation.deep import variational_bound
 from bm_fast.estimation.likelihood import log_likelihood
 from bm_fast.estimation.reverse import reverse_ais
 from bm_fast.estimation.schedule import ADAPTIVE, Schedule, adaptive_betas
-from bm_fast.estimation.tempering import TemperedLogZ, tempered_log_z
+from bm_fast.estimation.tempering import FEWEST_AUTOCORRELATIONS, TemperedLogZ, tempered_log_z
 from bm_fast.machines import Model, as_machine
 from bm_fast.tempering import PoorMixing, TemperingReport, adapted_betas, run, start
 
 WIDEST_BRACKET = 1.0
 """Nats between the ends of a bracket beyond which it is not trusted."""
-
-FEWEST_AUTOCORRELATIONS = 3.0
-"""Autocorrelation times of the energy at the target that a run must span at least."""
 
 _DROP = 3e-5  # finer steps than ``adaptive_betas`` takes by itself: there are fewer runs than usual, each way
 
@@ -87,9 +83,9 @@ def estimate_log_likelihood(
     ``variational_bound`` takes its place, in which labels are inferred too; the result says so in ``is_bound``.
     Ladders of parallel tempering are adapted, run half of ``rounds`` to forget their start, and then ``rounds`` rounds
     whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine.
-    The verdict asks that the three agree within three standard errors, that the bracket is narrower than 1 nat, that
-    neighbouring rungs overlap, that chains travel between base and machine and forget where they were in a third of the
-    run, and that no weights have collapsed.
+    The verdict asks that log Z by tempering lies in the bracket, within three standard errors, that the bracket is
+    narrower than 1 nat, that neighbouring rungs overlap, that chains travel between base and machine and forget where
+    they were in a third of the run, that there is enough of it to measure errors, and that no weights have collapsed.
     A mode that neither tempering nor annealing has found can still be missing: no estimate of this kind sees it.
 
     v: cases of layer 0 as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
@@ -103,8 +99,9 @@ def estimate_log_likelihood(
     n_runs, rounds = whole_number("n_runs", n_runs, 1, 2**20), whole_number("rounds", rounds, 2, 2**32)
     is_bound = not hidden_layers_are_independent(machine.graph)
     above_log_z = variational_bound if is_bound else log_likelihood
-    each = above_log_z(machine, tensor("v", v), 0.0)  # checks v before the long part
-    base = base_biases(machine, v) if base is None else list(base)
+    values = visible_values(machine, v)
+    each = above_log_z(machine, values, 0.0)
+    base = base_biases(machine, values) if base is None else list(base)
     with warnings.catch_warnings():  # all of it is in the verdict
         warnings.simplefilter("ignore", PoorMixing)
         warnings.simplefilter("ignore", UntrustworthyEstimate)

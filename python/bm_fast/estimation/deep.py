@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bm_fast import mean_field
-from bm_fast.arrays import Array, given_kind, tensor
+from bm_fast.arrays import Array, given_kind
 from bm_fast.estimation._machine import Model, as_machine, visible_values
-from bm_fast.estimation.ais import AISEstimate
-from bm_fast.estimation.exact import exact_log_z
-from bm_fast.estimation.likelihood import MeanLogLikelihood, finite_log_z
+from bm_fast.estimation.exact import log_z_with_biases
+from bm_fast.estimation.likelihood import LogZ, MeanLogLikelihood, finite_log_z
 from bm_fast.graph import Coupling, Graph
-from bm_fast.ops import Machine
 from bm_fast.parameters import Parameters
 
 
 def variational_bound(
     model: Model,
     v: Array,
-    log_z: float | AISEstimate,
+    log_z: LogZ,
     *,
     iterations: int = 100,
     tolerance: float = 1e-4,
@@ -47,36 +43,36 @@ def variational_bound(
 def mean_variational_bound(
     model: Model,
     v: Tensor | NDArray[np.generic],
-    log_z: float | AISEstimate,
+    log_z: LogZ,
     *,
     iterations: int = 100,
     tolerance: float = 1e-4,
     damping: float = 0.0,
 ) -> MeanLogLikelihood:
     """Mean of ``variational_bound`` over the cases, with the errors of the cases and of log Z; arguments as there."""
-    each = variational_bound(model, tensor("v", v), log_z, iterations=iterations, tolerance=tolerance, damping=damping)
-    case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    return MeanLogLikelihood(
-        each.mean().item(), case_error, log_z.standard_error if isinstance(log_z, AISEstimate) else 0.0
-    )
+    machine = as_machine(model)
+    values = visible_values(machine, v)
+    each = variational_bound(machine, values, log_z, iterations=iterations, tolerance=tolerance, damping=damping)
+    return MeanLogLikelihood.of(each, log_z)
 
 
-def exact_log_likelihood(model: Model, v: Array, log_z: float | AISEstimate) -> Array:
+def exact_log_likelihood(model: Model, v: Array, log_z: LogZ) -> Array:
     """log p(v) of each case, float64 ``[n]``: the hidden layers are summed out by enumeration.
 
-    Given v they are a machine of their own, whose log Z ``exact_log_z`` finds; its limits hold, 25 units of one colour.
+    Given v they are a machine of their own, whose log Z is found as by ``exact_log_z``, in float64 and within its
+    limits: 25 units of one colour.
     Each case costs such a sum: for a few cases, or small machines. Arguments as for ``variational_bound``.
     """
     machine = as_machine(model)
     values = visible_values(machine, v)
     parameters = machine.parameters
     hidden = [_given_visible(parameters, row) for row in values.double()]
-    sums = [exact_log_z(rest) + from_visible for rest, from_visible in hidden]
+    sums = [log_z_with_biases(rest, biases) + from_visible for rest, biases, from_visible in hidden]
     return given_kind(torch.tensor(sums, dtype=torch.float64, device=machine.device) - finite_log_z(log_z), v)
 
 
-def _given_visible(parameters: Parameters, v: Tensor) -> tuple[Machine, float]:
-    """The machine of the hidden layers beside v (float64), and the part of -E that v adds by itself."""
+def _given_visible(parameters: Parameters, v: Tensor) -> tuple[Parameters, list[Tensor], float]:
+    """The machine of the hidden layers, their biases beside v (float64), and what v adds to -E by itself."""
     graph = parameters.graph
     biases = [bias.double() for bias in parameters.biases]
     for i, coupling in enumerate(graph.couplings):
@@ -91,10 +87,10 @@ def _given_visible(parameters: Parameters, v: Tensor) -> tuple[Machine, float]:
         Graph(graph.layers[1:], couplings),
         tuple(parameters.weights[i] for i in among),
         tuple(parameters.fraction_bits[i] for i in among),
-        tuple(bias.float() for bias in biases[1:]),
+        parameters.biases[1:],
         parameters.precisions[1:],
     )
     from_visible = float(v @ biases[0])
     if parameters.precisions[0] is not None:
         from_visible -= float(v.square() @ parameters.precisions[0].double()) / 2
-    return Machine(rest), from_visible
+    return rest, biases[1:], from_visible

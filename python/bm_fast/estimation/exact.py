@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -34,6 +34,11 @@ def exact_log_z(model: Model, *, progress: bool = False) -> float:
     ValueError: more than 2^25 states to enumerate, or Gaussian layers in different colours. For those use ``ais``.
     """
     parameters = as_machine(model).parameters
+    return log_z_with_biases(parameters, [bias.double() for bias in parameters.biases], progress=progress)
+
+
+def log_z_with_biases(parameters: Parameters, biases: Sequence[Tensor], *, progress: bool = False) -> float:
+    """``exact_log_z`` with biases of float64 in the place of the machine's own."""
     graph = parameters.graph
     summed = _summed_colour(graph)
     kept = [i for i in range(len(graph.layers)) if i not in summed]
@@ -56,8 +61,8 @@ def exact_log_z(model: Model, *, progress: bool = False) -> float:
         disable=not progress,
     ) as bar:
         for units in itertools.product(*(range(graph.layers[i].units) for i in held)):
-            biases, constant = _with_held(parameters, dict(zip(held, units, strict=True)))
-            sums += [constant + block for block in _block_sums(parameters, biases, summed, binary, bar)]
+            beside, constant = _with_held(parameters, biases, dict(zip(held, units, strict=True)))
+            sums += [constant + block for block in _block_sums(parameters, beside, summed, binary, bar)]
     return torch.tensor(sums, dtype=torch.float64).logsumexp(0).item()
 
 
@@ -88,9 +93,11 @@ def _enumerated_units(graph: Graph, summed: Collection[int]) -> float:
     return sum(math.log2(layer.units) if layer.kind is Kind.SOFTMAX else layer.units for layer in kept)
 
 
-def _with_held(parameters: Parameters, units: Mapping[int, int]) -> tuple[list[Tensor], float]:
-    """Biases of all layers, float64, beside softmax layers held at these units, and -E of the held layers alone."""
-    biases = [bias.double() for bias in parameters.biases]
+def _with_held(
+    parameters: Parameters, biases: Sequence[Tensor], units: Mapping[int, int]
+) -> tuple[list[Tensor], float]:
+    """Biases of all layers beside softmax layers held at these units, and -E of the held layers alone."""
+    biases = list(biases)
     constant = sum(float(biases[layer][unit]) for layer, unit in units.items())
     for i, coupling in enumerate(parameters.graph.couplings):
         lower, upper, weight = coupling.lower, coupling.upper, parameters.weight(i).double()

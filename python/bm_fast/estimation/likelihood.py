@@ -15,6 +15,7 @@ from bm_fast.arrays import Array, given_kind
 from bm_fast.estimation._machine import Model, as_machine, hidden_updates, visible_values, with_visible
 from bm_fast.estimation._softplus import softplus_sums
 from bm_fast.estimation.ais import AISEstimate
+from bm_fast.estimation.tempering import TemperedLogZ
 from bm_fast.graph import Kind
 from bm_fast.ops import Machine
 from bm_fast.program import full_update
@@ -22,13 +23,34 @@ from bm_fast.program import full_update
 _CASES = 256  # cases at a time: bounds memory, and keeps a block of 256 x 784 float64 in the second-level cache
 
 
+LogZ = float | AISEstimate | TemperedLogZ
+"""log Z as likelihoods take it: exact, or an estimate, whose error and verdict go on into mean likelihoods."""
+
+
 @dataclass(frozen=True)
 class MeanLogLikelihood:
-    """Mean log-likelihood in nats per case, with the errors that come from the finite data and from log Z."""
+    """Mean log-likelihood in nats per case, with the errors that come from the finite data and from log Z.
+
+    reason: why not to trust the estimate of log Z behind it, and so its error; empty where nothing speaks against it.
+    """
 
     mean: float
     case_error: float
     log_z_error: float
+    reason: str = ""
+
+    @classmethod
+    def of(cls, each: Tensor, log_z: LogZ) -> MeanLogLikelihood:
+        """From the log-likelihood of each case, float64 ``[n]``, and the log Z that it was made with."""
+        case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
+        if isinstance(log_z, AISEstimate | TemperedLogZ):
+            return cls(each.mean().item(), case_error, log_z.standard_error, log_z.reason)
+        return cls(each.mean().item(), case_error, 0.0)
+
+    @property
+    def trustworthy(self) -> bool:
+        """Whether the estimate of log Z is."""
+        return not self.reason
 
     @property
     def standard_error(self) -> float:
@@ -37,10 +59,11 @@ class MeanLogLikelihood:
 
     def __str__(self) -> str:
         errors = f"cases {self.case_error:.2f}, log Z {self.log_z_error:.2f}"
-        return f"{self.mean:.2f} ± {self.standard_error:.2f} nats ({errors})"
+        verdict = "" if self.trustworthy else "; log Z NOT TRUSTWORTHY"
+        return f"{self.mean:.2f} ± {self.standard_error:.2f} nats ({errors}{verdict})"
 
 
-def log_likelihood(model: Model, v: Array, log_z: float | AISEstimate) -> Array:
+def log_likelihood(model: Model, v: Array, log_z: LogZ) -> Array:
     """log p(v) = -F(v) - log Z of each case, float64 ``[n]``.
 
     v: uint8 or float32 ``[n, units]``, exactly 0 or 1 for Bernoulli units; a numpy array gives one back.
@@ -53,15 +76,10 @@ def log_likelihood(model: Model, v: Array, log_z: float | AISEstimate) -> Array:
     return given_kind(-free_energy - finite_log_z(log_z), v)
 
 
-def mean_log_likelihood(model: Model, v: Tensor | NDArray[np.generic], log_z: float | AISEstimate) -> MeanLogLikelihood:
+def mean_log_likelihood(model: Model, v: Tensor | NDArray[np.generic], log_z: LogZ) -> MeanLogLikelihood:
     """Mean of ``log_likelihood`` over the cases, with standard errors; arguments as there."""
-    each = (
-        log_likelihood(model, v, log_z) if isinstance(v, Tensor) else torch.from_numpy(log_likelihood(model, v, log_z))
-    )
-    case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    return MeanLogLikelihood(
-        each.mean().item(), case_error, log_z.standard_error if isinstance(log_z, AISEstimate) else 0.0
-    )
+    machine = as_machine(model)
+    return MeanLogLikelihood.of(log_likelihood(machine, visible_values(machine, v), log_z), log_z)
 
 
 def pseudo_log_likelihood(
@@ -101,9 +119,9 @@ def reconstruction_error(model: Model, v: Array) -> Array:
     return given_kind((values.double() - means.double()).square().mean(1), v)
 
 
-def finite_log_z(log_z: float | AISEstimate) -> float:
+def finite_log_z(log_z: LogZ) -> float:
     """The value itself, or that of an estimate; ValueError unless it is finite."""
-    value = log_z.log_z if isinstance(log_z, AISEstimate) else log_z
+    value = log_z.log_z if isinstance(log_z, AISEstimate | TemperedLogZ) else log_z
     if not math.isfinite(value):
         raise ValueError(f"log_z: expected a finite number, got {value}")
     return value

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from bm_fast.estimation._path import AnnealingPath
 from bm_fast.machines import Model, as_machine
-from bm_fast.tempering import Ladders, TemperingReport
+from bm_fast.tempering import Ladders, TemperingReport, integrated_autocorrelation
 
 _GROUPS = 20  # independent parts of a run from which errors are measured, at least
 MIN_OVERLAP = 0.03
 """Least overlap of neighbouring rungs that is trusted; samples of one rung then tell nothing about the next."""
+
+FEWEST_AUTOCORRELATIONS = 3.0
+"""Autocorrelation times of the energy that a run, or a part of it from which errors are measured, must span."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class TemperedLogZ:
     downward, downward_error: the same from the upper rung's samples to the lower; too high on average.
     overlaps: float64 ``[n_rungs - 1]``, how far the densities p and q of neighbouring rungs are the same, 0 to 1: the
         integral of 2 p q / (p + q).
-    trustworthy: False where rungs do not overlap or no chain travelled; ``reason`` says which.
+    trustworthy: False where rungs do not overlap, where hardly a chain travelled (not asked of trajectories), or where
+        the run is too short, or has too few parts, to measure its error; ``reason`` says which.
     """
 
     log_z: float
@@ -57,7 +61,8 @@ def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> T
         Σ 1 / (1 + exp(w + c)) on beta = Σ 1 / (1 + exp(-w - c)) on beta',  c = log Z' / Z      (Bennett)
 
     and log Z = log Z_base + Σ log Z' / Z. Errors are those of the sum over all pairs, from the spread of the estimating
-    functions between ladders, or between stretches of the run if there are fewer than 20 ladders.
+    functions between ladders, or between stretches of the run if there are fewer than 20 ladders; stretches count as
+    independent, so that they must be long beside the autocorrelation of the energies.
 
     Run the ladders before, without keeping gaps, until they have forgotten where they began.
 
@@ -75,7 +80,8 @@ def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> T
     gaps = _groups(report.gaps)  # [groups, samples, rungs]
     steps = report.betas.double().diff()
     lower, upper = gaps[:, :, :-1] * steps, gaps[:, :, 1:] * steps
-    return _summed(base_log_z, lower, upper, lambda overlaps: _distrust(report, overlaps, len(gaps)))
+    kept = report.gaps
+    return _summed(base_log_z, lower, upper, lambda overlaps: _distrust(report, overlaps) or _unmeasured(kept))
 
 
 def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
@@ -102,7 +108,7 @@ def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
                 f"samples of machines {worst} and {worst + 1} overlap by {float(overlaps[worst]):.1%} only; put "
                 "machines between them"
             )
-        return _too_few(len(lower))
+        return _unmeasured(energies.permute(0, 3, 1, 2).flatten(2))
 
     return _summed(first_log_z, lower, upper, distrust)
 
@@ -129,10 +135,15 @@ def _summed(base_log_z: float, lower: Tensor, upper: Tensor, distrust: Callable[
 def _groups(gaps: Tensor) -> Tensor:
     """Parts of the samples that are independent, or nearly so: ladders, cut in time if there are few of them."""
     rounds, n_ladders, n_rungs = gaps.shape
-    pieces = min(max(1, math.ceil(_GROUPS / n_ladders)), rounds)
-    length = rounds // pieces
+    pieces, length = _pieces(rounds, n_ladders)
     cut = gaps[rounds - pieces * length :].view(pieces, length, n_ladders, n_rungs)
     return cut.transpose(1, 2).reshape(pieces * n_ladders, length, n_rungs)
+
+
+def _pieces(rounds: int, n_ladders: int) -> tuple[int, int]:
+    """Into how many stretches each ladder's run is cut, and their length in rounds."""
+    pieces = min(max(1, math.ceil(_GROUPS / n_ladders)), rounds)
+    return pieces, rounds // pieces
 
 
 def _log_mean(log_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +177,7 @@ def _error(influence: Tensor) -> float:
     return float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
 
 
-def _distrust(report: TemperingReport, overlaps: Tensor, n_groups: int) -> str:
+def _distrust(report: TemperingReport, overlaps: Tensor) -> str:
     worst = int(overlaps.argmin())
     if float(overlaps[worst]) < MIN_OVERLAP:
         low, high = (f"{float(beta):.4g}" for beta in report.betas[worst : worst + 2])
@@ -179,10 +190,22 @@ def _distrust(report: TemperingReport, overlaps: Tensor, n_groups: int) -> str:
             f"{report.trips} chains only went from the base to the target, so modes may be missing; use more rounds or "
             "more sweeps between swaps"
         )
-    return _too_few(n_groups)
+    return ""
 
 
-def _too_few(n_groups: int) -> str:
-    return (
-        "" if n_groups >= _GROUPS else f"{n_groups} parts of the run are too few to measure its error; use more rounds"
-    )
+def _unmeasured(series: Tensor) -> str:
+    """Why the parts of a run do not tell its error; series: energies ``[rounds, n_ladders, quantities]``."""
+    rounds, n_ladders, _ = series.shape
+    pieces, length = _pieces(rounds, n_ladders)
+    if pieces * n_ladders < _GROUPS:
+        return f"{pieces * n_ladders} parts of the run are too few to measure its error; use more rounds"
+    if pieces == 1:
+        return ""
+    times = [integrated_autocorrelation(quantity) for quantity in series.unbind(2)]
+    slowest = max((time for time in times if time < math.inf), default=0.0)  # inf: it has one value only
+    if length < FEWEST_AUTOCORRELATIONS * slowest:
+        return (
+            f"its error is measured from stretches of {length} rounds, which are short beside an autocorrelation of "
+            f"{slowest:.0f} rounds; use more rounds, or at least {_GROUPS} ladders"
+        )
+    return ""

@@ -67,7 +67,8 @@ class Tempering(BetaOperator):
                 layer.copy_(state)
             chains.sweep = ladders.chains.sweep
         self._calls += 1
-        if self.adapt_every and self._calls >= self._wait:
+        # of a pair that was not tried nothing is known: it would get no betas at all
+        if self.adapt_every and self._calls >= self._wait and bool((ladders.rungs.attempts > 0).all()):
             self._adapt(ladders)
 
     def _ladders_of(self, chains: Chains) -> Ladders:
