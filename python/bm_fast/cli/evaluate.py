@@ -150,7 +150,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         with output.writing(TEMPERING_PICTURE) as path:
             plots.save(plots.tempering(estimate.report), path)
         result |= _of_bracket(estimate, options)
-        likelihood = MeanLogLikelihood(estimate.mean, estimate.case_error, estimate.standard_error)
+        likelihood = MeanLogLikelihood(estimate.mean, estimate.case_error, estimate.standard_error, estimate.reason)
         bracketed = f", bracket {estimate.bracket[0]:.2f} to {estimate.bracket[1]:.2f}"
         details += [
             f"tempering: {estimate.tempered}",
@@ -237,8 +237,7 @@ def _of_deep(dbm: DBM, images: Tensor, result: Result, console: Console) -> Resu
     hidden = chain_graph(dbm.units[1:], n_classes=dbm.n_classes)
     if result["method"] == "exact" and len(images) << _enumerated_units(hidden) <= _MOST_EXACT_STATES:
         each = exact_log_likelihood(dbm, images, result["log_z"])
-        case_error = each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
-        exact = MeanLogLikelihood(each.mean().item(), case_error, 0.0)
+        exact = MeanLogLikelihood.of(each, result["log_z"])
         found |= {"log_likelihood": exact.mean, "log_likelihood_standard_error": exact.standard_error}
         console.say(f"  log-likelihood = {exact} per case, exact")
     return found

@@ -101,6 +101,9 @@ def ais(
 
     Warns with ``UntrustworthyEstimate`` when the weights have collapsed. Well-behaved weights do not prove that every
     mode was found: a machine that mixes badly can fool any estimate of this kind.
+
+    Source: Neal, Annealed importance sampling, Statistics and Computing 11 (2001); Salakhutdinov and Murray, On the
+    quantitative analysis of deep belief networks (ICML 2008), for machines of this kind.
     """
     count("n_runs", n_runs)
     machine = as_machine(model)
