@@ -1,4 +1,4 @@
-"""Times what docs/kernels.md says of the kernels of a sweep, on one thread; prints tables.
+"""Times what docs/kernels.md says of the kernels of a sweep, on one thread; prints tables, and saves them with --name.
 
     python bench/kernels.py density     sweeps by the share of states that are on, and by the number of chains
     python bench/kernels.py softmax     what ten softmax units on top add to a sweep
@@ -10,7 +10,10 @@ never updated keeps lookups away, and costs nothing.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,30 +61,44 @@ def times(contenders: dict[str, Machine], n_chains: int, calls: int) -> list[flo
     return [timing.least for timing in interleave(made, calls, SECONDS).values()]
 
 
-def density(calls: int) -> None:
+def density(calls: int) -> list[dict[str, Any]]:
+    rows = []
     print("ms a sweep: rows, what the rule takes\n")
     print("| machine, share of states on | " + " | ".join(f"{n} chains" for n in CHAINS) + " |")
     print("|---|" + "---|" * len(CHAINS))
     for sizes in SIZES:
         for share in SHARES:
             contenders = {"rows": machine_of(sizes, share, lookups=False), "rule": machine_of(sizes, share)}
-            cells = [", ".join(f"{t:.2f}" for t in times(contenders, n, calls)) for n in CHAINS]
+            found = [times(contenders, n, calls) for n in CHAINS]
+            for n, (plain, rule) in zip(CHAINS, found, strict=True):
+                rows.append({"units": sizes, "share": share, "chains": n, "rows": plain, "rule": rule})
+            cells = [", ".join(f"{t:.2f}" for t in each) for each in found]
             print(f"| {'-'.join(map(str, sizes))}, {share:g} | " + " | ".join(cells) + " |", flush=True)
+    return rows
 
 
-def softmax(calls: int) -> None:
+def softmax(calls: int) -> list[dict[str, Any]]:
+    rows = []
     print("| chains | ms a sweep | with ten softmax units | more |\n|---|---|---|---|")
     contenders = {"without": machine_of(LABELLED, 0.5), "with": machine_of(LABELLED, 0.5, N_CLASSES)}
     for n in LABELLED_CHAINS:
         without, labelled = times(contenders, n, calls)
+        rows.append({"units": LABELLED, "classes": N_CLASSES, "chains": n, "without": without, "with": labelled})
         print(f"| {n} | {without:.2f} | {labelled:.2f} | {labelled / without - 1:.1%} |", flush=True)
+    return rows
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("density", "softmax"))
     parser.add_argument("--calls", type=int, default=12, help="of each contender, of which the least time counts")
-    chosen = parser.parse_args()
+    parser.add_argument("--name", help="write bench/results/NAME.json")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{environment()['processor']}, instruction set {ops.info()['isa']}, one thread\n")
-    (density if chosen.what == "density" else softmax)(chosen.calls)
+    described = environment()
+    print(f"{described['processor']}, instruction set {ops.info()['isa']}, one thread\n")
+    results = (density if options.what == "density" else softmax)(options.calls)
+    if options.name is not None:
+        path = Path(__file__).parent / "results" / f"{options.name}.json"
+        content = {"environment": described, "settings": vars(options), "least_ms_a_sweep": results}
+        path.write_text(json.dumps(content, indent=1) + "\n")

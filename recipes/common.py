@@ -1,4 +1,4 @@
-"""What recipes share: training that goes on from its checkpoint, stacks of RBMs, records."""
+"""What recipes share: where they keep things, training that goes on from its checkpoint, stacks of RBMs, records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,31 @@ from bm_fast.training import (
 
 FOLDER = Path(__file__).parent
 SEED, BATCH = 0, 100
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recipe keeps the checkpoints of its run, its record, and the pictures beside that."""
+
+    run: Path
+    record: Path
+    pictures: Path
+
+
+def place(name: str, epochs: Sequence[int] | None = None) -> Place:
+    """The place of a recipe's own run, or of a trial with other numbers of epochs, with its folders made.
+
+    Records of trials stay in their run folder: those in ``results`` are of the recipes' own settings.
+    """
+    if epochs is None:
+        run, results = Path("runs") / name, FOLDER / "results"
+        places = Place(run, results / f"{name}.json", results / name)
+    else:
+        run = Path("runs") / "-".join([name, "epochs", *map(str, epochs)])
+        places = Place(run, run / "record.json", run / "pictures")
+    for folder in (run, places.record.parent, places.pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+    return places
 
 
 def fit(
@@ -97,13 +123,6 @@ def stack(
     return rbms
 
 
-def pictures(name: str) -> Path:
-    """The folder ``results/NAME``, beside the record."""
-    folder = FOLDER / "results" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def provenance(device: torch.device) -> dict[str, Any]:
     """Where figures come from: the command of this process, and what it ran on."""
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -116,8 +135,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_record(name: str, source: dict[str, Any], began: float, figures: dict[str, Any], history: History) -> Path:
-    """Writes ``figures``, how they came about, and some twenty epochs of ``history`` to ``results/NAME.json``.
+def write_record(path: Path, source: dict[str, Any], began: float, figures: dict[str, Any], history: History) -> None:
+    """Writes ``figures``, how they came about, and some twenty epochs of ``history``.
 
     source: ``provenance``, before anything was written. began: by ``time.monotonic``. The history of joint training has
     its seconds, over all calls that took part.
@@ -132,6 +151,4 @@ def write_record(name: str, source: dict[str, Any], began: float, figures: dict[
         **figures,
         "history": [{key: float(f"{value:.4g}") for key, value in row.items()} for row in rows],
     }
-    path = FOLDER / "results" / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
-    return path

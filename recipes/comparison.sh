@@ -3,17 +3,18 @@
 #
 #     recipes/comparison.sh digits     trains all four on the digits that come with the package: minutes
 #     recipes/comparison.sh mnist      takes the runs of recipes/mnist.sh, dbm.py and iwae.sh, and makes those that are
-#                                      missing: hours
+#                                      missing: hours; measured on 2,000 of the test images
 #
 # Needs bm-fast on the path (. .venv/bin/activate after make) and for MNIST the data (BM_FAST_DATA or the network).
 # The page goes to recipes/results/comparison-NAME. --device cuda computes all of it on a GPU; every other argument goes
-# to bm-fast compare.
+# to bm-fast compare. One that changes a setting makes a trial, whose page goes to runs/comparison-NAME-trial.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 data="${1:?which data: digits or mnist}"
 shift
-source recipes/device.sh "$@"
+source recipes/arguments.sh "$@"
+settings=()
 
 # Whether a run of recipes/dbm.py, and one of recipes/mnist.sh, is at its end: its figures come after the last checkpoint.
 is_measured() {
@@ -34,6 +35,7 @@ case "$data" in
         [[ -e $iwae/evaluation.json ]] || bm-fast vae digits "${networks[@]}" --estimator dreg --k 50 --output "$iwae"
         ;;
     mnist)
+        settings=(--rows 2000)
         rbm=runs/mnist-long dbm=runs/dbm-mnist vae=runs/iwae-two-hours-k1 iwae=runs/iwae-two-hours
         is_evaluated "$rbm" || rbm=runs/mnist-short
         is_evaluated "$rbm" || recipes/mnist.sh short "${device[@]}"
@@ -43,5 +45,7 @@ case "$data" in
         ;;
     *) echo "unknown data $data: digits or mnist" >&2 && exit 2 ;;
 esac
-bm-fast compare "$rbm" "$dbm" "$vae" "$iwae" --data "$data" --output "recipes/results/comparison-$data" --overwrite \
-    "${device[@]}" "${others[@]}"
+page="recipes/results/comparison-$data"
+[[ -n $trial ]] && page="runs/comparison-$data$trial"
+bm-fast compare "$rbm" "$dbm" "$vae" "$iwae" --data "$data" --output "$page" --overwrite \
+    "${settings[@]}" "${device[@]}" "${others[@]}"

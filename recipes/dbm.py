@@ -6,7 +6,8 @@
     python recipes/dbm.py ocr-letters    128-500-1000
 
 Every part is saved in runs/dbm-NAME after each epoch, and the same command goes on where an interrupted one stopped.
-Results go to recipes/results/dbm-NAME.json, pictures to the folder of that name. --device cuda computes on a GPU.
+Results go to recipes/results/dbm-NAME.json, pictures to the folder of that name. --device cuda computes on a GPU. With
+--epochs of one's own it is a trial: run, record and pictures lie in runs/dbm-NAME-epochs-..., recorded results stay.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from common import SEED, fit, pictures, provenance, stack, write_record
+from common import SEED, fit, place, provenance, stack, write_record
 from torch import Tensor
 
 from bm_fast import DBM, plots
@@ -80,13 +81,11 @@ def main() -> None:
     add_device(parser)
     options = parser.parse_args()
     recipe = RECIPES[options.recipe]
-    if options.epochs is not None:
-        if len(options.epochs) != len(recipe.epochs):
-            parser.error(f"--epochs: expected {len(recipe.epochs)} numbers, got {len(options.epochs)}")
-        recipe = replace(recipe, epochs=tuple(options.epochs))
-    name = f"dbm-{options.recipe}"
-    run = Path("runs") / name
-    run.mkdir(parents=True, exist_ok=True)
+    epochs = None if options.epochs is None else tuple(options.epochs)
+    if epochs is not None and len(epochs) != len(recipe.epochs):
+        parser.error(f"--epochs: expected {len(recipe.epochs)} numbers, got {len(epochs)}")
+    here = place(f"dbm-{options.recipe}", None if epochs == recipe.epochs else epochs)
+    recipe = replace(recipe, epochs=epochs or recipe.epochs)
     dataset = load(recipe.data).to(options.device)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     test = binary.split("test")
@@ -95,13 +94,13 @@ def main() -> None:
     n_rbms = len(recipe.hidden)
     estimators = [stack_estimator(level, n_rbms) for level in range(n_rbms)]
     rates = {"rate": recipe.rbm_rate, "weight_decay": 1e-3}
-    dbm = stitch(stack(recipe.hidden, estimators, train, recipe.epochs, run, **rates, centred=False))
+    dbm = stitch(stack(recipe.hidden, estimators, train, recipe.epochs, here.run, **rates, centred=False))
     history = fit(
         dbm,
         MeanFieldPCD(100, sweeps=5, iterations=10),
         train,
         recipe.epochs[-1],
-        run / "dbm.safetensors",
+        here.run / "dbm.safetensors",
         rate=recipe.rate,
         weight_decay=recipe.weight_decay,
         centred=True,
@@ -113,14 +112,15 @@ def main() -> None:
     print(log_z)
     for split, bound in bounds.items():
         print(f"bound on the {split} log-likelihood ({binary.protocol}): {bound}")
-    draw(dbm, dataset, test, pictures(name))
+    draw(dbm, dataset, test, here.pictures)
     figures = {
         "recipe": asdict(recipe),
         "protocol": binary.protocol,
         "log_z": str(log_z),
         "bound": {split: str(bound) for split, bound in bounds.items()},
     }
-    print("results in", write_record(name, source, began, figures, history))
+    write_record(here.record, source, began, figures, history)
+    print("results in", here.record)
 
 
 if __name__ == "__main__":

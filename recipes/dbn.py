@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import SEED, fit, pictures, provenance, stack, write_record
+from common import SEED, fit, place, provenance, stack, write_record
 
 from bm_fast import DBN, plots
 from bm_fast.cli.devices import add_device
@@ -75,16 +75,14 @@ def main() -> None:
     parser.add_argument("recipe", choices=RECIPES)
     add_device(parser)
     options = parser.parse_args()
-    recipe, name = RECIPES[options.recipe], f"dbn-{options.recipe}"
-    run = Path("runs") / name
-    run.mkdir(parents=True, exist_ok=True)
+    recipe, here = RECIPES[options.recipe], place(f"dbn-{options.recipe}")
     dataset = load(recipe.data).to(options.device)
     binary = dataset if dataset.train.dtype is torch.uint8 else dataset.binarised(SEED)
     began, source = time.monotonic(), provenance(options.device)
     estimator = PCD(100, recipe.sweeps)
     estimators = [estimator] * len(recipe.hidden)
     rates = {"rate": recipe.rbm_rate, "weight_decay": recipe.weight_decay}
-    rbms = stack(recipe.hidden, estimators, dataset.train, recipe.epochs, run, **rates, centred=True)
+    rbms = stack(recipe.hidden, estimators, dataset.train, recipe.epochs, here.run, **rates, centred=True)
     dbn = DBN.from_rbms(rbms)
     greedy = measure(dbn, dataset, binary, recipe)
     history = fit(
@@ -92,7 +90,7 @@ def main() -> None:
         UpDown(estimator),
         dataset.train,
         recipe.epochs[-1],
-        run / "dbn.safetensors",
+        here.run / "dbn.safetensors",
         rate=recipe.rate,
         weight_decay=recipe.weight_decay,
         centred=True,
@@ -102,9 +100,10 @@ def main() -> None:
     tuned = measure(dbn, dataset, binary, recipe)
     for stage, figures in (("greedy", greedy), ("fine-tuned", tuned)):
         print(f"{stage}: {figures}")
-    draw(dbn, dataset, pictures(name))
+    draw(dbn, dataset, here.pictures)
     figures = {"recipe": asdict(recipe), "protocol": binary.protocol, "greedy": greedy, "fine-tuned": tuned}
-    print("results in", write_record(name, source, began, figures, history))
+    write_record(here.record, source, began, figures, history)
+    print("results in", here.record)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 A model of flipped pixels is as hard to learn as one of the pixels themselves. The centred gradient is meant not to see
 the difference; the ordinary gradient does. 16 hidden units, PCD-1, learning rate 0.01, batches of 100, as in the
-experiment that docs/results.md names. Prints a table and writes recipes/results/flipped-mnist.json.
+experiment that docs/results.md names. Prints a table and writes recipes/results/flipped-mnist.json; a trial with
+another number of epochs writes runs/flipped-mnist-epochs-N/record.json instead.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
+from common import place
 
 from bm_fast import RBM
 from bm_fast.data import load
 from bm_fast.estimation import exact_log_z, mean_log_likelihood
 from bm_fast.training import PCD, ProgressBar, Trainer
 
-SEED, HIDDEN, BATCH, RATE = 0, 16, 100, 0.01
-OUTPUT = Path(__file__).parent / "results" / "flipped-mnist.json"
+SEED, HIDDEN, BATCH, RATE, EPOCHS = 0, 16, 100, 0.01, 50
 
 
 def test_log_likelihood(train: torch.Tensor, test: torch.Tensor, *, centred: bool, epochs: int) -> float:
@@ -36,8 +36,9 @@ def test_log_likelihood(train: torch.Tensor, test: torch.Tensor, *, centred: boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     epochs = parser.parse_args().epochs
+    here = place("flipped-mnist", None if epochs == EPOCHS else [epochs])
     mnist = load("mnist")
     test = mnist.binarised(SEED).test  # one fixed sample; training draws its pixels anew in each epoch
     results, began = {}, time.monotonic()
@@ -48,8 +49,7 @@ def main() -> None:
             results[name] = test_log_likelihood(train_rows, test_rows, centred=centred, epochs=epochs)
             print(f"{name:40s} {results[name]:8.2f} nats per image", flush=True)
     record = {"epochs": epochs, "seed": SEED, "seconds": round(time.monotonic() - began), "log_likelihood": results}
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(record, indent=2) + "\n")
+    here.record.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,23 +10,28 @@
 #     recipes/iwae.sh --resume runs/NAME       goes on after Ctrl-C, or measures a finished run again
 #
 # Needs bm-fast on the path (. .venv/bin/activate after make) and the data (BM_FAST_DATA, or the network).
-# Runs go to runs/NAME, their results to recipes/results/NAME.json. Every other argument goes to bm-fast vae.
+# Runs go to runs/NAME, their results to recipes/results/NAME.json. Every other argument goes to bm-fast vae. One that
+# changes a setting makes a trial: it lies in runs/NAME-trial, its results too; with --resume they stay in the run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # An older result stays unless there is a new one.
 record() {
-    local name="$1" result
+    local file="$1" result
     shift
     result=$(bm-fast vae "$@" --json) || { local code=$? && echo "$result" && exit "$code"; }
-    mkdir -p recipes/results
-    echo "$result" >"recipes/results/$name.json"
+    mkdir -p "$(dirname "$file")"
+    echo "$result" >"$file"
 }
 
 recipe="${1:?which recipe: short, two-hours, full, or one of these with -2; or --resume and the folder of a run}"
 if [[ $recipe == --resume ]]; then
     run="${2:?--resume: which run, as in runs/iwae-short}"
-    record "$(basename "$run")" "$@"
+    shift 2
+    source recipes/arguments.sh "$@"
+    file="recipes/results/$(basename "$run").json"
+    [[ -n $trial || $run == *-trial ]] && file="$run/record.json"
+    record "$file" --resume "$run" "${device[@]}" "${others[@]}"
     exit
 fi
 data=mnist
@@ -59,4 +64,7 @@ esac
 name="iwae-$recipe"
 [[ $data != mnist ]] && name+="-$data"
 [[ $k != 50 ]] && name+="-k$k"
-record "$name" "$data" "${settings[@]}" --output "runs/$name" "$@"
+source recipes/arguments.sh "$@"
+file="recipes/results/$name.json"
+[[ -n $trial ]] && file="runs/$name$trial/record.json"
+record "$file" "$data" "${settings[@]}" --output "runs/$name$trial" "${device[@]}" "${others[@]}"

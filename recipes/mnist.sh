@@ -7,13 +7,13 @@
 #
 # Needs bm-fast on the path (. .venv/bin/activate after make) and MNIST (BM_FAST_DATA or the network).
 # Runs go to runs/NAME, their results to recipes/results/NAME.*.json. --device cuda computes all of it on a GPU; every
-# other argument goes to bm-fast train.
+# other argument goes to bm-fast train. One that changes a setting makes a trial: runs/NAME-trial, results included.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 recipe="${1:?which recipe: short, long or hidden20}"
 shift
-source recipes/device.sh "$@"
+source recipes/arguments.sh "$@"
 case "$recipe" in
     short) settings=(--hidden 500 --epochs 20) ;;
     long) settings=(--hidden 500 --epochs 120) ;;
@@ -21,19 +21,20 @@ case "$recipe" in
     *) echo "unknown recipe $recipe: short, long or hidden20" >&2 && exit 2 ;;
 esac
 
-run="runs/mnist-$recipe"
+run="runs/mnist-$recipe$trial"
 again=()
 for other in "${others[@]}"; do
     if [ "$other" = --overwrite ]; then again=(--overwrite); fi
 done
 results="recipes/results/mnist-$recipe"
-mkdir -p recipes/results
+[[ -n $trial ]] && results="$run/record"
 
 # An older result stays unless there is a new one.
 record() {
     local file="$1" found
     shift
     found=$("$@") || { local code=$? && echo "$found" && exit "$code"; }
+    mkdir -p "$(dirname "$file")"
     echo "$found" >"$file"
 }
 

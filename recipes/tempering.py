@@ -6,8 +6,8 @@
 Small machines whose modes are far apart on purpose, and small RBMs on OCR letters and MNIST, all with exact
 likelihoods. Every method makes the same 200 sweeps of a chain per update (tempered transitions 190; parallel trajectory
 tempering 20 for each machine that it has kept and 20 for the present one, which the record counts). Results are joined
-with those in recipes/results/tempering.json, from which the table and the picture beside it are made. --device cuda
-computes on a GPU.
+with those in recipes/results/tempering.json, from which the table and the picture beside it are made; those of other
+settings are refused. --device cuda computes on a GPU.
 """
 
 from __future__ import annotations
@@ -135,6 +135,11 @@ TASKS: dict[str, Callable[[torch.device], Task]] = {
 }
 
 
+def settings_of(task: Task) -> dict[str, Any]:
+    """What runs have in common that stand in one row of the table."""
+    return {name: getattr(task, name) for name in ("about", "unit", "hidden", "batch", "epochs", "rate")}
+
+
 def learn(task: Task, estimator: Estimator, seed: int) -> dict[str, Any]:
     """The figure after each tenth of the training."""
     rbm = RBM(task.train.shape[1], task.hidden, seed=seed).to(task.train.device)
@@ -203,16 +208,18 @@ def main() -> None:
     record = RESULTS / "tempering.json"
     results = json.loads(record.read_text()) if record.exists() else {}
     source = provenance(options.device)  # before results change the files
-    for name in options.tasks or TASKS:
-        task = TASKS[name](options.device)
-        settings = {
-            "about": task.about,
-            "unit": task.unit,
-            "hidden": task.hidden,
-            "batch": task.batch,
-            "rate": task.rate,
+    tasks = {name: TASKS[name](options.device) for name in options.tasks or TASKS}
+    for name, task in tasks.items():
+        other = {
+            key: of
+            for key, value in settings_of(task).items()
+            if (of := results.get(name, {}).get(key, value)) != value
         }
-        held = results[name] = {**settings, "runs": results.get(name, {}).get("runs", {})}
+        if other:
+            said = ", ".join(f"{key} {of!r} in place of {getattr(task, key)!r}" for key, of in other.items())
+            parser.error(f"{name}: the runs in {record} have {said}; move it away to start a new one")
+    for name, task in tasks.items():
+        held = results[name] = {**settings_of(task), "runs": results.get(name, {}).get("runs", {})}
         for method, seed in itertools.product(options.methods, options.seeds):
             run = learn(task, METHODS[method](task.rate), seed)
             held["runs"].setdefault(method, {})[str(seed)] = {**run, **source}

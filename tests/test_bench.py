@@ -17,12 +17,19 @@ from bm_fast import DBM
 RUN = Path(__file__).parents[1] / "bench" / "run.py"
 
 
-def test_the_kernels_of_a_sweep_are_timed() -> None:
+def test_the_kernels_of_a_sweep_are_timed_and_saved(tmp_path: Path) -> None:
     command = [sys.executable, str(RUN.with_name("kernels.py")), "softmax", "--calls", "1"]
+    command += ["--name", str(tmp_path / "small")]
     table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [line.split("|") for line in table.splitlines() if line.endswith("% |")]
     assert [int(row[1]) for row in rows] == [32, 100, 256]
     assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
+    saved = json.loads((tmp_path / "small.json").read_text())
+    assert [f"{row['without']:.2f}, {row['with']:.2f}" for row in saved["least_ms_a_sweep"]] == [
+        f"{float(row[2]):.2f}, {float(row[3]):.2f}" for row in rows
+    ]
+    assert saved["settings"]["what"] == "softmax"
+    assert "processor" in saved["environment"]
 
 
 def test_a_small_run_saves_its_table(tmp_path: Path) -> None:

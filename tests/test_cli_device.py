@@ -96,3 +96,6 @@ def test_recipes_hand_the_device_to_every_command(script: tuple[str, ...], devic
     assert all(line.count(" ".join(device)) == 1 for line in said if device)
     assert all(("--device" in line) == bool(device) for line in said)
     assert sum("--last 3" in line for line in said) == 1
+    assert all("recipes/results" not in line for line in said)  # another setting makes a trial
+    if name != "comparison.sh":  # which asks for the recipes' own runs where they are missing
+        assert not (tmp_path / "recipes" / "results").exists()

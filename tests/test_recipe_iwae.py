@@ -30,7 +30,8 @@ def checkout(tmp_path_factory) -> Path:
     """The recipe beside a bm-fast that only prints what it is asked for."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "recipes").mkdir()
-    shutil.copy(RECIPE, folder / "recipes")
+    for name in ("iwae.sh", "arguments.sh"):
+        shutil.copy(RECIPE.with_name(name), folder / "recipes")
     (folder / "bm-fast").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit "${CODE:-0}"\n')
     (folder / "bm-fast").chmod(0o755)
     return folder
@@ -42,12 +43,13 @@ def asked(checkout: Path, *arguments: str, code: int = 0) -> tuple[str, list[str
     script = [str(checkout / "recipes" / "iwae.sh"), *arguments]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
-    (result,) = (checkout / "recipes" / "results").iterdir()
+    (result,) = (path for folder in ("recipes/results", "runs") for path in (checkout / folder).rglob("*.json"))
     words = result.read_text().splitlines()
     result.unlink()
     assert words[0] == "vae"
     assert words[-1] == "--json"
-    return result.name, words[1:-1]
+    within = result.relative_to(checkout)
+    return result.name if within.parts[0] == "recipes" else str(within), words[1:-1]
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +98,21 @@ def test_every_recipe_starts_with_its_settings(requests, tmp_path, monkeypatch, 
 
 
 def test_a_recipe_goes_on_with_a_run_and_records_it_under_its_name(checkout):
-    words = ["--resume", "runs/iwae-short-k5", "--test-rows", "10"]
+    words = ["--resume", "runs/iwae-short-k5"]
     assert asked(checkout, *words) == ("iwae-short-k5.json", words)
-    assert asked(checkout, "short")[1] == requests_of_short()
-    assert asked(checkout, "short", "--epochs", "1")[1] == [*requests_of_short(), "--epochs", "1"]
+    same = ["--threads", "1", "--overwrite"]
+    assert asked(checkout, "short", *same) == ("iwae-short.json", [*requests_of_short(), *same])
+
+
+def test_a_trial_leaves_the_recorded_results_alone(checkout):
+    trial = "runs/iwae-short-trial"
+    assert asked(checkout, "short", "--epochs", "1") == (
+        f"{trial}/record.json",
+        [*requests_of_short()[:-1], trial, "--epochs", "1"],
+    )
+    assert asked(checkout, "--resume", trial) == (f"{trial}/record.json", ["--resume", trial])
+    words = ["--resume", "runs/iwae-short-k5", "--test-rows", "10"]  # measured in another way than the recipe does
+    assert asked(checkout, *words) == ("runs/iwae-short-k5/record.json", words)
 
 
 def requests_of_short() -> list[str]:
