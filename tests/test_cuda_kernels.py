@@ -21,6 +21,8 @@ from bm_fast.parameters import MAX_WEIGHT
 from bm_fast.program import Input, Update, full_update, gibbs_program
 from cuda_runner import KERNELS, NVCC_FLAGS, ORDERS, ROOT, SANITIZER_EXIT, Case, Change, emulated, run
 from engine_cases import make_machine, tree
+from test_cuda_softmax import of as of_labels
+from test_cuda_softmax import swept_by_reference, swept_by_runner
 
 
 def random_case(machine: Machine, n_chains: int, *, options: str = "", **others: object) -> Case:
@@ -266,3 +268,5 @@ def test_compute_sanitizer_finds_nothing(gpu: list[str], tmp_path: Path, tool: s
     command = [path, "--tool", tool, "--error-exitcode", str(SANITIZER_EXIT), *gpu]
     for name in ("ragged", "tree", "deep"):
         assert_equal(case(name).by_runner(command, tmp_path), expected(name))
+    labels = of_labels("held")
+    assert_equal(swept_by_runner(command, tmp_path, labels, 1, "fair"), swept_by_reference(labels, 1))

@@ -24,7 +24,7 @@ from bm_fast.parameters import Parameters
 from bm_fast.program import gibbs_program
 from bm_fast.training import CD, PCD, Trainer
 from cuda_devices import Gpu, assert_same, emulation, gpu, with_hopper
-from enumeration import BINARY, DRIFT_BOUND, enumerate_machine, variation_ratio
+from enumeration import DRIFT_BOUND, GRAPHS, enumerate_machine, variation_ratio
 
 __all__ = ["emulation", "gpu"]  # fixtures
 
@@ -142,12 +142,12 @@ def test_weights_are_put_on_their_grid_where_they_are(gpu: Gpu) -> None:
 # --- the right distribution, on a GPU alone: emulated, the bits are the processor's -----------------------------------
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_chains_at_their_distribution_stay_there_on_a_gpu(name: str) -> None:
     """As in test_no_drift.py, where the bound is explained."""
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU")
-    here = enumeration.machine(BINARY[name])
+    here = enumeration.machine(GRAPHS[name])
     truth = enumerate_machine(here)
     chains = Chains(tuple(layer.cuda() for layer in truth.draw(40_000, torch.Generator().manual_seed(1))), seed=7)
     held = here.parameters

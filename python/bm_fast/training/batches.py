@@ -34,6 +34,9 @@ class Batches(Protocol):
     labels: Tensor | None
     """Classes of the rows of the batch that came last, int64 ``[n]``, -1 where unknown; None for data without them."""
 
+    all_labelled: bool
+    """Whether all classes of the data are known, as far as was seen at first."""
+
     @property
     def description(self) -> str:
         """Which data these are, as far as a checkpoint can tell."""
@@ -68,6 +71,7 @@ class ArrayBatches(_Shuffled):
     def __init__(self, data: Tensor, batch_size: int, generator: torch.Generator, labels: Tensor | None = None) -> None:
         self.data, self._all_labels = data, labels
         self.labels: Tensor | None = None
+        self.all_labelled = labels is not None and bool((labels >= 0).all())
         self.n_batches: int | None = -(-len(data) // batch_size)
         self._batch_size = batch_size
         self._generator = generator
@@ -97,6 +101,7 @@ class LoaderBatches(_Shuffled):
     def __init__(self, loader: DataLoader[Any], check: Check, batch_size: int, n_classes: int | None = None) -> None:
         self._loader, self._check, self._batch_size, self._n_classes = loader, check, batch_size, n_classes
         self.labels: Tensor | None = None
+        self.all_labelled = False
         self._generator: torch.Generator = loader.generator or torch.default_generator
         try:
             self.n_batches: int | None = len(loader)

@@ -173,13 +173,13 @@ class DBMLearner:
             self.offsets[VISIBLE].copy_(column_means(data))
             self._known[VISIBLE] = True
 
-    def take_labels(self, labels: Tensor) -> int:
+    def take_labels(self, labels: Tensor, *, are_known: bool = False) -> int:
         """Labels of the rows of the next update, which ``batch`` holds, int64 ``[n_data]``, -1 where unknown.
 
-        Moves rows with a known one to the front, sets their label layer, and returns how many there are, which waits
-        for the device.
+        Moves rows with a known one to the front, sets their label layer, and returns how many there are.
+        are_known: the caller has seen that all are, so nothing waits for a GPU.
         """
-        data, n_labelled = self._rows.data(len(labels)), int((labels >= 0).sum())
+        data, n_labelled = self._rows.data(len(labels)), len(labels) if are_known else int((labels >= 0).sum())
         if n_labelled < len(labels):
             order = torch.argsort((labels < 0).to(torch.uint8), stable=True)
             labels = labels[order]

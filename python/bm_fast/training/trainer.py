@@ -170,9 +170,9 @@ class Trainer(Loop):
         n_data = len(values)
         data = self._learner.batch(n_data)
         self._draw(values, numbers, self.epoch, data)
-        n_labelled, labels = 0, None if self._batches is None else self._batches.labels
-        if isinstance(self._learner, DBMLearner) and labels is not None:
-            n_labelled = self._learner.take_labels(labels)
+        n_labelled, batches = 0, self._batches
+        if isinstance(self._learner, DBMLearner) and batches is not None and batches.labels is not None:
+            n_labelled = self._learner.take_labels(batches.labels, are_known=batches.all_labelled)
         if self._captured is None:
             self._learner.fill_gradient(self._snapshot(), n_data)
             self.optimizer.step()
