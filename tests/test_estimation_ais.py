@@ -117,6 +117,7 @@ def test_chosen_schedules() -> None:
         ([0, 0.9], "betas: expected values that rise from 0 to 1"),
         ([0, math.nan, 1], "betas: expected values that rise from 0 to 1"),
         ([0.5] * 9, r"got 0.5, 0.5, 0.5, \.\.\., 0.5, 0.5"),
+        (["0", "1"], "betas: expected 'salakhutdinov-murray', 'adaptive', a number or a sequence"),
     ],
 )
 def test_bad_schedules(betas: object, message: str) -> None:
@@ -185,6 +186,7 @@ def test_pilots_do_not_share_random_numbers_with_the_estimate(monkeypatch: pytes
         ({"drop": 0.0}, "drop: expected a fraction between 0 and 1, got 0.0"),
         ({"drop": 1.0}, "drop: expected a fraction between 0 and 1, got 1.0"),
         ({"n_runs": 3}, "n_runs: expected at least 10 pilot runs to measure their spread, got 3"),
+        ({"n_runs": 10.5}, "n_runs: expected a whole number of at least 1, got 10.5"),
     ],
 )
 def test_bad_adaptive_schedules(arguments: dict[str, float], message: str) -> None:
@@ -361,9 +363,16 @@ def test_bad_data_for_base_biases(data: object, message: str) -> None:
         ({"n_runs": 2.5}, "n_runs: expected a whole number of at least 1, got 2.5"),
         ({"base": [torch.zeros(4)]}, "base: expected one tensor for each of 2 layers, got 1"),
         ({"base": [torch.zeros(4), torch.zeros(5)]}, r"base\[1\]: expected .* \[3\]"),
-        ({"base": [torch.full((4,), math.inf), torch.zeros(3)]}, r"base\[0\]: expected finite values"),
+        ({"base": [torch.full((4,), math.inf), torch.zeros(3)]}, r"base\[0\]: expected finite numbers"),
+        ({"base": [np.zeros(4, np.float32), np.zeros(3, np.float32)]}, r"base\[0\]: expected a .*torch"),
+        ({"n_runs": True}, "n_runs: expected a whole number of at least 1, got True"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ais(RBM(4, 3), betas=5, **arguments)  # type: ignore[arg-type]
+
+
+def test_weights_must_be_some() -> None:
+    with pytest.raises(ValueError, match=r"log_weights: expected \[n_runs\], one at least, got \[0\]"):
+        AISEstimate.from_log_weights(torch.zeros(0, dtype=torch.float64), 5)

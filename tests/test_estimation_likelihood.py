@@ -200,6 +200,11 @@ def test_bad_log_z(log_z: float) -> None:
         log_likelihood(RBM(4, 3), torch.zeros(1, 4), log_z)
 
 
+def test_log_z_that_is_no_number_is_named() -> None:
+    with pytest.raises(ValueError, match="log_z: expected a number or an estimate, got str"):
+        log_likelihood(RBM(4, 3), torch.zeros(1, 4), "1.5")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("graph", [GRAPHS["dbm3"], two_pathways(), GRAPHS["semi_restricted"]])
 def test_deep_machines_have_no_closed_likelihood(graph: Graph) -> None:
     built = machine(graph)

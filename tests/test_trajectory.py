@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +206,11 @@ def test_bad_input_is_refused() -> None:
         TrajectoryTempering(keep_below=1)
     with pytest.raises(ValueError, match="energies: expected"):
         trajectory_log_z(0.0, torch.zeros(3, 2))
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="energies: expected finite numbers, got NaN or infinity"):
+            trajectory_log_z(0.0, torch.full((40, 2, 1, 30), value, dtype=torch.float64))
+        with pytest.raises(ValueError, match=f"first_log_z: expected a finite number, got {value}"):
+            trajectory_log_z(value, torch.zeros(40, 2, 1, 30, dtype=torch.float64))
     chains = rbm.chains(4, seed=1)
     Gibbs(2).advance(rbm.machine(), chains)
     with pytest.raises(ValueError, match="chains: expected some at sweep 0, which begin replicas, got sweep 2"):

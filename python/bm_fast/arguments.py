@@ -16,7 +16,7 @@ def whole_number(name: str, value: object, low: int, high: int) -> int:
 
 
 def count(name: str, value: object) -> int:
-    """``value``, how many of something; ValueError unless it is an int of at least 1."""
-    if not isinstance(value, int) or value < 1:
+    """``value``, how many of something, as int; ValueError unless it is a whole number of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    return value
+    return int(value)

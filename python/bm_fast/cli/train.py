@@ -258,7 +258,7 @@ def _enough(settings: Result, options: argparse.Namespace, n_rows: int) -> Resul
     An epoch of the shipped digits is 12 updates, one of MNIST 600: as many epochs are no measure of both, and the
     weights of a machine begin so small that it learns next to nothing in its first hundreds of updates.
     """
-    batches = math.ceil(n_rows / settings["batch_size"])
+    batches: int = math.ceil(n_rows / settings["batch_size"])
 
     def at_least(epochs: int, updates: int) -> int:
         return max(epochs, min(_MOST_EPOCHS, math.ceil(updates / batches)))

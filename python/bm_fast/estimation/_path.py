@@ -91,9 +91,7 @@ class AnnealingPath:
         self.machine = machine
         graph, biases = machine.graph, machine.parameters.biases
         self.base = [torch.zeros_like(bias) for bias in biases] if base is None else list(base)
-        for i, values in enumerate(self.base):
-            if not bool(torch.isfinite(values).all()):
-                raise ValueError(f"base[{i}]: expected finite values, got NaN or infinity")
+        ops.EnergyGap(machine, self.base)  # checks the base
         self.updates, self.program = summed_and_sweep(graph)
 
     def start(self, n_chains: int, seed: int, first_chain: int = 0) -> Chains:

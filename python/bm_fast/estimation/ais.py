@@ -56,7 +56,9 @@ class AISEstimate:
 
     @classmethod
     def from_log_weights(cls, log_weights: Tensor, n_betas: int) -> AISEstimate:
-        """Statistics and verdict of weights whose expectation is Z; float64 ``[n_runs]``."""
+        """Statistics and verdict of weights whose expectation is Z; float64 ``[n_runs]``, at least one."""
+        if log_weights.dim() != 1 or len(log_weights) == 0:
+            raise ValueError(f"log_weights: expected [n_runs], one at least, got {list(log_weights.shape)}")
         n_runs = len(log_weights)
         log_mean = log_weights.logsumexp(0) - math.log(n_runs)
         relative = (log_weights - log_mean).exp()  # mean 1; no overflow: at most n_runs

@@ -122,7 +122,11 @@ def reconstruction_error(model: Model, v: Array) -> Array:
 def finite_log_z(log_z: LogZ) -> float:
     """The value itself, or that of an estimate; ValueError unless it is finite."""
     value = log_z.log_z if isinstance(log_z, AISEstimate | TemperedLogZ) else log_z
-    if not math.isfinite(value):
+    try:
+        is_finite = math.isfinite(value)
+    except TypeError as error:
+        raise ValueError(f"log_z: expected a number or an estimate, got {type(value).__name__}") from error
+    if not is_finite:
         raise ValueError(f"log_z: expected a finite number, got {value}")
     return value
 

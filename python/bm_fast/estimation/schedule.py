@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bm_fast.arguments import count
 from bm_fast.estimation._machine import Model, as_machine
 from bm_fast.estimation._path import Path, path_of
 
@@ -49,7 +50,12 @@ def fixed_betas(betas: Schedule) -> Tensor:
         if betas < 2:
             raise ValueError(f"betas: expected at least 2, got {betas}")
         return torch.linspace(0, 1, betas, dtype=torch.float64).float()
-    values = torch.as_tensor(betas).to(torch.float32, copy=True)
+    try:
+        values = torch.as_tensor(betas).to(torch.float32, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"betas: expected {PUBLISHED!r}, {ADAPTIVE!r}, a number or a sequence, got {betas!r}"
+        ) from error
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(f"betas: expected one dimension and at least 2 values, got {list(values.shape)}")
     if not bool((values[1:] >= values[:-1]).all()) or values[0] != 0 or values[-1] != 1:
@@ -79,7 +85,7 @@ def adaptive_betas(
     """
     if not 0 < drop < 1:
         raise ValueError(f"drop: expected a fraction between 0 and 1, got {drop}")
-    if n_runs < 10:
+    if count("n_runs", n_runs) < 10:
         raise ValueError(f"n_runs: expected at least 10 pilot runs to measure their spread, got {n_runs}")
     path = path_of(as_machine(model), base, path)
     chains = path.start(n_runs, seed, first_chain=_PILOT_CHAINS)

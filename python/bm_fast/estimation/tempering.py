@@ -77,6 +77,7 @@ def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> T
     if ladders.base is None and any(precision is not None for precision in machine.parameters.precisions):
         raise ValueError("ladders: expected a base, without which a Gaussian layer has no distribution at beta = 0")
     base_log_z = AnnealingPath(machine, ladders.base).base_log_z()
+    _check_finite("report.gaps", report.gaps)
     gaps = _groups(report.gaps)  # [groups, samples, rungs]
     steps = report.betas.double().diff()
     lower, upper = gaps[:, :, :-1] * steps, gaps[:, :, 1:] * steps
@@ -99,6 +100,9 @@ def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
     """
     if energies.dim() != 4 or energies.shape[1] != 2 or 0 in energies.shape:
         raise ValueError(f"energies: expected [rounds, 2, n_machines - 1, n_chains], got {list(energies.shape)}")
+    _check_finite("energies", energies)
+    if not math.isfinite(first_log_z):
+        raise ValueError(f"first_log_z: expected a finite number, got {first_log_z}")
     lower, upper = (_groups(energies[:, side].transpose(1, 2)) for side in (0, 1))
 
     def distrust(overlaps: Tensor) -> str:
@@ -111,6 +115,11 @@ def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
         return _unmeasured(energies.permute(0, 3, 1, 2).flatten(2))
 
     return _summed(first_log_z, lower, upper, distrust)
+
+
+def _check_finite(name: str, energies: Tensor) -> None:
+    if not bool(energies.isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
 def _summed(base_log_z: float, lower: Tensor, upper: Tensor, distrust: Callable[[Tensor], str]) -> TemperedLogZ:

@@ -116,10 +116,12 @@ def integrated_autocorrelation(values: Tensor) -> float:
 
     Source: Sokal, Monte Carlo methods in statistical mechanics (1997).
     """
+    if values.dim() not in (1, 2) or len(values) < 2 or values.numel() == 0:
+        raise ValueError(
+            f"values: expected [n_steps] or [n_steps, n_chains], 2 steps at least, got {list(values.shape)}"
+        )
     series = values.double().reshape(len(values), -1)
     n = len(series)
-    if n < 2:
-        raise ValueError(f"values: expected at least 2 steps, got {n}")
     centred = series - series.mean()
     size = 2 ** math.ceil(math.log2(2 * n))
     power = torch.fft.rfft(centred, n=size, dim=0).abs().square().mean(1)
