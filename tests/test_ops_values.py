@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops
+from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops, reference
 from bm_fast.parameters import MAX_FRACTION_BITS, MAX_WEIGHT
 from bm_fast.program import full_update
 from engine_cases import make_machine, tree
@@ -143,6 +143,19 @@ def test_statistics_are_sums_over_chains(sizes: tuple[int, int, int], real: tupl
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
     else:
         assert torch.equal(out.double(), expected)
+
+
+@pytest.mark.parametrize("sizes", [(9, 6, 5), (210, 131, 67), (450, 515, 33)])
+@pytest.mark.parametrize("n_states", [1, 8, 205, 450])
+def test_real_rows_that_end_in_states_are_added_like_any_other(sizes: tuple[int, int, int], n_states: int) -> None:
+    """Bit for bit: such rows may be added by lists of those that are 1."""
+    n, lower, upper = sizes
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(n, lower, generator=g), torch.randn(n, upper, generator=g)
+    a[-n_states:] = (a[-n_states:] > 0.3).float()
+    expected = torch.empty(lower, upper)
+    reference.statistics(a, b, expected)
+    assert torch.equal(ops.statistics(a, b), expected)
 
 
 def test_bernoulli_draws_with_the_given_probabilities() -> None:

@@ -103,7 +103,7 @@ static void list_chains(PanelLists& lists, const uint8_t* states, int64_t stride
 // What sums of four rows of a tile begin with: minus the product of a number for each row and one for each column.
 struct Start {
   float rows[4];
-  alignas(64) float columns[kPad];
+  alignas(64) float columns[kListTile];
 };
 
 static inline Floats begin(const Start* start, const float* sums, int row, int column) {
@@ -139,39 +139,71 @@ static inline void add_listed(float* const* sums, const Start* start, const floa
   }
 }
 
-// Values of lower units in a panel: those of kFactors units together, chain by chain; zeros fill up the last ones.
-static void gather_factors(float* __restrict factors, const float* values, int64_t stride, int32_t n_units,
-                           int32_t n_chains) {
-  for (int32_t unit = 0; unit < n_units; unit += kFactors)
-    for (int32_t c = 0; c < n_chains; c++, factors += kFactors)
-      for (int32_t i = 0; i < kFactors; i++) factors[i] = unit + i < n_units ? values[c * stride + unit + i] : 0.f;
+// The first chain from which on all values of some lower units are 0 or 1.
+static int32_t first_binary(const float* values, int64_t stride, int32_t n_units, int32_t n_chains) {
+  for (int32_t c = n_chains; c > 0; c--) {
+    bool is_binary = true;
+    for (int32_t u = 0; u < n_units; u++) {
+      const float value = values[(c - 1) * stride + u];
+      is_binary &= value == 0.f || value == 1.f;
+    }
+    if (!is_binary) return c;
+  }
+  return 0;
 }
 
-// sums[kFactors][kPad] = their start, or where there is none += factors (transposed) times a tile [n_chains, kPad]
+// Values of lower units in a panel: those of kFactors units together, chain by chain, where any is neither 0 nor 1, and
+// from there on lists as list_chains makes them, of units as they come. Zeros fill up the last ones.
+static void gather_factors(float* __restrict factors, PanelLists& lists, const float* values, int64_t stride,
+                           int32_t n_units, int32_t n_chains) {
+  static_assert(kFactors == kListed);
+  lists.first = first_binary(values, stride, n_units, n_chains);
+  uint16_t* rows = lists.rows;
+  for (int32_t unit = 0; unit < n_units; unit += kFactors) {
+    const int32_t n = n_units - unit < kFactors ? n_units - unit : kFactors;
+    for (int32_t c = 0; c < lists.first; c++, factors += kFactors)
+      for (int32_t i = 0; i < kFactors; i++) factors[i] = i < n ? values[c * stride + unit + i] : 0.f;
+    int32_t lengths[kFactors] = {}, longest = 0;
+    for (int32_t c = lists.first; c < n_chains; c++)
+      for (int32_t i = 0; i < n; i++) {
+        rows[lengths[i] * kFactors + i] = static_cast<uint16_t>(c * kListTile);
+        lengths[i] += values[c * stride + unit + i] != 0.f;
+      }
+    for (const int32_t length : lengths) longest = length > longest ? length : longest;
+    for (int32_t i = 0; i < kFactors; i++)
+      for (int32_t k = lengths[i]; k < longest; k++)
+        rows[k * kFactors + i] = static_cast<uint16_t>(n_chains * kListTile);
+    lists.lengths[unit / kFactors] = longest;
+    rows += longest * kFactors;
+  }
+}
+
+// sums[kFactors][kListTile] = their start, or where there is none += factors (transposed) times a tile [n_chains,
+// kListTile]
 static inline void add_products(float* const* sums, const Start* start, const float* __restrict tile,
                                 const float* __restrict factors, int32_t n_chains) {
-  constexpr int kVectors = kRegisters == 32 ? 4 : 2;
-  static_assert(kFactors == 4 && kPad % (kVectors * kFloatLanes) == 0);
-  for (int u = 0; u < kPad; u += kVectors * kFloatLanes) {
+  constexpr int kVectors = 2;
+  static_assert(kFactors == 4 && kListTile % (kVectors * kFloatLanes) == 0);
+  for (int u = 0; u < kListTile; u += kVectors * kFloatLanes) {
     Floats sum[kFactors][kVectors];
 #pragma GCC unroll 4
     for (int i = 0; i < kFactors; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; v++) sum[i][v] = begin(start, sums[i], i, u + v * kFloatLanes);
     for (int32_t c = 0; c < n_chains; c++) {
       Floats row[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) row[v] = load<Floats>(tile + c * kPad + u + v * kFloatLanes);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v++) row[v] = load<Floats>(tile + c * kListTile + u + v * kFloatLanes);
 #pragma GCC unroll 4
       for (int i = 0; i < kFactors; i++) {
         const Floats factor = factors[c * kFactors + i] - Floats{};
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int v = 0; v < kVectors; v++) sum[i][v] = fma(factor, row[v], sum[i][v]);
       }
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kFactors; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; v++) store(sums[i] + u + v * kFloatLanes, sum[i][v]);
   }
 }
@@ -182,7 +214,7 @@ template <class Add>
 static void add_to_rows(float* const* rows, int32_t n_rows, int32_t n_units, int32_t width, bool is_new, Add add) {
   constexpr int32_t kRows = 4;
   if (n_rows == kRows && n_units == width) return add(rows);
-  alignas(64) float copies[kRows][kPad];
+  alignas(64) float copies[kRows][kListTile];
   float* to[kRows];
   for (int32_t i = 0; i < kRows; i++) {
     to[i] = copies[i];
@@ -196,9 +228,8 @@ static void add_to_rows(float* const* rows, int32_t n_rows, int32_t n_units, int
 static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper,
                        int64_t n_chains, int64_t first, int64_t n, const WeightingView& weighting,
                        StatisticsScratch& scratch) {
-  const int32_t width = lower.real ? kPad : kListTile;
-  const int64_t most = lower.real ? kFactorUnits : kListUnits;
-  const int64_t unit_tiles = (n + most - 1) / most, panels = (n_chains + kPanelChains - 1) / kPanelChains;
+  constexpr int32_t width = kListTile;
+  const int64_t unit_tiles = (n + kListUnits - 1) / kListUnits, panels = (n_chains + kPanelChains - 1) / kPanelChains;
   for (int64_t i = 0; i < unit_tiles; i++) {
     const int64_t unit = first + n * i / unit_tiles;
     const auto n_units = static_cast<int32_t>(first + n * (i + 1) / unit_tiles - unit);
@@ -209,8 +240,8 @@ static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView
         const auto block = static_cast<int32_t>(n_chains * (p + 1) / panels - chain);
         const int64_t start = chain * n_lower + unit;
         if (lower.real) {
-          gather_factors(scratch.factors[p - group], static_cast<const float*>(lower.data) + start, n_lower, n_units,
-                         block);
+          gather_factors(scratch.factors[p - group], scratch.lists[p - group],
+                         static_cast<const float*>(lower.data) + start, n_lower, n_units, block);
         } else {
           list_chains(scratch.lists[p - group], static_cast<const uint8_t*>(lower.data) + start, n_lower, n_units,
                       block);
@@ -236,13 +267,15 @@ static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView
               if (weighting.lower_offsets) start.rows[j] = weighting.lower_offsets[row];
             }
             add_to_rows(rows, n_rows, columns, width, p == 0, [&](float* const* sums) {
-              if (lower.real) {
-                add_products(sums, p ? nullptr : &start, scratch.tile, scratch.factors[p - group] + u * block, block);
-              } else {
-                add_listed(sums, p ? nullptr : &start, scratch.tile, list, lists.lengths[u / kListed]);
+              const Start* begin_with = p ? nullptr : &start;
+              if (lower.real && lists.first) {
+                add_products(sums, begin_with, scratch.tile, scratch.factors[p - group] + u * lists.first, lists.first);
+                begin_with = nullptr;
               }
+              const int32_t length = lists.lengths[u / kListed];
+              if (length || begin_with) add_listed(sums, begin_with, scratch.tile, list, length);
             });
-            if (!lower.real) list += lists.lengths[u / kListed] * kListed;
+            list += lists.lengths[u / kListed] * kListed;
           }
         }
       }
