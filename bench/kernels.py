@@ -2,6 +2,7 @@
 
     python bench/kernels.py density     sweeps by the share of states that are on, and by the number of chains
     python bench/kernels.py softmax     what ten softmax units on top add to a sweep
+    python bench/kernels.py flips       sweeps by the share of units that flip, in short calls and in long ones
 
 "rows" is what runs without lookups, rows of weights or the dense kernel: a Gaussian unit that is coupled to nothing and
 never updated keeps lookups away, and costs nothing.
@@ -25,17 +26,23 @@ SIZES = ((784, 500), (784, 500, 1000))
 SHARES = (0.5, 0.3, 0.2, 0.1)
 CHAINS = (32, 72, 128, 256, 511)
 LABELLED, LABELLED_CHAINS, N_CLASSES = (784, 500, 1000), (32, 100, 256), 10
+FLIPPED, FLIPPED_CHAINS, STRENGTHS = (784, 500), (16, 64, 100, 256, 1024), (0.01, 0.2, 0.3, 0.4, 0.6, 0.8)
+SHORT, LONG = 7, 56  # sweeps of a call: too few for sums to be kept, and enough
 SECONDS = 0.02  # of a call
 
 
-def machine_of(sizes: tuple[int, ...], share: float, n_classes: int = 0, lookups: bool = True) -> Machine:
-    """A machine whose states are on with about this share; its small weights cost what any others do."""
+def machine_of(
+    sizes: tuple[int, ...], share: float, n_classes: int = 0, lookups: bool = True, strength: float = 0.01
+) -> Machine:
+    """A machine whose states, where weights are small, are on with about this share; the stronger, the fewer flip."""
     layers = [Layer(f"layer{i}", n) for i, n in enumerate(sizes)]
     layers += [Layer("labels", n_classes, Kind.SOFTMAX)] if n_classes else []
     couplings = tuple(Coupling(i, i + 1) for i in range(len(layers) - 1))
     layers += [] if lookups else [Layer("beside", 1, Kind.GAUSSIAN)]
     generator = torch.Generator().manual_seed(0)
-    weights = [0.01 * torch.randn(layers[c.lower].units, layers[c.upper].units, generator=generator) for c in couplings]
+    weights = [
+        strength * torch.randn(layers[c.lower].units, layers[c.upper].units, generator=generator) for c in couplings
+    ]
     bias = torch.tensor(share).logit()
     precisions = [torch.ones(1) if layer.kind is Kind.GAUSSIAN else None for layer in layers]
     return Machine.build(
@@ -88,16 +95,56 @@ def softmax(calls: int) -> list[dict[str, Any]]:
     return rows
 
 
+def settled(machine: Machine, n_chains: int) -> Chains:
+    chains = machine.chains(n_chains, seed=1)
+    machine.sweep(gibbs_program(machine.graph), chains, LONG)
+    return chains
+
+
+def calls_of(length: int, machine: Machine, n_chains: int) -> Callable[[int], None]:
+    """Runs so many times LONG sweeps of settled chains, in calls of some length."""
+    program, chains = gibbs_program(machine.graph), settled(machine, n_chains)
+
+    def run(n: int) -> None:
+        for _ in range(n * LONG // length):
+            machine.sweep(program, chains, length)
+
+    return run
+
+
+def flips(calls: int) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    print(f"ms a sweep: calls of {SHORT} sweeps, calls of {LONG}\n")
+    print("| units on, units that flip | " + " | ".join(f"{n} chains" for n in FLIPPED_CHAINS) + " |")
+    print("|---|" + "---|" * len(FLIPPED_CHAINS))
+    for strength in STRENGTHS:
+        machine = machine_of(FLIPPED, 0.3, strength=strength)
+        chains = settled(machine, 64)
+        before = torch.cat(chains.layers, 1)
+        machine.sweep(gibbs_program(machine.graph), chains, 1)
+        after = torch.cat(chains.layers, 1)
+        shares = [float(x.float().mean()) for x in (after, before != after)]
+        cells = []
+        for n in FLIPPED_CHAINS:
+            contenders = {str(length): calls_of(length, machine, n) for length in (SHORT, LONG)}
+            timings = interleave(contenders, calls, SECONDS)
+            short, long = (timing.least / LONG for timing in timings.values())
+            rows.append({"on": shares[0], "flipped": shares[1], "chains": n, "short calls": short, "long calls": long})
+            cells.append(f"{short:.3f}, {long:.3f}")
+        print(f"| {shares[0]:.2f}, {shares[1]:.2f} | " + " | ".join(cells) + " |", flush=True)
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("density", "softmax"))
+    parser.add_argument("what", choices=("density", "softmax", "flips"))
     parser.add_argument("--calls", type=int, default=12, help="of each contender, of which the least time counts")
     parser.add_argument("--name", help="write bench/results/NAME.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     described = environment()
     print(f"{described['processor']}, instruction set {ops.info()['isa']}, one thread\n")
-    results = (density if options.what == "density" else softmax)(options.calls)
+    results = {"density": density, "softmax": softmax, "flips": flips}[options.what](options.calls)
     if options.name is not None:
         path = Path(__file__).parent / "results" / f"{options.name}.json"
         content = {"environment": described, "settings": vars(options), "least_ms_a_sweep": results}

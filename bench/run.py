@@ -84,7 +84,12 @@ Maker = Callable[[int], Any]
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=MODELS, help="units per layer, as in 784-500-1000")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=MODELS,
+        help="units per layer, as in 784-500-1000, or a checkpoint of a trained RBM",
+    )
     parser.add_argument("--chains", nargs="*", type=int, default=CHAINS)
     parser.add_argument("--batches", nargs="*", type=int, default=BATCHES, help="rows of a PCD update, RBM 784-500")
     parser.add_argument("--cases", nargs="*", type=int, default=CASES, help="of mean field, DBM 784-500-1000")
@@ -118,10 +123,9 @@ def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.worker)
     torch.manual_seed(0)
     for model in options.models:
-        units = tuple(int(n) for n in model.split("-"))
-        faulty = check_moments(units, options.libraries)
+        faulty = check_moments(model, options.libraries)
         for n_chains in options.chains:
-            time_gibbs(units, n_chains, options, faulty)
+            time_gibbs(model, n_chains, options, faulty)
     for batch in options.batches:
         time_pcd(batch, options)
     for n_cases in options.cases:
@@ -147,11 +151,11 @@ def note(text: str) -> None:
     print(json.dumps({"note": text}), flush=True)
 
 
-def check_moments(units: tuple[int, ...], libraries: list[str]) -> set[str]:
+def check_moments(model: str, libraries: list[str]) -> set[str]:
     """Rivals whose samples differ from torch's; RuntimeError if bm_fast's do."""
     from samplers import SAMPLERS, Problem, disagreement
 
-    problem = Problem.random(units, CHECKED_CHAINS)
+    problem = Problem.of(model, CHECKED_CHAINS)
     truth = SAMPLERS["torch"](problem)
     truth.run(CHECKED_SWEEPS)
     faulty = set()
@@ -161,28 +165,28 @@ def check_moments(units: tuple[int, ...], libraries: list[str]) -> set[str]:
             continue
         sampler.run(CHECKED_SWEEPS)
         z = disagreement(truth.layers(), sampler.layers())
-        model = "-".join(map(str, units))
-        note(f"{name}: moments of {model} differ from torch's by {z:.2f} standard errors")
+        note(f"{name}: moments of {Path(model).name} differ from torch's by {z:.2f} standard errors")
         if z > MAX_DISAGREEMENT:
             if name == "bm_fast":
                 raise RuntimeError(
                     f"bm_fast samples another distribution than torch: moments differ by {z:.2f} standard errors"
                 )
-            note(f"{name}: not timed on {model}")
+            note(f"{name}: not timed on {Path(model).name}")
             faulty.add(name)
     return faulty
 
 
-def time_gibbs(units: tuple[int, ...], n_chains: int, options: argparse.Namespace, faulty: set[str]) -> None:
+def time_gibbs(model: str, n_chains: int, options: argparse.Namespace, faulty: set[str]) -> None:
     from samplers import SAMPLERS, Problem
 
-    problem = Problem.random(units, n_chains)
+    problem = Problem.of(model, n_chains)
     runs = {}
     for name in options.libraries:
         sampler = set_up(lambda name=name: SAMPLERS[name](problem), name)
         if sampler is not None and name not in faulty:
             runs[name] = sampler.run
-    case = {"workload": "gibbs", "model": "-".join(map(str, units)), "size": n_chains}
+    title = "-".join(map(str, problem.units)) + ", trained" * model.endswith(".safetensors")
+    case = {"workload": "gibbs", "model": title, "size": n_chains}
     report(case, runs, options, flips=problem.flips, macs=problem.macs)
 
 

@@ -51,6 +51,18 @@ class Problem:
         visible = (torch.rand(n_chains, units[0], generator=generator) < 0.15).float()
         return cls(units, weights, biases, visible)
 
+    @classmethod
+    def of(cls, model: str, n_chains: int) -> Problem:
+        """A random machine, as in 784-500-1000, or the trained RBM of a checkpoint."""
+        if not model.endswith(".safetensors"):
+            return cls.random(tuple(int(n) for n in model.split("-")), n_chains)
+        from bm_fast import RBM
+
+        rbm = RBM.load(model)
+        like = cls.random(tuple(rbm.weight.shape), n_chains)
+        weights, biases = (rbm.weight.detach(),), (rbm.visible_bias.detach(), rbm.hidden_bias.detach())
+        return cls(like.units, weights, biases, like.visible)
+
     def order(self) -> list[int]:
         """Layers in the order in which a sweep draws them."""
         return [*range(1, len(self.units), 2), *range(0, len(self.units), 2)]

@@ -34,6 +34,20 @@ def make_machine(graph: Graph, seed: int = 0, scale: float = 0.4, device: torch.
     return Machine.build(graph, *there)
 
 
+def calm(graph: Graph, seed: int = 0) -> Machine:
+    """A machine with such fields that far fewer of its units flip in a sweep than are on, as after training."""
+    g = torch.Generator().manual_seed(seed)
+    weights = [
+        8
+        * graph.layers[c.lower].units ** -0.5
+        * torch.randn(graph.layers[c.lower].units, graph.layers[c.upper].units, generator=g)
+        for c in graph.couplings
+    ]
+    biases = [2 + torch.randn(layer.units, generator=g) for layer in graph.layers]
+    precisions = [torch.ones(layer.units) if layer.kind is Kind.GAUSSIAN else None for layer in graph.layers]
+    return Machine.build(graph, weights, biases, precisions)
+
+
 def tree() -> Graph:
     """Two pathways of two layers each, joined by a shared top layer."""
     units = {"image": 70, "image_hidden": 33, "text": 20, "text_hidden": 9, "joint": 31}
@@ -172,6 +186,13 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
             yield f"annealing of {n} chains of {name}", states
             yield f"real weights of annealing {n} chains of {name}", [log_weights.view(torch.int64)]
     yield "extreme fan-in", extreme_fan_in()
+    for name, graph in (("a machine", chain_graph((131, 67))), ("a tree", tree()), ("softmax layers", categories())):
+        for n in (9, 70):
+            yield f"few flips in {n} chains of {name}", run(calm(graph), n, 20, options="base clamp")
+    yield "tempering with few flips", tempered(calm(chain_graph((131, 67))), 2)
+    states, log_weights = annealed(calm(tree()), 9)
+    yield "annealing with few flips", states
+    yield "real weights of annealing with few flips", [log_weights.view(torch.int64)]
 
     g = torch.Generator().manual_seed(3)
     lower, upper = ((torch.rand(n, generator=g) < 0.3).to(torch.uint8) for n in ((300, 131), (300, 67)))

@@ -36,14 +36,12 @@ int64_t anneal(const Machine& machine, const Program& program, const std::vector
                     nullptr,  what.base,    no_clamp,  no_means};
   const Slopes slopes(machine, what.base);
   std::vector<double> weights(log_weights, log_weights + n_chains);
-  cpu::AnnealView steps{what.betas, static_cast<int>(program.front().size()), slopes.data(), weights.data()};
-  constexpr int64_t kPlanned = 16;  // steps between looks at which states are on: ever fewer, from the base on
+  const cpu::AnnealView steps{what.betas, static_cast<int>(program.front().size()), slopes.data(), weights.data()};
   cpu::SweepRun run(machine, program, states, sweep, what.n_steps, {nullptr, &steps}, threads, interrupted);
   int64_t done = 0, kept = 0;  // steps that the copies hold, and the caller's arrays
   cpu::Round round;
   while (done < what.n_steps) {
-    const int64_t n = std::min({what.n_steps - done, run.fitting(), kPlanned});
-    steps.betas = what.betas + done;
+    const int64_t n = std::min(what.n_steps - done, run.fitting());
     if (!run.run(what.first_sweep + static_cast<uint32_t>(done), n, false, nullptr)) break;
     done += n;
     if (done < what.n_steps && !round.is_over()) continue;

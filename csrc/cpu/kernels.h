@@ -10,15 +10,27 @@
 
 namespace bm::cpu {
 
-constexpr int32_t kBlockChains = 8;    // chains whose fields are computed together
-constexpr int32_t kDenseChains = 128;  // the same where an input is dense
+constexpr int32_t kBlockChains = 128;  // chains whose fields are computed together, at most
+
+// What chains keep from one sweep to the next: for each input sums of rows, and the states that they are the sums of.
+// Zeros belong together.
+struct KeptView {
+  uint8_t* slots;  // [n_chains, bytes], 64-byte aligned; null where nothing is kept
+  int64_t bytes;   // of one chain
+  int32_t* sums(const InputView& input, int64_t chain) const {
+    return reinterpret_cast<int32_t*>(slots + chain * bytes + input.kept);
+  }
+  uint8_t* states(const InputView& input, int64_t chain) const {
+    return reinterpret_cast<uint8_t*>(sums(input, chain) + input.weights.stride);
+  }
+};
 
 // Working memory of one thread, sized for the largest layer.
 struct Scratch {
-  uint32_t* active;   // [padded]
-  int32_t* sums;      // [padded]
-  float* fields;      // [kDenseChains, padded]
-  uint16_t* indices;  // [kDenseChains, padded / 2]
+  uint16_t* rows;  // [kBlockChains, 2, padded]
+  int32_t* sums;   // [padded]
+  float* fields;   // [kBlockChains, padded]
+  KeptView kept;
 };
 
 // Inverse temperatures and the biases at beta = 0.

@@ -38,6 +38,9 @@ Machine::Machine(const std::vector<LayerParameters>& layers, const std::vector<C
                            ? std::make_unique<const cpu::CouplingWeights>(coupling.values, coupling.fraction_bits,
                                                                           lower, upper, threads)
                            : std::make_unique<const cpu::CouplingWeights>(coupling.weights, lower, upper, threads));
+    for (const auto& [inputs, outputs] : {std::pair(lower, upper), std::pair(upper, lower)})
+      kept_.push_back(kept_.back() + cpu::padded(outputs) * static_cast<int64_t>(sizeof(int32_t)) +
+                      cpu::padded(inputs));
     coupling.values = nullptr;
     coupling.weights = nullptr;
   }
@@ -62,9 +65,11 @@ ProgramPlan::ProgramPlan(const Machine& machine, const Program& program) : machi
       updates_.push_back({update.layer, static_cast<int>(update.inputs.size()), inputs_.data() + inputs_.size()});
       for (const Input& input : update.inputs) {
         const CouplingParameters& coupling = machine.coupling(input.coupling);
-        inputs_.push_back({input.coupling, input.transposed, input.transposed ? coupling.upper : coupling.lower,
+        const int source = input.transposed ? coupling.upper : coupling.lower;
+        const WeightsView weights = machine.weights(input.coupling).shape(input.transposed);
+        inputs_.push_back({input.coupling, input.transposed, source,
                            static_cast<float>(input.scale * std::ldexp(1., -coupling.fraction_bits)), false,
-                           machine.weights(input.coupling).shape(input.transposed)});
+                           machine.kept(input.coupling, input.transposed), weights});
       }
     }
   }

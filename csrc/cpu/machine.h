@@ -31,6 +31,10 @@ class Machine {
   int n_couplings() const { return static_cast<int>(couplings_.size()); }
   const cpu::CouplingWeights& weights(int coupling) const { return *weights_[coupling]; }
 
+  // What sweeps may keep of a chain: for each direction of each coupling sums of rows and the states they belong to.
+  int64_t kept_bytes() const { return kept_.back(); }
+  int64_t kept(int coupling, bool transposed) const { return kept_[2 * coupling + transposed]; }
+
   // Tables of the lookup kernel: built on first use by whoever comes first, then shared.
   mutable std::once_flag lookup_once;
   mutable std::atomic<bool> has_lookup_tables{false};
@@ -46,6 +50,7 @@ class Machine {
   std::vector<CouplingParameters> couplings_;
   std::vector<std::unique_ptr<const cpu::CouplingWeights>> weights_;
   std::vector<cpu::Array<float>> floats_;
+  std::vector<int64_t> kept_ = {0};  // of each direction of each coupling, and of all
 };
 
 namespace cpu {

@@ -168,7 +168,8 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
     start.push_back({cpu::mean_field::update_of(moving.view(), outset.layer), static_cast<float>(outset.scale)});
   }
   cpu::check_values(machine, inputs.data(), is_read, what.n_cases, threads);
-  staying.lay_out(cpu::dense_layers(machine, inputs.data(), what.n_cases, threads), threads);
+  staying.lay_out(cpu::dense_layers(cpu::shares_on(machine, inputs.data(), what.n_cases), what.n_cases, threads),
+                  threads);
   moving.lay_out(std::vector<bool>(machine.n_layers()), threads);
   const cpu::Split split = cpu::split(machine, moving.view(), kernels);
   const cpu::ThreadScratch scratch(machine, threads);

@@ -33,28 +33,21 @@ void check_values(const Machine& machine, const ValuesView* values, const std::v
 }
 
 std::vector<double> shares_on(const Machine& machine, const ValuesView* values, int64_t n_chains) {
-  constexpr int64_t kSample = 64;
   std::vector<double> shares(machine.n_layers());
   for (int i = 0; i < machine.n_layers(); i++) {
     if (values[i].real) continue;
     const auto* states = static_cast<const uint8_t*>(values[i].data);
-    const int64_t n = std::min(n_chains, kSample) * machine.layer(i).units;
+    const int64_t n = std::min(n_chains, kSampleChains) * machine.layer(i).units;
     shares[i] = static_cast<double>(std::count(states, states + n, 1)) / static_cast<double>(n);
   }
   return shares;
 }
 
-std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains) {
-  constexpr double kFewestOnes = 0.4;  // measured: docs/kernels.md
-  std::vector<bool> is_on;
-  for (const double share : shares_on(machine, values, n_chains)) is_on.push_back(share > kFewestOnes);
-  return is_on;
-}
-
-std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads) {
+std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads) {
   constexpr int64_t kFewestChains = 40;  // measured: docs/kernels.md
-  if (n_chains < kFewestChains * threads) return std::vector<bool>(machine.n_layers());
-  return mostly_on(machine, values, n_chains);
+  std::vector<bool> is_dense;
+  for (const double share : shares) is_dense.push_back(share > kFewestOnes && n_chains >= kFewestChains * threads);
+  return is_dense;
 }
 
 namespace {
@@ -76,7 +69,7 @@ void layer_means(float* out, const Machine& machine, const Update& update, const
   std::vector<bool> is_read(machine.n_layers());
   for (int i = 0; i < plan.view().updates[0].n_inputs; i++) is_read[plan.view().updates[0].inputs[i].layer] = true;
   cpu::check_values(machine, inputs.data(), is_read, n_chains, threads);
-  plan.lay_out(cpu::dense_layers(machine, inputs.data(), n_chains, threads), threads);
+  plan.lay_out(cpu::dense_layers(cpu::shares_on(machine, inputs.data(), n_chains), n_chains, threads), threads);
   const cpu::ThreadScratch scratch(machine, threads);
   const cpu::PaddedBase padded(machine, base);
 #pragma omp parallel for num_threads(threads)

@@ -19,6 +19,11 @@ using Seconds = std::chrono::duration<double>;
 constexpr double kSlowestRate = 1e9;  // multiply-adds per second that the first round may count on
 constexpr int64_t kGrain = 64;        // chains at which parts are cut, where there are enough
 
+// Kernels are chosen when a call begins, and again after kFirstLook sweeps, twice as many, and so on: states change.
+constexpr int64_t kFewestSweeps = 8, kFirstLook = 2;  // of a call that is worth a second look; until that
+constexpr double kKeptShare = 0.8;                    // of the rows that are on: sums are kept where fewer flip
+constexpr int64_t kMostKept = int64_t{1} << 28;       // bytes
+
 // Copies of the states of all layers, as bytes.
 class StateCopies {
  public:
@@ -47,84 +52,131 @@ class StateCopies {
   std::vector<ValuesView> values_;
 };
 
-// Tables in registers serve one block of chains: they cost the same for all chains of a register and whatever the
-// states are, so that the former must be many and the latter not mostly zeros.
-bool registers_pay(const Machine& machine, const ProgramView& program, const ValuesView* values, int64_t n_chains,
-                   int threads) {
-  constexpr int64_t kMostChains = 64, kTogether = 32;  // chains of a thread, of a register
-  const int64_t each = (n_chains + threads - 1) / threads, lanes = (each + kTogether - 1) / kTogether * kTogether;
-  if (each > kMostChains || 8 * each < 7 * lanes) return false;
-  const std::vector<bool> is_on = mostly_on(machine, values, n_chains);
-  for (int i = 0; i < program.n_updates; i++)
-    for (int j = 0; j < program.updates[i].n_inputs; j++)
-      if (const int source = program.updates[i].inputs[j].layer;
-          !is_on[source] && machine.layer(source).kind != Kind::kSoftmax)  // of these one unit alone is on, of few
-        return false;
-  return true;
-}
-
-// Of the states that a sweep reads, one for each multiply-add, the share that is 1.
-double share_on(const Machine& machine, const ProgramView& program, const ValuesView* values, int64_t n_chains) {
-  const std::vector<double> shares = shares_on(machine, values, n_chains);
-  double on = 0, all = 0;
+// Of the rows of W_q that a sweep reads, by shares of the units of each layer, the share that is added up.
+double share_of_rows(const ProgramView& program, const std::vector<double>& shares) {
+  double added = 0, all = 0;
   for (int i = 0; i < program.n_updates; i++)
     for (int j = 0; j < program.updates[i].n_inputs; j++) {
       const InputView& input = program.updates[i].inputs[j];
       const double products = static_cast<double>(input.weights.inputs) * input.weights.outputs;
-      on += products * shares[input.layer];
+      added += products * shares[input.layer];
       all += products;
     }
-  return on / all;
+  return all > 0 ? added / all : 0;
+}
+
+// Tables in registers serve one block of chains: they cost the same for all chains of a register and however many rows
+// would be added, so that the former must be many and the latter not few.
+bool registers_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
+                   int64_t n_chains, int threads) {
+  constexpr int64_t kMostChains = 64, kTogether = 32;  // chains of a thread, of a register
+  const int64_t each = (n_chains + threads - 1) / threads, lanes = (each + kTogether - 1) / kTogether * kTogether;
+  if (each > kMostChains || 8 * each < 7 * lanes) return false;
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++)
+      if (const int source = program.updates[i].inputs[j].layer;
+          shares[source] <= kFewestOnes && machine.layer(source).kind != Kind::kSoftmax)  // of these one alone is on
+        return false;
+  return true;
 }
 
 // Building the tables takes as long as the other kernels need for some hundred chains, and fetching them in each sweep
-// as long as the dense kernel needs for about 72; adding rows takes less the fewer states are 1, and with fewer than
-// kFewestOnes always less than tables. Measured: docs/kernels.md.
-bool tables_pay(const Machine& machine, const ProgramView& program, const ValuesView* values, int64_t n_chains,
+// as long as the dense kernel needs for about 72; adding rows takes less the fewer they are, and for fewer than
+// kFewestRows always less than tables. Measured: docs/kernels.md.
+bool tables_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares, int64_t n_chains,
                 int64_t n_sweeps, int threads) {
   constexpr int64_t kMostBytes = int64_t{1} << 31;
   constexpr int64_t kFewestChains = 72, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
-  constexpr double kFewestOnes = 0.18, kDense = 0.32;           // from which on rows cost what the dense kernel does
+  constexpr double kFewestRows = 0.18, kDense = 0.32;           // from which on rows cost what the dense kernel does
   if (n_chains < kFewestChains * threads || lookup_bytes(machine) > kMostBytes) return false;
   if (!machine.has_lookup_tables && n_chains * n_sweeps < kFewestUpdates) return false;
-  const double share = share_on(machine, program, values, n_chains);
-  return share >= kFewestOnes &&
+  const double share = share_of_rows(program, shares);
+  return share >= kFewestRows &&
          static_cast<double>(n_chains) * std::min(1., share / kDense) >= static_cast<double>(kFewestChains * threads);
 }
 
 // Which tables the lookup kernel takes, if it is to run; those of the machine are then there.
 std::optional<LookupTablesIn> choose_lookup(const Machine& machine, const ProgramView& program,
-                                            const ValuesView* values, int64_t n_chains, int64_t n_sweeps, int threads) {
+                                            const std::vector<double>& shares, int64_t n_chains, int64_t n_sweeps,
+                                            int threads) {
   if (!lookup_suits(machine, program)) return {};
-  if (registers_pay(machine, program, values, n_chains, threads)) return LookupTablesIn::kRegisters;
-  if (tables_pay(machine, program, values, n_chains, n_sweeps, threads) && lookup_prepare(machine, threads))
+  if (registers_pay(machine, program, shares, n_chains, threads)) return LookupTablesIn::kRegisters;
+  if (tables_pay(machine, program, shares, n_chains, n_sweeps, threads) && lookup_prepare(machine, threads))
     return LookupTablesIn::kMachine;
   return {};
 }
+
+// The states of some chains as they were a sweep ago.
+class Before {
+ public:
+  Before(const Machine& machine, const ValuesView* values, int64_t n_chains) {
+    for (int i = 0; i < machine.n_layers(); i++) {
+      const auto* states = static_cast<const uint8_t*>(values[i].data);
+      const int64_t n = values[i].real ? 0 : std::min(n_chains, kSampleChains) * machine.layer(i).units;
+      states_.emplace_back(states, states + n);
+    }
+  }
+  // Per layer: share of its binary units that have another state now; 0 for a real one.
+  std::vector<double> shares_flipped(const ValuesView* values) const {
+    std::vector<double> shares;
+    for (size_t i = 0; i < states_.size(); i++) {
+      const std::vector<uint8_t>& before = states_[i];
+      const auto* now = static_cast<const uint8_t*>(values[i].data);
+      int64_t flipped = 0;
+      for (size_t k = 0; k < before.size(); k++) flipped += before[k] != now[k];
+      shares.push_back(before.empty() ? 0. : static_cast<double>(flipped) / static_cast<double>(before.size()));
+    }
+    return shares;
+  }
+
+ private:
+  std::vector<std::vector<uint8_t>> states_;
+};
 
 }  // namespace
 
 struct SweepRun::State {
   State(const Machine& a_machine, const Program& program, const std::vector<void*>& states, const Sweep& a_what,
-        int64_t n_sweeps, const Along& along, int most_threads, const std::function<bool()>& interrupted)
+        int64_t most_sweeps, const Along& is_along, int most_threads, const std::function<bool()>& interrupted)
       : machine(a_machine),
         what(a_what),
+        along(is_along),
         plan(machine, program),
         work(multiply_adds(plan.view(), what.n_chains)),
-        threads(useful_threads(work * static_cast<double>(n_sweeps), most_threads)),
+        threads(useful_threads(work * static_cast<double>(most_sweeps), most_threads)),
         copies(machine, states, what.n_chains),
         scratch(machine, threads),
         base(machine, what.base),
         no_means(machine.n_layers()),
+        n_sweeps(most_sweeps),
         stops(threads, {&stop, nullptr, Clock::now()}),
         seconds_per_sweep(work / kSlowestRate / threads) {
-    view = {copies.states(),  0,         what.seed,   what.first_chain,
-            what.first_sweep, what.beta, base.data(), what.clamp.data(),
-            no_means.data(),  along.gap, along.anneal};
+    view = {copies.states(),
+            0,
+            what.seed,
+            what.first_chain,
+            what.first_sweep,
+            what.beta,
+            base.data(),
+            what.clamp.data(),
+            no_means.data(),
+            along.gap,
+            along.anneal ? &annealing : nullptr};
+    if (along.anneal) annealing = *along.anneal;
     stops[0].interrupted = &interrupted;
     check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
-    if (along.anneal) return;  // planned for each call of `run`
-    if (const auto tables = choose_lookup(machine, plan.view(), copies.values(), what.n_chains, n_sweeps, threads)) {
+    choose(shares_on(machine, copies.values(), what.n_chains));
+  }
+
+  // Which kernels run from here on, given the shares of rows that they would have to add.
+  void choose(const std::vector<double>& shares) {
+    unpack();
+    lookup_parts.clear();
+    const int64_t n_chains = what.n_chains;
+    const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done;  // sweeps that tables would serve
+    const auto tables =
+        along.anneal ? std::nullopt : choose_lookup(machine, plan.view(), shares, n_chains, sure, threads);
+    if (tables) {
       for (int t = 0; t < threads; t++) {
         const Part p = chains(t);
         lookup_parts.push_back(lookup_part(machine, plan.view(), view, p.first, p.n, *tables, threads));
@@ -132,13 +184,55 @@ struct SweepRun::State {
       }
       return;
     }
-    plan.lay_out(dense_layers(machine, copies.values(), what.n_chains, threads), threads);
-    if (!along.gap) return;
+    plan.lay_out(dense_layers(shares, n_chains, threads), threads);
+    if (!along.gap || energies) return;
     Block upward;
     for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
     energies = std::make_unique<ProgramPlan>(machine, Program{upward});
     energies->lay_out(std::vector<bool>(machine.n_layers()), threads);
   }
+
+  // The same, given the states of some chains before the last sweep: of sums that are kept, flips alone change any.
+  void choose(const Before& before) {
+    const std::vector<double> on = shares_on(machine, copies.values(), what.n_chains);
+    std::vector<double> added = before.shares_flipped(copies.values());
+    for (size_t i = 0; i < on.size(); i++) added[i] = std::min(added[i], on[i]);
+    keeps = share_of_rows(plan.view(), added) < kKeptShare * share_of_rows(plan.view(), on) && take_kept();
+    choose(keeps ? added : on);
+  }
+
+  // Memory for what is kept, the first time that it is wanted; false where that is too much or cannot be had.
+  bool take_kept() {
+    if (kept.size() > 0) return true;
+    const int64_t bytes = what.n_chains * machine.kept_bytes();
+    if (bytes > kMostKept) return false;
+    try {
+      kept = Array<uint8_t>(static_cast<size_t>(bytes));
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    std::memset(kept.data(), 0, kept.size());
+    return true;
+  }
+
+  void unpack() {
+    for (const auto& lookup : lookup_parts) lookup_unpack(*lookup, plan.view());
+  }
+
+  bool run(uint32_t first_sweep, int64_t n, bool with_means, double* gaps) {
+    view.n_sweeps = n;
+    view.first_sweep = first_sweep;
+    view.means = with_means ? what.means.data() : no_means.data();
+    if (along.anneal) annealing.betas = along.anneal->betas + (first_sweep - what.first_sweep);
+    const auto start = Clock::now();
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) run_part(t, gaps);
+    seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(n);
+    done += n;
+    return !stop.load();
+  }
+
+  bool looks() const { return n_sweeps >= kFewestSweeps; }
 
   Part chains(int thread) const {
     return part(what.n_chains, thread, threads, what.n_chains >= kGrain * threads ? kGrain : 1);
@@ -152,12 +246,15 @@ struct SweepRun::State {
     }
     const Kernels& k = kernels();
     const auto [first, n] = chains(t);
-    if (k.sweep(machine.view(), plan.view(), view, copies.values(), first, n, scratch[t], ask) && gaps)
-      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), first, n, scratch[t]);
+    Scratch own = scratch[t];
+    if (keeps) own.kept = {kept.data(), machine.kept_bytes()};
+    if (k.sweep(machine.view(), plan.view(), view, copies.values(), first, n, own, ask) && gaps)
+      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), first, n, own);
   }
 
   const Machine& machine;
   const Sweep& what;
+  const Along along;
   ProgramPlan plan;
   double work;  // of one sweep
   int threads;
@@ -165,9 +262,14 @@ struct SweepRun::State {
   ThreadScratch scratch;
   PaddedBase base;
   std::vector<float*> no_means;
+  AnnealView annealing{};
   SweepView view;
+  int64_t n_sweeps, done = 0;
+  int64_t next_look = kFirstLook;                         // sweeps that are done when kernels are chosen again
   std::vector<std::shared_ptr<LookupPart>> lookup_parts;  // empty where other kernels run
   std::unique_ptr<ProgramPlan> energies;
+  bool keeps = false;
+  Array<uint8_t> kept;  // empty until it is wanted
   std::atomic<bool> stop{false};
   std::vector<StopState> stops;
   double seconds_per_sweep;
@@ -180,20 +282,27 @@ SweepRun::SweepRun(const Machine& machine, const Program& program, const std::ve
 SweepRun::~SweepRun() = default;
 
 bool SweepRun::run(uint32_t first_sweep, int64_t n_sweeps, bool with_means, double* gaps) {
-  if (s_->view.anneal)
-    s_->plan.lay_out(dense_layers(s_->machine, s_->copies.values(), s_->what.n_chains, s_->threads), s_->threads);
-  s_->view.n_sweeps = n_sweeps;
-  s_->view.first_sweep = first_sweep;
-  s_->view.means = with_means ? s_->what.means.data() : s_->no_means.data();
-  const auto start = Clock::now();
-#pragma omp parallel for num_threads(s_->threads) schedule(static, 1)
-  for (int t = 0; t < s_->threads; t++) s_->run_part(t, gaps);
-  s_->seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(n_sweeps);
-  return !s_->stop.load();
+  State& s = *s_;
+  while (s.looks() && s.done + n_sweeps >= s.next_look) {
+    const int64_t n = s.next_look - s.done;
+    if (n > 1 && !s.run(first_sweep, n - 1, false, nullptr)) return false;
+    s.unpack();
+    const Before before(s.machine, s.copies.values(), s.what.n_chains);
+    const bool is_last = n == n_sweeps;
+    if (!s.run(first_sweep + static_cast<uint32_t>(n - 1), 1, with_means && is_last, is_last ? gaps : nullptr))
+      return false;
+    s.unpack();
+    s.choose(before);
+    s.next_look *= 2;
+    if (is_last) return true;
+    first_sweep += static_cast<uint32_t>(n);
+    n_sweeps -= n;
+  }
+  return s.run(first_sweep, n_sweeps, with_means, gaps);
 }
 
 void SweepRun::write_back() {
-  for (const auto& lookup : s_->lookup_parts) lookup_unpack(*lookup, s_->plan.view());
+  s_->unpack();
   s_->copies.write_back(s_->plan.view());
 }
 

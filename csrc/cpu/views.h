@@ -33,9 +33,10 @@ struct WeightsView {
 struct InputView {
   int coupling;
   bool transposed;
-  int layer;    // the source
-  float scale;  // of the integer sum: the input's own scale times 2^-f
-  bool dense;   // so many of its states are 1 that the dense kernel is faster
+  int layer;     // the source
+  float scale;   // of the integer sum: the input's own scale times 2^-f
+  bool dense;    // so many of its states are 1 that the dense kernel is faster
+  int64_t kept;  // where sums of these rows begin in what is kept of a chain, in bytes; the states follow
   WeightsView weights;
 };
 

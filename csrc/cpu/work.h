@@ -16,21 +16,19 @@ class ThreadScratch {
     int32_t size = 0;
     for (int i = 0; i < machine.n_layers(); i++) size = std::max(size, machine.layer(i).padded);
     for (int t = 0; t < threads; t++) {
-      active_.emplace_back(size);
+      rows_.emplace_back(static_cast<size_t>(kBlockChains) * 2 * size);
       sums_.emplace_back(size);
-      fields_.emplace_back(static_cast<size_t>(kDenseChains) * size);
-      indices_.emplace_back(static_cast<size_t>(kDenseChains) * size / 2);
+      fields_.emplace_back(static_cast<size_t>(kBlockChains) * size);
     }
   }
   Scratch operator[](int thread) const {
-    return {active_[thread].data(), sums_[thread].data(), fields_[thread].data(), indices_[thread].data()};
+    return {rows_[thread].data(), sums_[thread].data(), fields_[thread].data(), {}};
   }
 
  private:
-  std::vector<Array<uint32_t>> active_;
+  std::vector<Array<uint16_t>> rows_;
   std::vector<Array<int32_t>> sums_;
   std::vector<Array<float>> fields_;
-  std::vector<Array<uint16_t>> indices_;
 };
 
 // Base biases copied to padded arrays; null where there is no base.
@@ -80,14 +78,15 @@ inline double multiply_adds(const ProgramView& program, int64_t n_chains) {
   return total;
 }
 
+constexpr int64_t kSampleChains = 64;  // that tell what all are like
+
 // Per layer: share of its binary values that are 1, in the first chains; 0 for a real one.
 std::vector<double> shares_on(const Machine& machine, const ValuesView* values, int64_t n_chains);
 
-// Per layer: whether so many of its binary values are 1, in the first chains, that skipping zeros does not pay.
-std::vector<bool> mostly_on(const Machine& machine, const ValuesView* values, int64_t n_chains);
+constexpr double kFewestOnes = 0.4;  // share of rows to add from which on leaving out others does not pay
 
-// Per layer: whether so many of its binary values are 1, in enough chains for each thread, that the dense kernel pays.
-std::vector<bool> dense_layers(const Machine& machine, const ValuesView* values, int64_t n_chains, int threads);
+// Per layer: whether the dense kernel pays, given the shares of their rows that would have to be added otherwise.
+std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads);
 
 // Throws std::invalid_argument, naming the layer, where a layer that is read has a binary value above 1 or a real one
 // that is not finite.

@@ -20,10 +20,19 @@ static inline double bernoulli_rise(const float* __restrict x, const float* __re
   Doubles sums[kParts] = {};
   const float wider = step.following - step.beta;
   for (int32_t unit = 0; unit < padded; unit += kPad) {  // what is beyond the last unit has no field and adds nothing
-    alignas(64) float rises[kPad];
-    for (int u = 0; u < kPad; u++)
-      rises[u] = units::softplus_rise(units::fma(step.beta, x[unit + u], (1.f - step.beta) * base[unit + u]),
-                                      wider * (x[unit + u] - base[unit + u]));
+    alignas(64) float fields[kPad], steps[kPad], rises[kPad];
+    uint32_t longest = 0;  // bits of a magnitude
+    for (int u = 0; u < kPad; u++) {
+      fields[u] = units::fma(step.beta, x[unit + u], (1.f - step.beta) * base[unit + u]);
+      steps[u] = wider * (x[unit + u] - base[unit + u]);
+      const uint32_t magnitude = units::bits_of(steps[u]) & 0x7fffffffu;
+      longest = magnitude > longest ? magnitude : longest;
+    }
+    if (longest <= units::bits_of(units::kShortStep)) {
+      for (int u = 0; u < kPad; u++) rises[u] = units::short_softplus_rise(fields[u], steps[u]);
+    } else {
+      for (int u = 0; u < kPad; u++) rises[u] = units::softplus_rise(fields[u], steps[u]);
+    }
     for (int u = 0; u < kPad; u += kLanes)
 #pragma GCC unroll 4
       for (int i = 0; i < kParts; i++)

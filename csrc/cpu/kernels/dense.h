@@ -92,7 +92,7 @@ static inline void add_subsets(SubsetSum* __restrict sums, const SubsetTable* __
   }
 }
 
-// fields[n, stride of the weights] += scale * sums, for n <= kDenseChains chains from `states` on; false if asked to
+// fields[n, stride of the weights] += scale * sums, for n <= kBlockChains chains from `states` on; false if asked to
 // stop.
 static inline bool add_dense_input(float* fields, const InputView& input, const uint8_t* states, int32_t n,
                                    uint16_t* indices, StopView stop) {
@@ -102,8 +102,8 @@ static inline bool add_dense_input(float* fields, const InputView& input, const 
     index_subsets(indices + static_cast<int64_t>(c) * n_groups, n_groups,
                   states + c * static_cast<int64_t>(weights.inputs), weights.inputs);
   SubsetTable tables[kTableGroups];
-  SubsetSum sums[kDenseChains];
-  alignas(64) int32_t totals[kDenseChains][kShortLanes];
+  SubsetSum sums[kBlockChains];
+  alignas(64) int32_t totals[kBlockChains][kShortLanes];
   for (int32_t unit = 0; unit < weights.outputs; unit += kShortLanes) {
     if (stop.requested()) return false;
     for (int32_t first = 0; first < n_groups; first += kExactGroups) {

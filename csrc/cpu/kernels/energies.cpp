@@ -23,14 +23,14 @@ static double interaction(const InputView& input, const ValuesView* values, int 
     add_real_input(scratch.fields, input, real_state(below, weights.inputs, chain), 1, {never, nullptr});
     return dot_state(above, scratch.fields, weights.outputs, chain);
   }
-  const int32_t n_active = list_active(scratch.active, binary_state(below, weights.inputs, chain), weights.inputs);
-  sum_rows(scratch.sums, weights, scratch.active, n_active);
+  int32_t* sums = scratch.kept.slots ? scratch.kept.sums(input, chain) : scratch.sums;
+  update_sums(sums, weights,
+              list_rows(scratch.rows, input, binary_state(below, weights.inputs, chain), chain, scratch.kept));
   if (above.real)
-    return dot(scratch.sums, real_state(above, weights.outputs, chain), weights.outputs) *
-           static_cast<double>(input.scale);
+    return dot(sums, real_state(above, weights.outputs, chain), weights.outputs) * static_cast<double>(input.scale);
   const uint8_t* state = binary_state(above, weights.outputs, chain);
   int64_t total = 0;
-  for (int32_t u = 0; u < weights.outputs; u++) total += state[u] ? scratch.sums[u] : 0;
+  for (int32_t u = 0; u < weights.outputs; u++) total += state[u] ? sums[u] : 0;
   return static_cast<double>(total) * static_cast<double>(input.scale);
 }
 

@@ -5,18 +5,6 @@
 
 namespace bm::cpu::BM_ISA {
 
-static int32_t block_chains(const UpdateView& update) {
-  for (int i = 0; i < update.n_inputs; i++)
-    if (update.inputs[i].dense) return kDenseChains;
-  return kBlockChains;
-}
-
-static int32_t block_chains(const ProgramView& program) {
-  int32_t n = kBlockChains;
-  for (int i = 0; i < program.n_updates; i++) n = block_chains(program.updates[i]) > n ? kDenseChains : n;
-  return n;
-}
-
 // Replaces what a tile holds where `held` is not 0.
 template <class T>
 static void keep_held(T* __restrict drawn, const T* __restrict old, const uint8_t* __restrict held, int32_t n) {
@@ -50,7 +38,7 @@ static void draw_softmax_chain(const float* x, const LayerView& layer, uint8_t* 
 static void draw_chain(float* x, const LayerView& layer, int index, const SweepView& what, int64_t sweep,
                        int64_t chain) {
   const float* beta = what.anneal ? what.anneal->betas + sweep + 1 : what.beta ? what.beta + chain : nullptr;
-  temper(x, beta, what.base ? what.base[index] : nullptr, layer.padded);
+  const float* base = what.base ? what.base[index] : nullptr;
   const int64_t start = chain * layer.units;
   const uint8_t* clamp = what.clamp[index] ? what.clamp[index] + start : nullptr;
   float* means = sweep + 1 == what.n_sweeps && what.means[index] ? what.means[index] + start : nullptr;
@@ -58,6 +46,7 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
   const uint32_t counted_sweep = what.first_sweep + static_cast<uint32_t>(sweep);
   const uint32_t purpose = units::layer_and_purpose(static_cast<uint32_t>(index), units::kGibbs);
   if (layer.kind == Kind::kSoftmax) {
+    temper(x, beta, base, layer.padded);
     uint32_t words[4] = {0, counted_chain, counted_sweep, purpose};
     units::philox(words[0], words[1], words[2], words[3], what.seed);
     draw_softmax_chain(x, layer, static_cast<uint8_t*>(what.states[index]) + start, clamp, means, words[0]);
@@ -67,12 +56,13 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
     const int32_t n = tile_width(layer.units, unit);
     alignas(64) uint32_t words[kPad];
     alignas(64) float mean[kPad];
+    temper(x + unit, beta, base ? base + unit : nullptr, kPad);
     tile_words(words, unit, counted_chain, counted_sweep, purpose, what.seed);
-    if (means) tile_means(mean, x + unit, layer, unit, beta, what.base, {});
+    if (means) tile_means(mean, x + unit, layer, unit, beta, base, {});
     if (layer.kind == Kind::kGaussian) {
       alignas(64) float drawn[kPad];
       float* state = static_cast<float*>(what.states[index]) + start + unit;
-      tile_gaussians(drawn, x + unit, words, layer, unit, beta, what.base);
+      tile_gaussians(drawn, x + unit, words, layer, unit, beta, base);
       if (clamp) keep_held(drawn, state, clamp + unit, n);
       memcpy(state, drawn, n * sizeof(float));
       if (means && clamp) keep_held(mean, state, clamp + unit, n);
@@ -91,9 +81,8 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
 
 bool sweep(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values, int64_t first,
            int64_t n, Scratch scratch, StopView stop) {
-  const int32_t most = block_chains(program);
-  for (int64_t chain = first; chain < first + n; chain += most) {
-    const int32_t block = static_cast<int32_t>(first + n - chain < most ? first + n - chain : most);
+  for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
+    const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
     for (int64_t s = 0; s < what.n_sweeps; s++) {
       if (what.anneal) weigh_states(machine, program, *what.anneal, s, values, chain, block);
       for (int i = 0; i < program.n_updates; i++) {
@@ -113,9 +102,8 @@ bool sweep(MachineView machine, ProgramView program, const SweepView& what, cons
 void layer_means(float* out, MachineView machine, UpdateView update, const ValuesView* values, TemperView how,
                  int64_t first, int64_t n, Scratch scratch) {
   const LayerView& layer = machine.layers[update.layer];
-  const int32_t most = block_chains(update);
-  for (int64_t chain = first; chain < first + n; chain += most) {
-    const int32_t block = static_cast<int32_t>(first + n - chain < most ? first + n - chain : most);
+  for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
+    const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
     block_fields(machine, update, values, chain, block, scratch, {never, nullptr});
     for (int32_t c = 0; c < block; c++) {
       float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
