@@ -107,8 +107,8 @@ class Machine {
   void temper(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states,
               const PlainRungs& rungs, Address beta, int64_t n_chains, int64_t n_rungs, int64_t n_rounds,
               int64_t sweeps_per_round, uint64_t seed, uint32_t first_chain, int64_t first_sweep, int64_t first_round,
-              Address betas, const std::vector<Address>& base, const std::vector<Address>& biases, int bias_bits,
-              const std::vector<Address>& means, Address trace, const PlainPlace& place, Address rounds_done,
+              Address betas, const std::vector<Address>& base, const std::vector<Address>& means, Address trace,
+              Address sweeps_before, Address rounds_before, const PlainPlace& place, Address rounds_done,
               const py::function& progress) const {
     const bm::Program program = program_of(plain);
     const std::vector<void*> states_at = all_at<void>(states);
@@ -123,14 +123,13 @@ class Machine {
                           static_cast<uint32_t>(first_round),
                           at<const float>(betas),
                           all_at<const float>(base),
-                          {all_at<const int64_t>(biases), bias_bits, !base.empty()},
+                          {},
                           all_at<float>(means),
                           at<double>(trace)};
     structure_.check_program(program);
     structure_.check_addresses("states", states_at);
     structure_.check_addresses("means", what.means, true);
     structure_.check_tempering(what.betas, what.base);
-    structure_.check_gap_biases(what.gap);
     bm::check_range("n_chains", n_chains, 1, kMaxChainsOfCall);
     check_ladders(n_rungs, n_chains);
     bm::check_range("first_round", first_round, 0, bm::kMaxSweeps);
@@ -141,7 +140,9 @@ class Machine {
     for (const auto& [name, address] : {std::pair{"beta", beta}, {"betas", betas}, {"rounds_done", rounds_done}})
       bm::check_address(name, at<const void>(address));
     run_interruptible(rounds_done, progress, [&](const auto& report, const auto& interrupted) {
-      bm::cuda::temper(machine_, program, states_at, rungs_at, at<float>(beta), what, use(place), report, interrupted);
+      bm::cuda::temper(machine_, program, states_at, rungs_at, at<float>(beta), what,
+                       {at<const uint32_t>(sweeps_before), at<const uint32_t>(rounds_before)}, use(place), report,
+                       interrupted);
     });
   }
 
@@ -182,12 +183,12 @@ class Machine {
     bm::cuda::energy(at<double>(out), machine_, values_of(values), n_chains, use(place));
   }
 
-  void gap(const std::vector<Address>& biases, int bias_bits, bool has_base, const std::vector<PlainValues>& values,
-           int64_t n_chains, Address out, const PlainPlace& place) const {
-    const bm::GapBiases gap_biases{all_at<const int64_t>(biases), bias_bits, has_base};
-    structure_.check_gap_biases(gap_biases);
+  void gap(const std::vector<Address>& base, const std::vector<PlainValues>& values, int64_t n_chains, Address out,
+           const PlainPlace& place) const {
+    const std::vector<const float*> base_at = all_at<const float>(base);
+    if (!base_at.empty()) structure_.check_addresses("base", base_at);
     check({}, values, n_chains, at<const void>(out));
-    bm::cuda::gap(at<double>(out), machine_, gap_biases, values_of(values), n_chains, use(place));
+    bm::cuda::gap(at<double>(out), machine_, base_at, values_of(values), n_chains, use(place));
   }
 
   void free_energy(const std::vector<PlainUpdate>& updates, const std::vector<PlainValues>& values, int64_t n_chains,
@@ -233,7 +234,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def("temper", &Machine::temper, py::arg("program"), py::arg("states"), py::arg("rungs"), py::arg("beta"),
            py::arg("n_chains"), py::arg("n_rungs"), py::arg("n_rounds"), py::arg("sweeps_per_round"), py::arg("seed"),
            py::arg("first_chain"), py::arg("first_sweep"), py::arg("first_round"), py::arg("betas"), py::arg("base"),
-           py::arg("biases"), py::arg("bias_bits"), py::arg("means"), py::arg("trace"), py::arg("place"),
+           py::arg("means"), py::arg("trace"), py::arg("sweeps_before"), py::arg("rounds_before"), py::arg("place"),
            py::arg("rounds_done"), py::arg("progress"))
       .def("layer_means", &Machine::layer_means, py::arg("update"), py::arg("values"), py::arg("n_chains"),
            py::arg("out"), py::arg("beta"), py::arg("base"), py::arg("place"))
@@ -241,8 +242,8 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("iterations"), py::arg("tolerance"), py::arg("damping"), py::arg("changes"), py::arg("performed"),
            py::arg("scratch"), py::arg("place"))
       .def("energy", &Machine::energy, py::arg("values"), py::arg("n_chains"), py::arg("out"), py::arg("place"))
-      .def("gap", &Machine::gap, py::arg("biases"), py::arg("bias_bits"), py::arg("has_base"), py::arg("values"),
-           py::arg("n_chains"), py::arg("out"), py::arg("place"))
+      .def("gap", &Machine::gap, py::arg("base"), py::arg("values"), py::arg("n_chains"), py::arg("out"),
+           py::arg("place"))
       .def("free_energy", &Machine::free_energy, py::arg("updates"), py::arg("values"), py::arg("n_chains"),
            py::arg("betas"), py::arg("n_betas"), py::arg("base"), py::arg("out"), py::arg("place"));
 

@@ -1,4 +1,4 @@
-"""Deliberate mistakes in the CUDA kernels for real values, statistics and swaps: each must be caught.
+"""Deliberate mistakes in the CUDA kernels for real values, statistics, gaps and swaps: each must be caught.
 
 As in test_cuda_kernels.py: by ThreadSanitizer, and most also by wrong results or a stop in plain runs of any order but
 lanes in step.
@@ -14,7 +14,7 @@ import torch
 
 from bm_fast import ops
 from cuda_runner import ORDERS, Change, emulated
-from test_cuda_operations import assert_swaps, factors, summed
+from test_cuda_operations import assert_gap_biases, assert_swaps, factors, normal, summed
 from test_cuda_real import mean_field_by_layer_means, mean_field_by_runner, of
 from test_cuda_softmax import MEAN_FIELD as MEAN_FIELD_OF_LABELS
 from test_cuda_softmax import of as of_labels
@@ -40,6 +40,10 @@ def check_statistics(kinds: str) -> Check:
 
 def check_swaps(program: list[str], folder: Path, order: str) -> None:
     assert_swaps(program, folder, 1, 150, order)
+
+
+def check_gap_biases(program: list[str], folder: Path, order: str) -> None:
+    assert_gap_biases(program, folder, [normal(40), normal(900, scale=30.0)], None, order)
 
 
 def check_labels(name: str) -> Check:
@@ -94,6 +98,10 @@ MISTAKES: dict[str, tuple[Change, Check]] = {
             "statistics.cu",
         ),
         check_statistics("bits reals"),
+    ),
+    "a grid before all biases are known": (
+        Change("largest.h", "  simt::sync_block();  // a value of each warp", "  //", "gap_biases.cu"),
+        check_gap_biases,
     ),
     "swaps before the ladder is known": (
         Change("swap.cu", "  simt::sync_block();  // the whole ladder", "  //", "swap.cu"),

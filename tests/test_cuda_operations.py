@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import ops
+from bm_fast import Graph, Layer, ops
 from bm_fast.ops import EnergyGap, Rungs, swap
-from bm_fast.parameters import MAX_WEIGHT
+from bm_fast.parameters import MAX_WEIGHT, GapBiases, Parameters
 from cuda_runner import ORDERS, operate, taken
 from engine_cases import make_machine, tree
 
@@ -146,15 +146,71 @@ def test_sanitizers_find_nothing_in_swaps(sanitized: list[str], tmp_path: Path) 
     assert_swaps(sanitized, tmp_path, 3, 150, "random:3")
 
 
+# --- gaps of energies ------------------------------------------------------------------------------------------------
+
+BIASES = {
+    "one": [torch.tensor([-0.3])],
+    "zero": [torch.zeros(5), torch.zeros(3)],
+    "usual": [normal(1500, seed=1), normal(257, seed=2), normal(3, seed=3)],
+    "small": [normal(700, scale=1e-20), normal(9, scale=1e-38)],
+    "huge": [torch.full((300,), 3e38), torch.full((7,), -3.4e38)],
+    "the largest in another layer": [normal(40), torch.cat((normal(600), torch.tensor([70.0])))],
+    "halves": [torch.arange(-300, 300) / 2 * 2.0**-22, torch.tensor([2.0**30])],
+    "many": [normal(70_000, scale=3.0)],
+}
+
+
+def gap_layers(biases: list[Tensor], base: list[Tensor] | None) -> list[int | Tensor | None]:
+    parts: list[int | Tensor | None] = [len(biases)]
+    for i, bias in enumerate(biases):
+        parts += [len(bias), bias, base is not None, None if base is None else base[i]]
+    return parts
+
+
+def assert_gap_biases(
+    program: list[str], folder: Path, biases: list[Tensor], base: list[Tensor] | None, order: str
+) -> None:
+    graph = Graph(tuple(Layer(f"{i}", len(bias)) for i, bias in enumerate(biases)), ())
+    wanted = GapBiases(Parameters(graph, (), (), tuple(biases), (None,) * len(biases)), base)
+    out = operate(program, folder, "gap_biases", *gap_layers(biases, base), order=order)
+    grid, *whole = taken(out, (torch.float32, [1]), *((torch.int64, [len(bias)]) for bias in biases))
+    assert float(grid) == 2.0**-wanted.bits
+    for got, expected in zip(whole, wanted.whole, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_of_gaps_have_the_grid_of_the_processor(
+    plain: list[str], tmp_path: Path, name: str, with_base: bool, order: str
+) -> None:
+    base = [normal(len(bias), seed=7) for bias in BIASES[name]] if with_base else None
+    assert_gap_biases(plain, tmp_path, BIASES[name], base, order)
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_sanitizers_find_nothing_in_biases_of_gaps(sanitized: list[str], tmp_path: Path, with_base: bool) -> None:
+    base = [normal(len(bias), seed=7) for bias in BIASES["usual"]] if with_base else None
+    assert_gap_biases(sanitized, tmp_path, BIASES["usual"], base, "random:3")
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_biases_that_are_not_finite_have_no_grid(sanitized: list[str], tmp_path: Path, wrong: float) -> None:
+    biases = [normal(30), normal(20)]
+    biases[1][18] = wrong
+    out = operate(sanitized, tmp_path, "gap_biases", *gap_layers(biases, None))
+    grid, *whole = taken(out, (torch.float32, [1]), (torch.int64, [30]), (torch.int64, [20]))
+    assert float(grid) == 0
+    assert not torch.cat(whole).any()
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_gaps_of_energies_have_the_same_bits(plain: list[str], tmp_path: Path, order: str) -> None:
     machine = make_machine(tree())
     base = [normal(layer.units, seed=i) for i, layer in enumerate(machine.graph.layers)]
     gap, chains, parameters = EnergyGap(machine, base), machine.chains(19, seed=1), machine.parameters
-    arguments: list[int | Tensor] = [19, gap.bias_bits, len(chains.layers)]
-    for biases, states in zip(gap.biases, chains.layers, strict=True):
-        arguments += [len(biases), biases, states]
-    arguments.append(len(parameters.weights))
+    arguments = [19, *gap_layers(list(parameters.biases), base), *chains.layers, len(parameters.weights)]
     for coupling, weights, bits in zip(
         machine.graph.couplings, parameters.weights, parameters.fraction_bits, strict=True
     ):

@@ -24,6 +24,7 @@ from bm_fast.training import (
     CD,
     PCD,
     Callback,
+    FastPCD,
     MeanFieldPCD,
     PersistentChains,
     Progress,
@@ -83,15 +84,16 @@ class Recorder:
 
     def __call__(self, work: Callable[[], None], device: torch.device) -> Callable[[], object]:
         self.recorded += 1
-        chains = self.trainer.chains
-        then, replay = chains.sweep, work if self._real is None else self._real(work, device)
+        updates = self.trainer._captured
+        assert updates is not None
+        then, replay = updates.counts, work if self._real is None else self._real(work, device)
 
         def again() -> None:
             self.replayed += 1
-            now, chains.sweep = chains.sweep, then
+            now, updates.counts = updates.counts, then
             with no_looks():
                 replay()
-            chains.sweep = now
+            updates.counts = now
 
         return again
 
@@ -370,8 +372,8 @@ def test_weights_that_came_back_to_the_grid_are_told_too(gpu: Gpu, tmp_path: Pat
 def test_what_cannot_be_recorded_says_why(gpu: Gpu) -> None:
     assert new(torch.device("cpu"), PCD(7)).why_not_captured == "the model is on cpu"
     with gpu as device:
-        why = new(device, PersistentChains(7)).why_not_captured
-        assert why == "Tempering decides on the host how its chains go on"
+        why = new(device, FastPCD(7)).why_not_captured
+        assert why == "FastPCD decides on the host how its chains go on"
 
 
 def test_updates_go_on_where_a_recording_fails(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

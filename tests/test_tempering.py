@@ -250,10 +250,20 @@ def test_betas_wait_for_swaps_of_every_pair_of_rungs() -> None:
     built = two_modes()
     operator, chains = Tempering(4, adapt_every=1), built.chains(20, seed=3)
     operator.advance(built, chains)
+    operator.prepare(built, chains)
     assert operator.ladders is not None
     assert torch.equal(operator.ladders.betas, operator.betas)
     operator.advance(built, chains)
+    operator.prepare(built, chains)
     assert not torch.equal(operator.ladders.betas, operator.betas)
+
+
+def test_ladders_of_a_file_that_hold_a_rung_twice_are_refused() -> None:
+    """Kernels follow rungs as addresses, and training on a GPU does not look at them again."""
+    state = tempering.start(two_modes(), 2, 3).state_dict()
+    state["rungs"]["rungs"][4] = 0
+    with pytest.raises(ValueError, match="rungs: expected a permutation of 0 to 2 in each ladder"):
+        tempering.Ladders.from_state_dict(state)
 
 
 def test_an_operator_serves_one_set_of_chains_after_the_other() -> None:

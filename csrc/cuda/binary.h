@@ -66,8 +66,9 @@ void clear_gap(double* out, int64_t* sums, int32_t n_chains, void* stream);
 void add_whole_biases(int64_t* sums, const uint32_t* bits, const int64_t* biases /* [units] */, int32_t units,
                       int32_t n_chains, void* stream);
 
-// out[n_chains] -= scale sums
-void subtract_sums(double* out, const int64_t* sums /* [n_chains] */, double scale, int32_t n_chains, void* stream);
+// out[n_chains] -= grid sums
+void subtract_sums(double* out, const int64_t* sums /* [n_chains] */, const float* grid /* [1] */, int32_t n_chains,
+                   void* stream);
 
 // out[n_betas, n_chains] -= sum over units of log(1 + exp(field)); partials: [n_betas, 2 unit_tiles(units), n_chains]
 void add_free_energy(double* out, double* partials, const BinaryProduct& product, const float* betas /* [n_betas] */,

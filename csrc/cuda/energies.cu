@@ -174,8 +174,8 @@ void add_whole_biases(int64_t* sums, const uint32_t* bits, const int64_t* biases
                WholeBiases{sums, bits, biases, units, n_chains});
 }
 
-void subtract_sums(double* out, const int64_t* sums, double scale, int32_t n_chains, void* stream) {
-  subtract(Subtraction<int64_t>{out, sums, 1, 1, n_chains, scale, nullptr}, stream);
+void subtract_sums(double* out, const int64_t* sums, const float* grid, int32_t n_chains, void* stream) {
+  subtract(Subtraction<int64_t>{out, sums, 1, 1, n_chains, 1., grid}, stream);
 }
 
 void add_free_energy(double* out, double* partials, const BinaryProduct& product, const float* betas, int32_t n_betas,

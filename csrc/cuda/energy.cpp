@@ -1,9 +1,9 @@
 // Energies, free energies and gaps: the exact kernels where a layer and its inputs are binary, else those for real
 // values.
-#include <cmath>
 #include <set>
 
 #include "cuda/gap.h"
+#include "cuda/gap_biases.h"
 #include "cuda/launch.h"
 #include "cuda/machine.h"
 
@@ -74,11 +74,11 @@ void energy(double* out, const Machine& machine, const std::vector<Values>& valu
   add_couplings(out, coupling_partials(machine, n, place), machine, views, values, n, place.stream);
 }
 
-void gap(double* out, const Machine& machine, const GapBiases& biases, const std::vector<Values>& values,
+void gap(double* out, const Machine& machine, const std::vector<const float*>& base, const std::vector<Values>& values,
          int64_t n_chains, const Place& place) {
   const auto n = static_cast<int32_t>(n_chains);
   const Views views = packed(machine, values, all_layers(machine), n, place);
-  Gap(machine, biases, views, values, n, place).launch(out);
+  Gap(machine, base, views, values, n, place).launch(out);
 }
 
 void free_energy(double* out, const Machine& machine, const Block& updates, const std::vector<Values>& values,
@@ -108,30 +108,40 @@ void free_energy(double* out, const Machine& machine, const Block& updates, cons
   }
 }
 
-Gap::Gap(const Machine& machine, const GapBiases& biases, const Views& views, const std::vector<Values>& values,
-         int32_t n_chains, const Place& place)
+Gap::Gap(const Machine& machine, const std::vector<const float*>& base, const Views& views,
+         const std::vector<Values>& values, int32_t n_chains, const Place& place)
     : machine_(machine),
-      biases_(biases),
+      has_base_(!base.empty()),
+      grid_(take<float>(place, 1)),
       views_(views),
       values_(values),
       n_chains_(n_chains),
       stream_(place.stream),
       sums_(take<int64_t>(place, n_chains)),
-      partials_(coupling_partials(machine, n_chains, place)) {}
+      partials_(coupling_partials(machine, n_chains, place)) {
+  std::vector<GapLayer> layers;
+  for (const int layer : all_layers(machine)) {
+    const int32_t units = units_of(machine, layer);
+    layers.push_back({machine.layers()[layer].biases, entry(base, layer), take<int64_t>(place, units), units});
+    biases_.push_back(layers.back().whole);
+  }
+  choose_gap_biases(grid_, take<uint64_t>(place, static_cast<int64_t>(layers.size()) * kGapPartials), layers,
+                    place.stream);
+}
 
 void Gap::launch(double* out) const {
   clear_gap(out, sums_, n_chains_, stream_);
   for (const int layer : all_layers(machine_)) {
     if (!values_[layer].real) continue;
     RealLayer real = real_layer(machine_, values_, layer, nullptr);
-    if (biases_.has_base) real.precisions = nullptr;  // the quadratic term cancels
-    add_real_whole_biases(out, real, biases_.biases[layer], biases_.bits, n_chains_, stream_);
+    if (has_base_) real.precisions = nullptr;  // the quadratic term cancels
+    add_real_whole_biases(out, real, biases_[layer], grid_, n_chains_, stream_);
   }
   add_couplings(out, partials_, machine_, views_, values_, n_chains_, stream_);
   for (const int layer : all_layers(machine_))
     if (!values_[layer].real)
-      add_whole_biases(sums_, views_[layer].bits, biases_.biases[layer], units_of(machine_, layer), n_chains_, stream_);
-  subtract_sums(out, sums_, std::ldexp(1., -biases_.bits), n_chains_, stream_);
+      add_whole_biases(sums_, views_[layer].bits, biases_[layer], units_of(machine_, layer), n_chains_, stream_);
+  subtract_sums(out, sums_, grid_, n_chains_, stream_);
 }
 
 }  // namespace bm::cuda

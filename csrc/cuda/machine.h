@@ -64,10 +64,17 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
               const uint32_t* sweeps_before, const Place& place, const std::function<void(int64_t)>& progress,
               const std::function<bool()>& interrupted);
 
-// As bm::temper, with the waiting of `sweep`. beta[n_chains] is that of each chain's rung before and afterwards.
+// Numbers on the device that are added to those of sweeps and rounds of swaps, so that a graph can go on when it runs
+// again; or null.
+struct Before {
+  const uint32_t *sweeps, *rounds;  // [1]
+};
+
+// As bm::temper, with the waiting of `sweep`, but that biases and base are put on the grid of gaps here: what.gap is
+// not read. beta[n_chains] is that of each chain's rung before and afterwards.
 int64_t temper(const Machine& machine, const Program& program, const std::vector<void*>& states, const Rungs& rungs,
-               float* beta, const Temper& what, const Place& place, const std::function<void(int64_t)>& progress,
-               const std::function<bool()>& interrupted);
+               float* beta, const Temper& what, const Before& before, const Place& place,
+               const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted);
 
 // As bm::layer_means.
 void layer_means(float* out, const Machine& machine, const Update& update, const std::vector<Values>& values,
@@ -89,8 +96,8 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
 void energy(double* out, const Machine& machine, const std::vector<Values>& values, int64_t n_chains,
             const Place& place);
 
-// As bm::gap.
-void gap(double* out, const Machine& machine, const GapBiases& biases, const std::vector<Values>& values,
+// As bm::gap, of the machine's biases and those of a base, per layer [units]; or empty: none.
+void gap(double* out, const Machine& machine, const std::vector<const float*>& base, const std::vector<Values>& values,
          int64_t n_chains, const Place& place);
 
 // As bm::free_energy; `out` is 0 before.

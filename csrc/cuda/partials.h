@@ -12,14 +12,13 @@ constexpr unsigned kPartialThreads = 128;
 
 inline unsigned blocks_for(int64_t n, int64_t of_block) { return static_cast<unsigned>((n + of_block - 1) / of_block); }
 
-// The value of lane ^ mask, of 8 bytes.
+// The value of lane ^ mask, of 4 or 8 bytes.
 template <class T>
 SIMT_DEVICE T exchanged(T value, unsigned mask) {
-  static_assert(sizeof(T) == 8);
-  uint32_t words[2];
+  uint32_t words[sizeof(T) / 4];
   memcpy(words, &value, sizeof words);
-  words[0] = simt::shuffle_xor(words[0], mask);
-  words[1] = simt::shuffle_xor(words[1], mask);
+  SIMT_UNROLL
+  for (size_t i = 0; i < sizeof(T) / 4; i++) words[i] = simt::shuffle_xor(words[i], mask);
   memcpy(&value, words, sizeof words);
   return value;
 }

@@ -48,9 +48,9 @@ struct RealLayer {
 void add_real_bias_energy(double* out, const RealLayer& layer, int32_t n_chains,
                           const float* betas /* [n_betas], or null: one beta of 1 */, int32_t n_betas, void* stream);
 
-// The same at a beta of 1 with biases on a grid: biases[units] 2^-bias_bits
-void add_real_whole_biases(double* out, const RealLayer& layer, const int64_t* biases, int bias_bits, int32_t n_chains,
-                           void* stream);
+// The same at a beta of 1 with biases on a grid: biases[units] grid
+void add_real_whole_biases(double* out, const RealLayer& layer, const int64_t* biases, const float* grid /* [1] */,
+                           int32_t n_chains, void* stream);
 
 // out[n_chains] -= scale 2^-f (units of the input) W_q (units of the layer that it leads to), which are bits, or
 // numbers [n_chains, units]. The product has one input; partials: [2 unit_tiles(units), n_chains].

@@ -20,8 +20,10 @@ struct FloatBiases {
 
 struct WholeBiases {
   const int64_t* biases;
-  double scale;
-  SIMT_DEVICE_MEMBER double at(int64_t unit) const { return static_cast<double>(biases[unit]) * scale; }
+  const float* grid;
+  SIMT_DEVICE_MEMBER double at(int64_t unit) const {
+    return static_cast<double>(biases[unit]) * static_cast<double>(*grid);
+  }
 };
 
 template <class Biases>
@@ -150,9 +152,9 @@ void add_real_bias_energy(double* out, const RealLayer& layer, int32_t n_chains,
   add_biases(BiasEnergy<FloatBiases>{out, layer, {layer.biases}, n_chains, n_betas, betas}, stream);
 }
 
-void add_real_whole_biases(double* out, const RealLayer& layer, const int64_t* biases, int bias_bits, int32_t n_chains,
-                           void* stream) {
-  add_biases(BiasEnergy<WholeBiases>{out, layer, {biases, ldexp(1., -bias_bits)}, n_chains, 1, nullptr}, stream);
+void add_real_whole_biases(double* out, const RealLayer& layer, const int64_t* biases, const float* grid,
+                           int32_t n_chains, void* stream) {
+  add_biases(BiasEnergy<WholeBiases>{out, layer, {biases, grid}, n_chains, 1, nullptr}, stream);
 }
 
 void add_real_coupling_energy(double* out, double* partials, const RealProduct& product, const uint32_t* bits,

@@ -195,16 +195,16 @@ int64_t sweep(const Machine& machine, const Program& program, const std::vector<
 }
 
 int64_t temper(const Machine& machine, const Program& program, const std::vector<void*>& states, const Rungs& rungs,
-               float* beta, const Temper& what, const Place& place, const std::function<void(int64_t)>& progress,
-               const std::function<bool()>& interrupted) {
+               float* beta, const Temper& what, const Before& before, const Place& place,
+               const std::function<void(int64_t)>& progress, const std::function<bool()>& interrupted) {
   const std::vector<const uint8_t*> no_clamp(states.size());
   const Sweep sweep{what.n_chains,    what.n_rounds * what.sweeps_per_round,
                     what.seed,        what.first_chain,
                     what.first_sweep, beta,
                     what.base,        no_clamp,
                     what.means};
-  Sweeps sweeps(machine, program, states, sweep, nullptr, place);
-  const Gap gap(machine, what.gap, sweeps.views(), sweeps.values(), static_cast<int32_t>(what.n_chains), place);
+  Sweeps sweeps(machine, program, states, sweep, before.sweeps, place);
+  const Gap gap(machine, what.base, sweeps.views(), sweeps.values(), static_cast<int32_t>(what.n_chains), place);
   auto* gaps = take<double>(place, what.n_chains);
   const int64_t n_ladders = what.n_chains / what.n_rungs;
   Swap swaps{};
@@ -220,6 +220,7 @@ int64_t temper(const Machine& machine, const Program& program, const std::vector
   swaps.n_ladders = static_cast<int32_t>(n_ladders);
   swaps.n_rungs = static_cast<int32_t>(what.n_rungs);
   swaps.seed = what.seed;
+  swaps.rounds_before = before.rounds;
   swaps.first_ladder = what.first_chain / static_cast<uint32_t>(what.n_rungs);
   const auto rounds = [&](int64_t first, int64_t end) {
     for (int64_t i = first; i < end; i++) {

@@ -1,6 +1,7 @@
 // Weights on the integer grid, in the order of the products: once for a machine, or after each step of training. What
 // these kernels cost is moving each array once.
 #include "cuda/grid.h"
+#include "cuda/largest.h"
 #include "cuda/pack.h"
 #include "simt/simt.h"
 
@@ -12,18 +13,6 @@ constexpr unsigned kThreads = 128, kTurns = 4;  // items that a thread makes
 // --- the grid --------------------------------------------------------------------------------------------------------
 
 constexpr int kMaxFractionBits = 30;
-
-SIMT_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
-
-// The largest of the values of a block's threads, for thread 0; shared: a word for each warp.
-SIMT_DEVICE uint32_t largest_of_block(uint32_t value, uint32_t* shared) {
-  for (unsigned mask = 16; mask > 0; mask /= 2) value = larger(value, simt::shuffle_xor(value, mask));
-  const unsigned thread = simt::thread_x();
-  if (thread % 32 == 0) shared[thread / 32] = value;
-  simt::sync_block();
-  for (unsigned warp = 1; thread == 0 && warp < kThreads / 32; warp++) value = larger(value, shared[warp]);
-  return value;
-}
 
 struct Largest {
   uint32_t* partials;  // [blocks]
@@ -37,7 +26,7 @@ SIMT_KERNEL void largest_kernel(SIMT_PARAMETER Largest p) {
   for (int64_t i = static_cast<int64_t>(simt::block_x()) * kThreads + simt::thread_x(); i < p.n;
        i += p.n_blocks * kThreads)
     largest = larger(largest, units::bits_of(p.weights[i]) & 0x7fffffffu);
-  largest = largest_of_block(largest, reinterpret_cast<uint32_t*>(simt::dynamic_shared()));
+  largest = largest_of_block<kThreads>(largest, reinterpret_cast<uint32_t*>(simt::dynamic_shared()));
   if (simt::thread_x() == 0) p.partials[simt::block_x()] = largest;
 }
 
@@ -51,7 +40,7 @@ struct Grid {
 SIMT_KERNEL void choose_grid_kernel(SIMT_PARAMETER Grid p) {
   uint32_t largest = 0;
   for (unsigned i = simt::thread_x(); i < p.n_partials; i += kThreads) largest = larger(largest, p.partials[i]);
-  largest = largest_of_block(largest, reinterpret_cast<uint32_t*>(simt::dynamic_shared()));
+  largest = largest_of_block<kThreads>(largest, reinterpret_cast<uint32_t*>(simt::dynamic_shared()));
   if (simt::thread_x() != 0) return;
   const float size = units::float_of(largest);
   const bool is_refused = !(size <= kMaxWeight);

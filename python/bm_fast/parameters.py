@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ MAX_WEIGHT = 32_639
 
 MAX_FRACTION_BITS = 30
 """Finest grid. Weights below 2^-15 do not fill 16 bits any more, which costs them relative precision only."""
+
+MAX_BIAS_BITS = 40
+"""Finest grid of biases in energy gaps: a float32 bias above 2^-16 in size is on it exactly."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,36 @@ class Parameters:
     def weight(self, coupling: int) -> Tensor:
         """The weights that are really sampled, float32 ``[units of lower, units of upper]``; exact."""
         return self.weights[coupling].float() * 2.0 ** -self.fraction_bits[coupling]
+
+
+@dataclass(frozen=True)
+class GapBiases:
+    """Biases less those of a base as whole numbers on a grid of their own, from which energy gaps are made.
+
+    base: per layer float32 ``[units]``; None: no base.
+    """
+
+    parameters: Parameters
+    base: Sequence[Tensor] | None
+
+    @cached_property
+    def _differences(self) -> list[Tensor]:
+        biases = [bias.double() for bias in self.parameters.biases]
+        if self.base is None:
+            return biases
+        return [bias - other.double() for bias, other in zip(biases, self.base, strict=True)]
+
+    @cached_property
+    def bits(self) -> int:
+        """g of the grid 2^-g, on which the sum over all units stays below 2^62."""
+        n_units = sum(layer.units for layer in self.parameters.graph.layers)
+        largest = max(float(difference.abs().max()) for difference in self._differences)
+        return min(MAX_BIAS_BITS, 62 - math.frexp(n_units * largest)[1])
+
+    @cached_property
+    def whole(self) -> list[Tensor]:
+        """Per layer int64 ``[units]``: round((bias - base) 2^g), halves to even."""
+        return [(difference * 2.0**self.bits).round().long() for difference in self._differences]
 
 
 def fraction_bits(largest: float, name: str = "weight") -> int:

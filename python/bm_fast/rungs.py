@@ -64,3 +64,10 @@ class Rungs:
         """An independent copy."""
         rungs, attempts, acceptances, heading, trips = (part.clone() for part in self.parts)
         return Rungs(rungs, attempts, acceptances, heading, trips, self.round)
+
+
+def check_permutations(rungs: Rungs) -> None:
+    """ValueError where a ladder holds a rung twice: kernels follow rungs as addresses. Waits for a GPU."""
+    table = rungs.rungs.view(-1, rungs.n_rungs).sort(1).values
+    if not bool((table == torch.arange(rungs.n_rungs, device=table.device)).all()):
+        raise ValueError(f"rungs: expected a permutation of 0 to {rungs.n_rungs - 1} in each ladder")

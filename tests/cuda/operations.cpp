@@ -5,6 +5,7 @@
 
 #include "arrays.h"
 #include "cuda/binary.h"
+#include "cuda/gap_biases.h"
 #include "cuda/pack.h"
 #include "cuda/statistics.h"
 #include "cuda/swap.h"
@@ -51,19 +52,45 @@ void statistics(Reader& in, Writer& out) {
   out.add(sums.read());
 }
 
+// Biases of layers on the grid that the device chooses.
+struct GapBiases {
+  explicit GapBiases(Reader& in) : grid(1) {
+    for (int64_t n_layers = in.one(); n_layers > 0; n_layers--) {
+      const int64_t units = in.one();
+      biases.emplace_back(in.many<float>(units));
+      bases.push_back(in.maybe<float>(units));
+      whole.emplace_back(static_cast<size_t>(units));
+      layers.push_back({biases.back().data(), address(bases.back()), whole.back().data(), static_cast<int32_t>(units)});
+    }
+    Buffer<uint64_t> partials(layers.size() * bm::cuda::kGapPartials);
+    bm::cuda::choose_gap_biases(grid.data(), partials.data(), layers, nullptr);
+  }
+
+  std::vector<Buffer<float>> biases;
+  std::vector<std::optional<Buffer<float>>> bases;
+  std::vector<Buffer<int64_t>> whole;
+  std::vector<bm::cuda::GapLayer> layers;
+  Buffer<float> grid;
+};
+
+void gap_biases(Reader& in, Writer& out) {
+  GapBiases biases(in);
+  out.add(biases.grid.read());
+  for (Buffer<int64_t>& whole : biases.whole) out.add(whole.read());
+}
+
 void gap(Reader& in, Writer& out) {
   const auto n_chains = static_cast<int32_t>(in.one());
-  const double scale = std::ldexp(1., -static_cast<int>(in.one()));
+  GapBiases biases(in);
   std::vector<int32_t> units;
   std::vector<Buffer<uint32_t>> bits;
   Buffer<int64_t> sums(n_chains);
-  for (int64_t n_layers = in.one(); n_layers > 0; n_layers--) {
-    units.push_back(static_cast<int32_t>(in.one()));
-    Buffer<int64_t> biases(in.many<int64_t>(units.back()));
+  for (const bm::cuda::GapLayer& layer : biases.layers) {
+    units.push_back(layer.units);
     Buffer<uint8_t> states(in.many<uint8_t>(int64_t{n_chains} * units.back()));
     bits.emplace_back(static_cast<size_t>(n_chains * bm::cuda::bit_words(units.back())));
     bm::cuda::pack_bits(bits.back().data(), states.data(), n_chains, units.back(), nullptr);
-    bm::cuda::add_whole_biases(sums.data(), bits.back().data(), biases.data(), units.back(), n_chains, nullptr);
+    bm::cuda::add_whole_biases(sums.data(), bits.back().data(), layer.whole, units.back(), n_chains, nullptr);
   }
   Buffer<double> gaps(n_chains);
   for (int64_t n_couplings = in.one(); n_couplings > 0; n_couplings--) {
@@ -77,7 +104,7 @@ void gap(Reader& in, Writer& out) {
     Buffer<int64_t> partials(static_cast<size_t>(2 * bm::cuda::unit_tiles(units[upper]) * n_chains));
     bm::cuda::add_coupling_energy(gaps.data(), partials.data(), product, bits[upper].data(), nullptr);
   }
-  bm::cuda::subtract_sums(gaps.data(), sums.data(), scale, n_chains, nullptr);
+  bm::cuda::subtract_sums(gaps.data(), sums.data(), biases.grid.data(), n_chains, nullptr);
   out.add(gaps.read());
 }
 
@@ -125,7 +152,7 @@ void swap(Reader& in, Writer& out) {
 
 bool run_operation(const std::string& name, const char* from, const char* to) {
   const std::map<std::string, void (*)(Reader&, Writer&)> operations = {
-      {"gap", gap},   {"quantise", quantise},     {"statistics", statistics},
+      {"gap", gap},   {"gap_biases", gap_biases}, {"quantise", quantise},    {"statistics", statistics},
       {"swap", swap}, {"real_sweep", real_sweep}, {"mean_field", mean_field}};
   const auto operation = operations.find(name);
   if (operation == operations.end()) return false;

@@ -10,7 +10,7 @@ from torch import Tensor
 from bm_fast.graph import Graph
 from bm_fast.ops import cpu, cuda, plain
 from bm_fast.ops.native import is_native
-from bm_fast.parameters import Parameters
+from bm_fast.parameters import GapBiases, Parameters
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
 from bm_fast.rungs import Rungs
@@ -62,7 +62,7 @@ class Runner(Protocol):
 
     def energy(self, layers: Sequence[Tensor]) -> Tensor: ...
 
-    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor: ...
+    def gap(self, biases: GapBiases, layers: Sequence[Tensor]) -> Tensor: ...
 
     def free_energy(
         self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None

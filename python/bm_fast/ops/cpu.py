@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bm_fast.graph import Graph
 from bm_fast.ops.native import _C, address, addresses, plain, plain_layers, rung_addresses, value_addresses
-from bm_fast.parameters import Parameters, fraction_bits, snapshot
+from bm_fast.parameters import GapBiases, Parameters, fraction_bits, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
 from bm_fast.rungs import Rungs
@@ -82,9 +82,7 @@ class Machine:
         seed: int,
         first_chain: int,
         first_sweep: int,
-        base: Sequence[Tensor] | None,
-        biases: Sequence[Tensor],
-        bias_bits: int,
+        gap: GapBiases,
         means: Mapping[int, Tensor],
         trace: Tensor | None,
         done: Tensor,
@@ -104,9 +102,9 @@ class Machine:
             first_sweep,
             rungs.round,
             betas.data_ptr(),
-            addresses(base),
-            addresses(biases),
-            bias_bits,
+            addresses(gap.base),
+            addresses(gap.whole),
+            gap.bits,
             [address(means.get(i)) for i in range(len(layers))],
             address(trace),
             torch.get_num_threads(),
@@ -194,12 +192,12 @@ class Machine:
         self._compiled.energy(value_addresses(layers), len(out), out.data_ptr(), torch.get_num_threads())
         return out
 
-    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
+    def gap(self, biases: GapBiases, layers: Sequence[Tensor]) -> Tensor:
         out = torch.empty(layers[0].shape[0], dtype=torch.float64)
         self._compiled.gap(
-            addresses(biases),
-            bias_bits,
-            has_base,
+            addresses(biases.whole),
+            biases.bits,
+            biases.base is not None,
             value_addresses(layers),
             len(out),
             out.data_ptr(),

@@ -17,10 +17,10 @@ from bm_fast.graph import Graph
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
 from bm_fast.ops.native import address, addresses, plain, plain_layers, rung_addresses, value_addresses
-from bm_fast.parameters import Parameters, fraction_bits, snapshot
+from bm_fast.parameters import GapBiases, Parameters, fraction_bits, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
-from bm_fast.rungs import Rungs
+from bm_fast.rungs import Rungs, check_permutations
 
 
 def serves(device: torch.device) -> bool:
@@ -70,15 +70,15 @@ class Machine:
 
     Float weights are put on a grid that the device chooses, by each ``refresh``.
 
-    counter: int32 ``[1]`` on the device, the number of the next sweep, which each sweep advances; None: the caller
-        tells that number.
+    counters: int32 ``[2]`` on the device, the numbers of the next sweep and of the next round of swaps, which each
+        call advances; None: the caller tells these numbers.
     refused: int32 ``[1]`` on the device, becomes 1 where a float weight is not finite or beyond the largest grid.
     """
 
-    def __init__(self, parameters: Parameters, counter: Tensor | None = None) -> None:
+    def __init__(self, parameters: Parameters, counters: Tensor | None = None) -> None:
         self._device = parameters.biases[0].device
         self._parameters = parameters  # what is not copied is used where it is
-        self._counter = counter
+        self._counters = counters
         self._memory = Memory(self._device)
         couplings = []
         self._grids = []
@@ -92,6 +92,10 @@ class Machine:
             self._compiled = module(self._device).Machine(plain_layers(parameters), couplings, here)
         self.refused = torch.zeros(1, dtype=torch.int32, device=self._device)
         self.refresh()
+
+    def _counter_addresses(self) -> tuple[int, int]:
+        """Where the numbers of the next sweep and round are; 0 where the caller tells them."""
+        return (0, 0) if self._counters is None else (self._counters[:1].data_ptr(), self._counters[1:].data_ptr())
 
     def refresh(self) -> None:
         """Takes up the present weights."""
@@ -114,6 +118,7 @@ class Machine:
         done: Tensor,
         progress: Callable[[int], None],
     ) -> None:
+        counter, _ = self._counter_addresses()
         with place(self._device) as here:
             self._compiled.sweep(
                 plain(program),
@@ -122,18 +127,18 @@ class Machine:
                 n_sweeps,
                 seed,
                 first_chain,
-                first_sweep if self._counter is None else 0,
+                0 if counter else first_sweep,
                 address(beta),
                 addresses(base),
                 [address(clamp.get(i)) for i in range(len(layers))],
                 [address(means.get(i)) for i in range(len(layers))],
-                address(self._counter),
+                counter,
                 here,
                 done.data_ptr(),
                 progress,
             )
-            if self._counter is not None:
-                module(self._device).advance(self._counter.data_ptr(), n_sweeps, here)
+            if counter:
+                module(self._device).advance(counter, n_sweeps, here)
 
     def temper(
         self,
@@ -147,16 +152,16 @@ class Machine:
         seed: int,
         first_chain: int,
         first_sweep: int,
-        base: Sequence[Tensor] | None,
-        biases: Sequence[Tensor],
-        bias_bits: int,
+        gap: GapBiases,
         means: Mapping[int, Tensor],
         trace: Tensor | None,
         done: Tensor,
         progress: Callable[[int], None],
     ) -> None:
         """done: int64 ``[1]`` on the host, the rounds done so far."""
-        _check_permutations(rungs, len(betas))
+        counter, round_counter = self._counter_addresses()
+        if not counter and may_look(self._device):
+            check_permutations(rungs)
         beta = betas[rungs.rungs.long()]
         with place(self._device) as here:
             self._compiled.temper(
@@ -170,18 +175,21 @@ class Machine:
                 sweeps,
                 seed,
                 first_chain,
-                first_sweep,
-                rungs.round,
+                0 if counter else first_sweep,
+                0 if counter else rungs.round,
                 betas.data_ptr(),
-                addresses(base),
-                addresses(biases),
-                bias_bits,
+                addresses(gap.base),
                 [address(means.get(i)) for i in range(len(layers))],
                 address(trace),
+                counter,
+                round_counter,
                 here,
                 done.data_ptr(),
                 progress,
             )
+            if counter:
+                module(self._device).advance(counter, n_rounds * sweeps, here)
+                module(self._device).advance(round_counter, n_rounds, here)
 
     def layer_means(
         self,
@@ -248,12 +256,10 @@ class Machine:
             self._compiled.energy(value_addresses(layers), len(out), out.data_ptr(), here)
         return out
 
-    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
+    def gap(self, biases: GapBiases, layers: Sequence[Tensor]) -> Tensor:
         out = torch.empty(layers[0].shape[0], dtype=torch.float64, device=self._device)
         with place(self._device) as here:
-            self._compiled.gap(
-                addresses(biases), bias_bits, has_base, value_addresses(layers), len(out), out.data_ptr(), here
-            )
+            self._compiled.gap(addresses(biases.base), value_addresses(layers), len(out), out.data_ptr(), here)
         return out
 
     def free_energy(
@@ -340,7 +346,8 @@ def bernoulli(
 
 def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: int) -> None:
     device, n_rungs = rungs.rungs.device, len(betas)
-    _check_permutations(rungs, n_rungs)
+    if may_look(device):
+        check_permutations(rungs)
     with place(device) as here:
         module(device).swap(
             rung_addresses(rungs),
@@ -353,12 +360,3 @@ def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: 
             rungs.round,
             here,
         )
-
-
-def _check_permutations(rungs: Rungs, n_rungs: int) -> None:
-    """ValueError where a ladder holds a rung twice: the kernels follow rungs as addresses. Waits for the device."""
-    device = rungs.rungs.device
-    if may_look(device):
-        sorted_rungs = rungs.rungs.view(-1, n_rungs).sort(1).values
-        if not bool((sorted_rungs == torch.arange(n_rungs, device=device)).all()):
-            raise ValueError(f"rungs: expected a permutation of 0 to {n_rungs - 1} in each ladder")

@@ -20,9 +20,10 @@ class LiveMachine(Machine):
     """The machine of float parameters as they are at each ``refresh``, for sweeps and means on a GPU.
 
     What it computes has the bits of a ``Machine`` built at that moment, but nothing waits for the device, not even to
-    learn the grid or whether weights fit it: ``take_refusal`` tells that later. Nor are states looked at. Sweeps are
-    numbered on the device, so that all calls can be recorded into a CUDA graph that goes on with ever new random
-    numbers: ``start_at`` sets the number, and ``chains.sweep`` only follows on the host.
+    learn the grid or whether weights fit it: ``take_refusal`` tells that later. Nor are states, betas, a base or rungs
+    looked at: whoever makes them checks them. Sweeps and rounds of swaps are numbered on the device, so that all calls
+    can be recorded into a CUDA graph that goes on with ever new random numbers: ``start_at`` sets the numbers, and
+    ``chains.sweep`` and ``rungs.round`` only follow on the host.
 
     weights, biases, precisions: as for ``Machine.build``, contiguous; used where they are.
     """
@@ -33,16 +34,17 @@ class LiveMachine(Machine):
         self.graph, self.device = graph, biases[0].device
         # programs are checked against the coarsest grid, 1: the device alone knows the real one
         self.parameters = Parameters(graph, tuple(weights), (0,) * len(weights), tuple(biases), tuple(precisions))
-        self._counter = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self._impl = self._live = cuda.Machine(self.parameters, self._counter)
+        self._counters = torch.zeros(2, dtype=torch.int32, device=self.device)
+        self._impl = self._live = cuda.Machine(self.parameters, self._counters)
 
     def refresh(self) -> None:
         """Takes up the present parameters."""
         self._live.refresh()
 
-    def start_at(self, sweep: int) -> None:
-        """Gives the next sweep this number."""
-        self._counter.fill_(sweep - _NUMBERS if sweep >= _NUMBERS // 2 else sweep)
+    def start_at(self, sweep: int, swap_round: int = 0) -> None:
+        """Gives the next sweep, and the next round of swaps, this number."""
+        for counter, number in zip(self._counters, (sweep, swap_round), strict=True):
+            counter.fill_(number - _NUMBERS if number >= _NUMBERS // 2 else number)
 
     def _may_look(self) -> bool:
         return False

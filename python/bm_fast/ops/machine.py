@@ -315,7 +315,12 @@ class Machine:
         """Whether checks may ask for numbers on the device."""
         return may_look(self.device)
 
-    def _check_base(self, base: Sequence[Tensor] | None) -> None:
+    def check_path(self, betas: Tensor, base: Sequence[Tensor] | None) -> None:
+        """ValueError unless every layer has a distribution at these betas with this base; waits for a GPU."""
+        self._check_base(base, look=True)
+        self._check_temperatures("betas", betas, base, range(len(self.graph.layers)), look=True)
+
+    def _check_base(self, base: Sequence[Tensor] | None, *, look: bool | None = None) -> None:
         if base is not None:
             if len(base) != len(self.graph.layers):
                 raise ValueError(
@@ -323,7 +328,7 @@ class Machine:
                 )
             for i, (layer, bias) in enumerate(zip(self.graph.layers, base, strict=True)):
                 check(f"base[{i}]", bias, torch.float32, (layer.units,), self.device)
-            if may_look(self.device) and not bool(torch.cat(list(base)).isfinite().all()):
+            if (self._may_look() if look is None else look) and not bool(torch.cat(list(base)).isfinite().all()):
                 i = next(i for i, bias in enumerate(base) if not bool(bias.isfinite().all()))
                 raise ValueError(f"base[{i}]: expected finite numbers, got NaN or infinity")
 
@@ -337,11 +342,17 @@ class Machine:
         self._check_temperatures("beta", beta, base, (update.layer for block in program for update in block))
 
     def _check_temperatures(
-        self, name: str, beta: Tensor, base: Sequence[Tensor] | None, concerned: Iterable[int]
+        self,
+        name: str,
+        beta: Tensor,
+        base: Sequence[Tensor] | None,
+        concerned: Iterable[int],
+        *,
+        look: bool | None = None,
     ) -> None:
         if beta.numel() == 0:
             raise ValueError(f"{name}: expected at least one inverse temperature, got none")
-        if not may_look(self.device):
+        if not (self._may_look() if look is None else look):
             return
         low, high = (float(end) for end in torch.stack(beta.aminmax()).tolist())
         if not (low >= 0 and high < float("inf")):

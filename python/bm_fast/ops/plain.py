@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bm_fast import reference
 from bm_fast.graph import Graph
-from bm_fast.parameters import Parameters, snapshot
+from bm_fast.parameters import GapBiases, Parameters, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import bernoulli as bernoulli
 from bm_fast.reference import gradient as gradient
@@ -94,8 +94,8 @@ class Machine:
     def energy(self, layers: Sequence[Tensor]) -> Tensor:
         return reference.energy(self._parameters, layers)
 
-    def gap(self, biases: Sequence[Tensor], bias_bits: int, has_base: bool, layers: Sequence[Tensor]) -> Tensor:
-        return reference.gap(self._parameters, biases, bias_bits, has_base, layers)
+    def gap(self, biases: GapBiases, layers: Sequence[Tensor]) -> Tensor:
+        return reference.gap(self._parameters, biases.whole, biases.bits, biases.base is not None, layers)
 
     def free_energy(
         self, updates: Sequence[Update], values: Sequence[Tensor], *, betas: Tensor, base: Sequence[Tensor] | None

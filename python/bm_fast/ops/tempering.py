@@ -12,20 +12,18 @@ from bm_fast.arguments import whole_number
 from bm_fast.chains import MAX_CHAINS, Chains
 from bm_fast.ops import cpu, cuda
 from bm_fast.ops.backends import backend
-from bm_fast.ops.checks import MAX_SEED, check
+from bm_fast.ops.checks import MAX_SEED, check, may_look
 from bm_fast.ops.machine import Machine
+from bm_fast.parameters import GapBiases
 from bm_fast.program import Program, full_update, gibbs_program
 from bm_fast.rungs import MAX_RUNGS, Rungs
-
-MAX_BIAS_BITS = 40
-"""Finest grid of biases in energy gaps: a float32 bias above 2^-16 in size is on it exactly."""
 
 
 class EnergyGap:
     """E - E_base of a machine's states, by which the tempered energy beta E + (1 - beta) E_base grows with beta.
 
     E_base = -Σ base·h (+ the machine's quadratic term for Gaussian layers, which cancels in the gap).
-    Biases enter as integers round((bias - base) 2^bits), so that a gap of binary states is the same number on every
+    Biases enter as integers round((bias - base) 2^g), so that a gap of binary states is the same number on every
     backend, instruction set and split of the chains (docs/numbers.md).
 
     base: per layer float32 ``[units]``; None: no base, the gap is E itself.
@@ -35,24 +33,17 @@ class EnergyGap:
         machine._check_base(base)
         self.machine = machine
         self.base = base
-        biases = [bias.double() for bias in machine.parameters.biases]
-        if base is not None:
-            biases = [bias - other.double() for bias, other in zip(biases, base, strict=True)]
-        n_units = sum(layer.units for layer in machine.graph.layers)
-        largest = max(float(bias.abs().max()) for bias in biases)
-        # the sum over all units stays below 2^62
-        self.bias_bits = min(MAX_BIAS_BITS, 62 - math.frexp(n_units * largest)[1])
-        self.biases = [(bias * 2.0**self.bias_bits).round().long() for bias in biases]
+        self.biases = GapBiases(machine.parameters, base)
 
     def of(self, layers: Sequence[Tensor]) -> Tensor:
         """The gap of each chain, float64 ``[n_chains]``; layers as in ``Chains.layers``."""
         machine = self.machine
         machine._check_states("layers", layers, states=True)
-        return machine._impl.gap(self.biases, self.bias_bits, self.base is not None, layers)
+        return machine._impl.gap(self.biases, layers)
 
 
-def check_rungs(rungs: Rungs, betas: Tensor, first_ladder: int) -> None:
-    """ValueError unless these are whole ladders with strictly rising betas."""
+def check_rungs(rungs: Rungs, betas: Tensor, first_ladder: int, *, look: bool) -> None:
+    """ValueError unless these are whole ladders with strictly rising betas; look: at the betas, waiting for a GPU."""
     device = rungs.rungs.device
     n_rungs = whole_number("rungs.n_rungs", rungs.n_rungs, 2, MAX_RUNGS)
     n_chains = rungs.rungs.numel()
@@ -63,15 +54,15 @@ def check_rungs(rungs: Rungs, betas: Tensor, first_ladder: int) -> None:
     check("rungs.acceptances", rungs.acceptances, torch.float64, (n_rungs - 1,), device)
     check("rungs.heading", rungs.heading, torch.uint8, (n_chains,), device)
     check("rungs.trips", rungs.trips, torch.int64, (n_chains,), device)
-    check_betas(betas, n_rungs, device)
+    check_betas(betas, n_rungs, device, look=look)
     whole_number("first_ladder", first_ladder, 0, MAX_CHAINS // n_rungs - n_chains // n_rungs)
     whole_number("rungs.round", rungs.round, 0, 2**32 - 1)
 
 
-def check_betas(betas: Tensor, n_rungs: int, device: torch.device) -> None:
+def check_betas(betas: Tensor, n_rungs: int, device: torch.device, *, look: bool) -> None:
     """ValueError unless these are ``n_rungs`` finite float32 inverse temperatures that rise strictly from 0 or more."""
     check("betas", betas, torch.float32, (n_rungs,), device)
-    if not (float(betas[0]) >= 0 and bool((betas[1:] > betas[:-1]).all()) and math.isfinite(float(betas[-1]))):
+    if look and not (float(betas[0]) >= 0 and bool((betas[1:] > betas[:-1]).all()) and math.isfinite(float(betas[-1]))):
         raise ValueError(
             f"betas: expected finite values that rise strictly from 0 or more, got {[f'{b:g}' for b in betas.tolist()]}"
         )
@@ -91,10 +82,11 @@ def swap(rungs: Rungs, gaps: Tensor, betas: Tensor, *, seed: int, first_ladder: 
     Source: Okabe et al. (2001); Syed, Bouchard-Côté, Deligiannidis and Doucet, Non-reversible parallel tempering,
     JRSS B 84 (2022).
     """
-    check_rungs(rungs, betas, first_ladder)
+    look = may_look(rungs.rungs.device)
+    check_rungs(rungs, betas, first_ladder, look=look)
     check("gaps", gaps, torch.float64, tuple(rungs.rungs.shape), rungs.rungs.device)
     seed = whole_number("seed", seed, 0, MAX_SEED)
-    if not bool(gaps.isfinite().all()):
+    if look and not bool(gaps.isfinite().all()):
         raise ValueError("gaps: expected finite numbers, got NaN or infinity")
     backend("rungs.rungs", rungs.rungs).swap(rungs, gaps, betas, seed=seed, first_ladder=first_ladder)
     rungs.round += 1
@@ -138,7 +130,7 @@ def temper(
     first_chain = whole_number("chains.first_chain", chains.first_chain, 0, MAX_CHAINS - n_chains)
     if first_chain % n_rungs:
         raise ValueError(f"chains.first_chain: expected a multiple of {n_rungs} rungs, got {first_chain}")
-    check_rungs(rungs, betas, first_chain // n_rungs)
+    check_rungs(rungs, betas, first_chain // n_rungs, look=machine._may_look())
     machine._check_temperatures("betas", betas, gap.base, range(len(graph.layers)))
     for i, mean in means.items():
         if not 0 <= i < len(graph.layers):
@@ -175,9 +167,7 @@ def temper(
             seed=seed,
             first_chain=first_chain,
             first_sweep=first_sweep,
-            base=gap.base,
-            biases=gap.biases,
-            bias_bits=gap.bias_bits,
+            gap=gap.biases,
             means=means,
             trace=trace,
             done=done,

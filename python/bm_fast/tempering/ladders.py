@@ -17,6 +17,7 @@ from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.machines import Model, as_machine
 from bm_fast.ops import EnergyGap, Machine, Rungs, temper
+from bm_fast.rungs import check_permutations
 from bm_fast.tempering.report import PoorMixing, TemperingReport
 
 
@@ -50,7 +51,9 @@ class Ladders:
     def at_rung(self, rung: int) -> tuple[Tensor, ...]:
         """States of the chains on one rung, per layer ``[n_ladders, units]``, copied; -1 is the target."""
         rung = whole_number("rung", rung, -self.n_rungs, self.n_rungs - 1) % self.n_rungs
-        chosen = (self.rungs.rungs == rung).nonzero()[:, 0]
+        is_there = self.rungs.rungs.view(self.n_ladders, self.n_rungs) == rung
+        first = torch.arange(0, self.chains.n_chains, self.n_rungs, device=is_there.device)
+        chosen = first + is_there.to(torch.uint8).argmax(1)  # not by ``nonzero``, which waits for a GPU
         return tuple(layer[chosen] for layer in self.chains.layers)
 
     def at_target(self) -> tuple[Tensor, ...]:
@@ -72,7 +75,8 @@ class Ladders:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Ladders:
-        """The ladders that ``state_dict`` described."""
+        """The ladders that ``state_dict`` described; ValueError where one of them holds a rung twice."""
+        check_permutations(Rungs(**state["rungs"]))
         return cls(
             Chains.from_state_dict(state["chains"]),
             Rungs(**state["rungs"]),
@@ -99,16 +103,17 @@ def start(
         ``adapted_betas`` finds good ones.
     base: per layer float32 ``[units]``, the biases at beta = 0; ``estimation.base_biases`` makes them from data.
     first_ladder: number of the first ladder, for ladders that are split over several objects.
-    ValueError for fewer than two rungs, and for betas that do not rise strictly or do not end at 1.
+    ValueError for fewer than two rungs, for betas that do not rise strictly or do not end at 1, and for a beta of 0
+        without a base where the graph has a Gaussian layer.
     """
     machine = as_machine(model)
-    values = ladder_betas(betas)
+    values = ladder_betas(betas).to(machine.device)
+    machine.check_path(values, base)
     n_rungs = len(values)
     first_ladder = whole_number("first_ladder", first_ladder, 0, 2**31 // n_rungs)
     rungs = Rungs.start(n_ladders, n_rungs, machine.device)
     chains = machine.chains(n_ladders * n_rungs, seed, first_ladder * n_rungs)
-    EnergyGap(machine, base)  # checks the base
-    return Ladders(chains, rungs, values.to(machine.device), None if base is None else tuple(base))
+    return Ladders(chains, rungs, values, None if base is None else tuple(base))
 
 
 def run(

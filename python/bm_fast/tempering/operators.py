@@ -31,6 +31,22 @@ class Operator(Protocol):
         """Takes up what ``state_dict`` gave."""
 
 
+class Recordable(Operator, Protocol):
+    """An operator whose calls on an ``ops.LiveMachine`` do not wait for a GPU, so that they can be recorded.
+
+    counts: whole numbers on the host that each call advances, the number of the next round of swaps first; a call that
+        is replayed advances them by as much as when it was recorded.
+    """
+
+    counts: tuple[int, ...]
+
+    def prepare(self, machine: Machine, chains: Chains) -> None:
+        """All that the next ``advance`` has to decide on the host; waits for a GPU where there is something."""
+
+    def fixed(self) -> object:
+        """What a recording of ``advance`` holds for ever, to be compared: where there is memory, and settings."""
+
+
 @dataclass(frozen=True)
 class Replicas:
     """Chains of an operator's own that should all have one distribution, ∝ exp(-beta E - (1 - beta) E_base).
@@ -56,6 +72,15 @@ class Gibbs:
 
     def __init__(self, sweeps: int = 1) -> None:
         self.sweeps = whole_number("sweeps", sweeps, 1, 2**32)
+
+    counts: tuple[int, ...] = (0,)
+
+    def prepare(self, machine: Machine, chains: Chains) -> None:
+        """Nothing to decide."""
+
+    def fixed(self) -> object:
+        """The number of sweeps."""
+        return self.sweeps
 
     def advance(self, machine: Machine, chains: Chains) -> None:
         """``sweeps`` sweeps of every chain."""

@@ -29,7 +29,8 @@ class Tempering(BetaOperator):
     betas: a number of rungs (default 10) or betas, as for ``tempering.start``.
     base: per layer float32 ``[units]``, the biases at beta = 0; None: no base.
     adapt_every: calls after which the betas move to equal rejection, by the swaps since the last time; 0: never. Each
-        adaptation waits twice as long as the one before, so that the transitions settle.
+        adaptation waits twice as long as the one before, so that the transitions settle. It begins the next call, and
+        is all that waits for a GPU.
 
     Source: Desjardins et al., Tempered Markov chain Monte Carlo for training of RBMs (2010); Cho, Raiko and Ilin
     (2010).
@@ -55,9 +56,7 @@ class Tempering(BetaOperator):
 
         ValueError for chains that have been moved by anything but this operator.
         """
-        if chains.sweep == 0:
-            self.ladders = start(machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed)
-            self._calls, self._wait = 0, self.adapt_every
+        self.prepare(machine, chains)
         ladders = self._ladders_of(chains)
         gap = EnergyGap(machine, ladders.base)
         try:
@@ -67,9 +66,32 @@ class Tempering(BetaOperator):
                 layer.copy_(state)
             chains.sweep = ladders.chains.sweep
         self._calls += 1
-        # of a pair that was not tried nothing is known: it would get no betas at all
-        if self.adapt_every and self._calls >= self._wait and bool((ladders.rungs.attempts > 0).all()):
-            self._adapt(ladders)
+
+    def prepare(self, machine: Machine, chains: Chains) -> None:
+        """Begins ladders for chains at sweep 0, and adapts the betas where it is time."""
+        if chains.sweep == 0:
+            self.ladders = start(machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed)
+            self._calls, self._wait = 0, self.adapt_every
+        # two rounds try all pairs: of one that was not tried nothing is known, and it would get no betas at all
+        elif self.adapt_every and self._calls >= self._wait and self._calls * self.rounds > 1:
+            self._adapt(self._ladders_of(chains))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rounds of swaps, sweeps of the ladders, and calls since the betas were adapted."""
+        held = self.ladders
+        return (0, 0, self._calls) if held is None else (held.rungs.round, held.chains.sweep, self._calls)
+
+    @counts.setter
+    def counts(self, counts: tuple[int, ...]) -> None:
+        if self.ladders is not None:
+            self.ladders.rungs.round, self.ladders.chains.sweep, self._calls = counts
+
+    def fixed(self) -> object:
+        """Numbers of sweeps and rounds, and where the ladders are."""
+        held = self.ladders
+        tensors = () if held is None else (*held.chains.layers, *held.rungs.parts, held.betas, *(held.base or ()))
+        return self.rounds, self.sweeps, [tensor.data_ptr() for tensor in tensors]
 
     def _ladders_of(self, chains: Chains) -> Ladders:
         if self.ladders is None:
@@ -83,7 +105,7 @@ class Tempering(BetaOperator):
         report = TemperingReport(
             ladders.betas, ladders.n_ladders, rungs.round, rungs.attempts, acceptance, int(rungs.trips.sum()), None
         )
-        ladders.betas = equal_rejection(report, ladders.n_rungs)
+        ladders.betas.copy_(equal_rejection(report, ladders.n_rungs))  # recordings read them where they are
         rungs.attempts.zero_()
         rungs.acceptances.zero_()
         self._calls, self._wait = 0, 2 * self._wait

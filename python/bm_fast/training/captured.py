@@ -1,8 +1,9 @@
 """Updates on a GPU as CUDA graphs: the launches of an update are recorded once and replayed for each batch after it.
 
 An update quantises the float parameters where they are, runs the chains, fills the gradient and steps the optimiser.
-All of it stays on the device, so that nothing waits for it: numbers of sweeps are counted there, and weights that do
-not fit their grid raise a flag that is looked at now and then. The bits are those of the same launches one by one.
+All of it stays on the device, so that nothing waits for it: sweeps and rounds of swaps are counted there, and weights
+that do not fit their grid raise a flag that is looked at now and then. The bits are those of the same launches one by
+one. What an operator decides on the host, such as betas that adapt, it does before an update.
 
 A graph holds for one number of data rows, of which so many have known labels, and for the memory and the
 hyper-parameters that it was recorded with. After a change of any of them one update is launched as it is, which also
@@ -14,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,57 +24,94 @@ from torch.optim import SGD, Optimizer
 from bm_fast import ops
 from bm_fast.model import VISIBLE, BoltzmannModel, LayeredModel
 from bm_fast.ops import Machine
-from bm_fast.tempering import Gibbs
+from bm_fast.tempering import Gibbs, Operator, Tempering
+from bm_fast.tempering.operators import Recordable
 from bm_fast.training.deep import MeanFieldPCD
 from bm_fast.training.estimators import CD, PCD
 from bm_fast.training.learner import Learner
 from bm_fast.training.tempered import PersistentChains
 
 _MAX_SWEEPS = 2**32
+_RECORDABLE = (Gibbs, Tempering)
+
+
+class Counts(NamedTuple):
+    """Numbers on the host that an update advances: of the next sweep, and those of the operator."""
+
+    sweep: int
+    operator: tuple[int, ...]
+
+    @property
+    def on_device(self) -> tuple[int, int]:
+        """Those that the device counts as well: of the next sweep and of the next round of swaps."""
+        return self.sweep, self.operator[0]
+
+    def plus(self, steps: Counts, sign: int = 1) -> Counts:
+        """After an update that advances them by so much, or before it."""
+        operator = tuple(a + sign * b for a, b in zip(self.operator, steps.operator, strict=True))
+        return Counts(self.sweep + sign * steps.sweep, operator)
 
 
 @dataclass
 class _Recording:
-    """What is known of updates with some numbers of rows: the sweeps of one, and what repeats it once there is that."""
+    """Of updates with some numbers of rows: how one advances the counts, and what repeats it once there is that."""
 
-    sweeps: int
+    steps: Counts
     replay: Callable[[], object] | None = None
 
 
 class CapturedUpdates:
-    """Runs the updates of one learner on a GPU, with the optimiser's step in the graph where ``can_capture``."""
+    """Runs the updates of one learner on a GPU, with the optimiser's step in the graph where ``can_capture``.
 
-    def __init__(self, model: BoltzmannModel, optimizer: Optimizer, learner: Learner[Machine]) -> None:
-        self._model, self._optimizer, self._learner = model, optimizer, learner
+    operator: what moves the learner's chains, where that is one of ``bm_fast.tempering``.
+    """
+
+    def __init__(
+        self, model: BoltzmannModel, optimizer: Optimizer, learner: Learner[Machine], operator: Recordable | None
+    ) -> None:
+        self._model, self._optimizer, self._learner, self._operator = model, optimizer, learner, operator
         self._recordings: dict[tuple[int, int], _Recording] = {}
         self._depends_on: object = None  # what the recordings depend on, as the last launched update left it
         self._machine: ops.LiveMachine | None = None
         self._machine_of: list[int] = []  # where its parameters are
-        self._counted = -1  # the number of the next sweep, as the device has it; -1: it has none yet
+        self._counted: tuple[int, int] | None = None  # numbers as the device has them; None: it has none yet
         self._can_record = True
 
     def run(self, n_data: int, n_labelled: int = 0) -> None:
         """One update from the ``n_data`` data rows that the learner holds, ``n_labelled`` of them with known labels."""
+        machine = self._live_machine()
+        if self._operator is not None:
+            self._operator.prepare(machine, self._learner.chains)
         if self._depends_on != self._dependencies():
             self._recordings.clear()
-        machine, chains = self._live_machine(), self._learner.chains
-        first = chains.sweep
-        if first != self._counted:
-            machine.start_at(first)
+        first = self.counts
+        if first.on_device != self._counted:
+            machine.start_at(*first.on_device)
         recording = self._recordings.get((n_data, n_labelled))
         if recording is not None and recording.replay is None and self._can_record:
             recording.replay = self._record(machine, n_data)
-            chains.sweep = first
-        if recording is None or recording.replay is None or first + recording.sweeps > _MAX_SWEEPS:
+            self.counts = first
+        if recording is None or recording.replay is None or first.sweep + recording.steps.sweep > _MAX_SWEEPS:
             self._launch(machine, n_data)
-            self._recordings[n_data, n_labelled] = _Recording(chains.sweep - first)
+            self._recordings[n_data, n_labelled] = _Recording(self.counts.plus(first, -1))
             self._depends_on = self._dependencies()
         else:
             recording.replay()
-            chains.sweep = first + recording.sweeps
-        self._counted = chains.sweep
+            self.counts = first.plus(recording.steps)
+        self._counted = self.counts.on_device
         if not can_capture(self._optimizer):
             self._optimizer.step()
+
+    @property
+    def counts(self) -> Counts:
+        """Where the host takes updates to be."""
+        return Counts(self._learner.chains.sweep, (0,) if self._operator is None else self._operator.counts)
+
+    @counts.setter
+    def counts(self, counts: Counts) -> None:
+        self._learner.chains.sweep = counts.sweep
+        if self._operator is not None:
+            self._operator.counts = counts.operator
 
     def take_refusal(self) -> bool:
         """As ``ops.LiveMachine.take_refusal``."""
@@ -109,13 +148,15 @@ class CapturedUpdates:
                 precisions[VISIBLE] = model.log_precision.detach().exp()
             weights, biases = ([p.detach() for p in held] for held in (model.coupling_weights, model.layer_biases))
             self._machine, self._machine_of = ops.LiveMachine(model.graph, weights, biases, precisions), where
-            self._counted = -1
+            self._counted = None
         return self._machine
 
     def _dependencies(self) -> object:
         """All that recordings depend on and that anyone may change between updates."""
         parameters = list(self._model.parameters())
         memory: list[object] = [(p.data_ptr(), _identity(p.grad)) for p in parameters]
+        if self._operator is not None:
+            memory.append(self._operator.fixed())
         if not can_capture(self._optimizer):
             return memory
         groups = [
@@ -148,10 +189,20 @@ def why_not(model: LayeredModel, estimator: object) -> str | None:
     """Why updates cannot be recorded as CUDA graphs; None where they can."""
     if not ops.can_live(model.device):
         return f"the model is on {model.device}"
-    operator = estimator.operator if isinstance(estimator, (PersistentChains, MeanFieldPCD)) else None
-    if not isinstance(operator or estimator, (CD, PCD, MeanFieldPCD, Gibbs)):
-        return f"{type(operator or estimator).__name__} decides on the host how its chains go on"
+    mover = _operator(estimator) or estimator
+    if not isinstance(mover, (CD, PCD, MeanFieldPCD)) and type(mover) not in _RECORDABLE:
+        return f"{type(mover).__name__} decides on the host how its chains go on"
     return None
+
+
+def recordable_operator(estimator: object) -> Recordable | None:
+    """What moves the chains of an estimator whose updates can be recorded, where it has something for that."""
+    operator = _operator(estimator)
+    return operator if isinstance(operator, _RECORDABLE) else None
+
+
+def _operator(estimator: object) -> Operator | None:
+    return estimator.operator if isinstance(estimator, (PersistentChains, MeanFieldPCD)) else None
 
 
 def record(work: Callable[[], None], device: torch.device) -> Callable[[], object]:

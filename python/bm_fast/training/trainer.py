@@ -25,7 +25,7 @@ from bm_fast.model import VISIBLE, BoltzmannModel, LayeredModel
 from bm_fast.rbm import RBM
 from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
 from bm_fast.training.callbacks import Callback
-from bm_fast.training.captured import CapturedUpdates, why_not
+from bm_fast.training.captured import CapturedUpdates, recordable_operator, why_not
 from bm_fast.training.deep import DBMLearner, MeanFieldPCD, labelled_rbm_learner
 from bm_fast.training.estimators import CD, PCD, FastPCD
 from bm_fast.training.learner import Learner, RBMLearner
@@ -104,7 +104,7 @@ class Trainer(Loop):
         self.why_not_captured = why_not(model, estimator)
         self._captured: CapturedUpdates | None = None
         if isinstance(model, BoltzmannModel) and self.why_not_captured is None:
-            self._captured = CapturedUpdates(model, optimizer, self._learner)
+            self._captured = CapturedUpdates(model, optimizer, self._learner, recordable_operator(estimator))
         self._generator = torch.Generator().manual_seed(seed)
         self.last_batch: Tensor | None = None
         self._batches: Batches | None = None  # of the present epoch
