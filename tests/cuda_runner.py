@@ -27,6 +27,7 @@ KERNELS = (
     *("draw.cu", "energies.cu", "gap_biases.cu", "gibbs.cu", "pack.cu", "real.cu", "real_energies.cu", "softmax.cu"),
     *("statistics.cu", "swap.cu", "weights.cu"),
 )
+EMULATION = ("collectives_emulation.cpp", "emulation.cpp")  # never seen by ThreadSanitizer, see there
 HOPPER_EMULATION = ("cooperative_emulation.cpp", "hopper_emulation.cpp")
 HOPPER_KERNELS = ("hopper_persistent.cu", "hopper_resident.cu", "hopper_streamed.cu", "hopper_weights.cu")
 HOST_SOURCES = (  # of the module, with what takes the place of csrc/cuda/device.cpp
@@ -48,7 +49,7 @@ TIME_LIMIT = 120  # seconds
 HOST_FLAGS = (
     *("-std=c++20", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"),
 )
-NO_LOOP_CALLS = ("-fno-tree-loop-distribute-patterns",)  # for the scheduler of the emulation, see there
+NO_LOOP_CALLS = ("-fno-tree-loop-distribute-patterns",)  # for these, see emulation.cpp
 NVCC_FLAGS = (
     *("-std=c++20", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings"),
     *("-Xcompiler", "-Wall,-Wextra,-ffp-contract=off"),
@@ -81,10 +82,9 @@ def emulated(folder: Path, sanitizer: str = "plain", change: Change | None = Non
     """Command of the runner with the kernels emulated on the host."""
     compiler, flags = host_compiler(), HOST_FLAGS
     watched = SANITIZERS[sanitizer]
-    # the scheduler stays out of ThreadSanitizer's sight, see there
-    scheduler = NO_LOOP_CALLS
-    scheduler += ("-DSIMT_THREAD_SANITIZER",) if sanitizer == "thread" else watched
-    objects = [compiled(compiler, (*flags, *scheduler), ROOT / "csrc/simt/emulation.cpp")]
+    unseen = NO_LOOP_CALLS
+    unseen += ("-DSIMT_THREAD_SANITIZER",) if sanitizer == "thread" else watched
+    objects = [compiled(compiler, (*flags, *unseen), ROOT / "csrc/simt" / name) for name in EMULATION]
     objects += [compiled(compiler, (*flags, *watched), ROOT / "tests/cuda" / name) for name in RUNNER]
     for name in KERNELS:
         source, found = altered(folder, ROOT / "csrc/cuda" / name, change)
@@ -99,7 +99,7 @@ def emulated_module(folder: Path) -> Path:
     headers = pytest.importorskip("pybind11").get_include()
     compiler = host_compiler()
     binding = (f"-isystem{headers}", f"-isystem{sysconfig.get_path('include')}", "-fvisibility=hidden")
-    objects = [compiled(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt/emulation.cpp")]
+    objects = [compiled(compiler, (*HOST_FLAGS, *NO_LOOP_CALLS), ROOT / "csrc/simt" / name) for name in EMULATION]
     objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/simt" / name) for name in HOPPER_EMULATION]
     objects += [compiled(compiler, HOST_FLAGS, ROOT / "csrc/cuda" / name) for name in (*KERNELS, *HOPPER_KERNELS)]
     objects += [compiled(compiler, (*HOST_FLAGS, *binding), ROOT / name) for name in HOST_SOURCES]

@@ -19,6 +19,8 @@ from torch import Tensor
 from bm_fast import Graph, Layer, chain_graph, ops
 from bm_fast.program import Input, Update, full_update
 from cuda_runner import (
+    EMULATION,
+    HOPPER_EMULATION,
     HOPPER_KERNELS,
     HOST_FLAGS,
     NVCC_FLAGS,
@@ -38,7 +40,7 @@ from engine_cases import make_machine, tree
 from test_cuda_kernels import random_case
 
 SOURCES = (
-    *("csrc/simt/emulation.cpp", "csrc/simt/hopper_emulation.cpp", "csrc/simt/cooperative_emulation.cpp"),
+    *(f"csrc/simt/{name}" for name in (*EMULATION, *HOPPER_EMULATION)),
     *("tests/cuda/hopper_runner.cpp", "tests/cuda/hopper_checks.cpp"),
     *(f"csrc/cuda/{name}" for name in ("pack.cu", *HOPPER_KERNELS)),
 )

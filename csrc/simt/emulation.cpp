@@ -240,17 +240,6 @@ void choose_order(Device& d) {
   }
 }
 
-// Publishes a lane's operands and waits for those of its warp; they can be read until the lane's next collective but
-// one.
-unsigned publish(const uint32_t* words, unsigned n, const char* place, int line) {
-  Lane& self = *device->running;
-  const unsigned turn = self.turn;
-  self.turn ^= 1;
-  for (unsigned i = 0; i < n; i++) self.published[turn][i] = words[i];
-  meet(*self.warp, place, line, false);
-  return turn;
-}
-
 }  // namespace
 
 void push_copy(const Copy& copy) {
@@ -343,6 +332,17 @@ void meet(Who who, const char* place, int line) {
   meet(*groups[static_cast<int>(who)], place, line, true);
 }
 
+unsigned publish(const uint32_t* words, unsigned n, const char* place, int line) {
+  Lane& self = *device->running;
+  const unsigned turn = self.turn;
+  self.turn ^= 1;
+  for (unsigned i = 0; i < n; i++) self.published[turn][i] = words[i];
+  meet(*self.warp, place, line, false);
+  return turn;
+}
+
+const uint32_t* published(unsigned lane, unsigned turn) { return device->running->warp->lanes[lane]->published[turn]; }
+
 void park(std::vector<Lane*>& waiting, const char* place, int line) {
   device->running->place = place;
   device->running->line = line;
@@ -367,54 +367,5 @@ void copy_commit() { device->running->group++; }
 
 void sync_block(int line) { emulation::meet(emulation::Who::kBlock, "sync_block", line); }
 void sync_warp(int line) { emulation::meet(emulation::Who::kWarp, "sync_warp", line); }
-
-uint32_t shuffle_xor(uint32_t value, unsigned mask, int line) {
-  const unsigned turn = emulation::publish(&value, 1, "shuffle_xor", line);
-  const emulation::Lane& self = *device->running;
-  return self.warp->lanes[self.thread % emulation::kWarp ^ mask]->published[turn][0];
-}
-
-uint32_t ballot(bool flag, int line) {
-  const uint32_t value = flag;
-  const unsigned turn = emulation::publish(&value, 1, "ballot", line);
-  uint32_t bits = 0;
-  for (unsigned i = 0; i < emulation::kWarp; i++) bits |= device->running->warp->lanes[i]->published[turn][0] << i;
-  return bits;
-}
-
-namespace {
-
-int32_t byte_of(uint32_t word, unsigned shift, bool is_signed) {
-  return is_signed ? static_cast<int8_t>(word >> shift) : static_cast<uint8_t>(word >> shift);
-}
-
-void multiply(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool is_signed, const char* place,
-              int line) {
-  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const unsigned turn = emulation::publish(words, 6, place, line);
-  const emulation::Lane& self = *device->running;
-  const unsigned g = self.thread % 32 / 4, t = self.thread % 4;
-  for (unsigned i = 0; i < 4; i++) {
-    const unsigned lower = i / 2, column = 2 * t + i % 2;
-    uint32_t sum = static_cast<uint32_t>(acc[i]);
-    for (unsigned k = 0; k < 32; k++) {
-      const unsigned from = k % 16 / 4, upper = k / 16, shift = k % 4 * 8;
-      const uint32_t left = self.warp->lanes[g * 4 + from]->published[turn][upper * 2 + lower];
-      const uint32_t right = self.warp->lanes[column * 4 + from]->published[turn][4 + upper];
-      sum += static_cast<uint32_t>(byte_of(left, shift, is_signed) * byte_of(right, shift, true));
-    }
-    acc[i] = static_cast<int32_t>(sum);
-  }
-}
-
-}  // namespace
-
-void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
-  multiply(acc, a, b0, b1, false, "mma_m16n8k32", line);
-}
-
-void mma_m16n8k32_signed(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
-  multiply(acc, a, b0, b1, true, "mma_m16n8k32_signed", line);
-}
 
 }  // namespace simt

@@ -1,4 +1,4 @@
-// What parts of the emulation need of its scheduler: emulation.cpp implements it, hopper_emulation.cpp uses it.
+// What parts of the emulation need of its scheduler, which is emulation.cpp.
 #pragma once
 
 #include <vector>
@@ -23,6 +23,11 @@ size_t shared_bytes();
 // `place` and `line` say where, and must be the same for all.
 enum class Who { kWarp, kWarpgroup, kBlock, kAll };
 void meet(Who who, const char* place, int line);
+
+// Publishes up to six words of the running lane and waits for those of its warp, which can be read until its next
+// collective but one. Only units that ThreadSanitizer does not see may read them: a collective orders no memory.
+unsigned publish(const uint32_t* words, unsigned n, const char* place, int line);
+const uint32_t* published(unsigned lane_of_warp, unsigned turn);
 
 // The running lane waits until another one wakes it.
 void park(std::vector<Lane*>& waiting, const char* place, int line);
