@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bm_fast.estimation._checks import student_tails
 from bm_fast.estimation._path import AnnealingPath
 from bm_fast.machines import Model, as_machine
 from bm_fast.tempering import Ladders, TemperingReport, integrated_autocorrelation
 
 _GROUPS = 20  # independent parts of a run from which errors are measured, at least
+_DRIFT_LEVEL = 1e-3  # how rarely a run that is at rest is taken for one that drifts
 MIN_OVERLAP = 0.03
 """Least overlap of neighbouring rungs that is trusted; samples of one rung then tell nothing about the next."""
+
+FEWEST_TRIPS = 5
+"""Arrivals at the target from the base, for each ladder, below which chains may still be where they began."""
 
 FEWEST_AUTOCORRELATIONS = 3.0
 """Autocorrelation times of the energy that a run, or a part of it from which errors are measured, must span."""
@@ -30,8 +35,9 @@ class TemperedLogZ:
     downward, downward_error: the same from the upper rung's samples to the lower; too high on average.
     overlaps: float64 ``[n_rungs - 1]``, how far the densities p and q of neighbouring rungs are the same, 0 to 1: the
         integral of 2 p q / (p + q).
-    trustworthy: False where rungs do not overlap, where hardly a chain travelled (not asked of trajectories), or where
-        the run is too short, or has too few parts, to measure its error; ``reason`` says which.
+    trustworthy: False where rungs do not overlap, where hardly a chain travelled (not asked of trajectories), where the
+        run is too short, or has too few parts, to measure its error, or where its beginning differs from its end;
+        ``reason`` says which.
     """
 
     log_z: float
@@ -64,7 +70,9 @@ def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> T
     functions between ladders, or between stretches of the run if there are fewer than 20 ladders; stretches count as
     independent, so that they must be long beside the autocorrelation of the energies.
 
-    Run the ladders before, without keeping gaps, until they have forgotten where they began.
+    Run the ladders before, without keeping gaps, until they have forgotten where they began. The verdict asks for five
+    trips from the base to the target in each ladder, and that log Z of the first quarter of the run is that of its last
+    half: chains of separate modes look healthy rung by rung while the modes still have the shares that they began with.
 
     Source: Bennett, J. Comput. Phys. 22 (1976); Xie et al., Systematic Biology 60 (2011) for stepping stones;
     Shirts and Chodera, J. Chem. Phys. 129 (2008).
@@ -82,7 +90,12 @@ def tempered_log_z(model: Model, ladders: Ladders, report: TemperingReport) -> T
     steps = report.betas.double().diff()
     lower, upper = gaps[:, :, :-1] * steps, gaps[:, :, 1:] * steps
     kept = report.gaps
-    return _summed(base_log_z, lower, upper, lambda overlaps: _distrust(report, overlaps) or _unmeasured(kept))
+    return _summed(
+        base_log_z,
+        lower,
+        upper,
+        lambda overlaps, terms: _distrust(report, overlaps) or _unmeasured(kept) or _drifting(terms, kept),
+    )
 
 
 def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
@@ -105,14 +118,15 @@ def trajectory_log_z(first_log_z: float, energies: Tensor) -> TemperedLogZ:
         raise ValueError(f"first_log_z: expected a finite number, got {first_log_z}")
     lower, upper = (_groups(energies[:, side].transpose(1, 2)) for side in (0, 1))
 
-    def distrust(overlaps: Tensor) -> str:
+    def distrust(overlaps: Tensor, terms: Tensor) -> str:
         worst = int(overlaps.argmin())
         if float(overlaps[worst]) < MIN_OVERLAP:
             return (
                 f"samples of machines {worst} and {worst + 1} overlap by {float(overlaps[worst]):.1%} only; put "
                 "machines between them"
             )
-        return _unmeasured(energies.permute(0, 3, 1, 2).flatten(2))
+        series = energies.permute(0, 3, 1, 2).flatten(2)
+        return _unmeasured(series) or _drifting(terms, series)
 
     return _summed(first_log_z, lower, upper, distrust)
 
@@ -122,15 +136,15 @@ def _check_finite(name: str, energies: Tensor) -> None:
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
-def _summed(base_log_z: float, lower: Tensor, upper: Tensor, distrust: Callable[[Tensor], str]) -> TemperedLogZ:
+def _summed(base_log_z: float, lower: Tensor, upper: Tensor, distrust: Callable[[Tensor, Tensor], str]) -> TemperedLogZ:
     """From w of every pair on its lower and on its upper end, float64 ``[groups, samples, pairs]``."""
     up, up_influence = _log_mean(-lower)
     down, down_influence = _log_mean(upper)
-    bennett, influence, overlaps = _bennett(lower, upper, (up - down) / 2)
-    reason = distrust(overlaps)
+    bennett, terms, overlaps = _bennett(lower, upper, (up - down) / 2)
+    reason = distrust(overlaps, terms)
     return TemperedLogZ(
         base_log_z + float(bennett.sum()),
-        _error(influence),
+        _error(terms.mean(1)),
         base_log_z + float(up.sum()),
         _error(up_influence),
         base_log_z - float(down.sum()),
@@ -156,13 +170,13 @@ def _pieces(rounds: int, n_ladders: int) -> tuple[int, int]:
 
 
 def _log_mean(log_values: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean over all samples ``[pairs]``, and the influence of each group on it ``[groups, pairs]``."""
+    """log of the mean over all samples ``[pairs]``, and the influence of each group on their sum ``[groups]``."""
     log_mean = log_values.flatten(0, 1).logsumexp(0) - math.log(log_values.shape[0] * log_values.shape[1])
-    return log_mean, (log_values - log_mean).exp().mean(1) - 1
+    return log_mean, ((log_values - log_mean).exp().mean(1) - 1).sum(1)
 
 
 def _bennett(lower: Tensor, upper: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log Z'/Z of each pair by bisection, the influence of each group, and the overlaps."""
+    """log Z'/Z of each pair by bisection, what samples add to their sum ``[groups, samples]``, and the overlaps."""
     low, high = start.clone(), start.clone()
     both = torch.cat([lower, upper], 1).flatten(0, 1)
     low, high = torch.minimum(-both.amax(0), low) - 1, torch.maximum(-both.amin(0), high) + 1
@@ -176,14 +190,13 @@ def _bennett(lower: Tensor, upper: Tensor, start: Tensor) -> tuple[Tensor, Tenso
     c = (low + high) / 2
     forward, backward = torch.sigmoid(-lower - c), torch.sigmoid(upper + c)
     slope = (forward * (1 - forward)).mean((0, 1)) + (backward * (1 - backward)).mean((0, 1))
-    influence = (forward.mean(1) - backward.mean(1)) / slope.clamp(min=1e-300)
-    return c, influence, 2 * slope
+    terms = ((forward - backward) / slope.clamp(min=1e-300)).sum(2)
+    return c, terms, 2 * slope
 
 
 def _error(influence: Tensor) -> float:
-    """Standard error of a sum over pairs from the spread of what each group contributes to it."""
-    each = influence.sum(1)
-    return float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    """Standard error from the spread of what each group contributes."""
+    return float(influence.std()) / math.sqrt(len(influence)) if len(influence) > 1 else math.inf
 
 
 def _distrust(report: TemperingReport, overlaps: Tensor) -> str:
@@ -194,10 +207,10 @@ def _distrust(report: TemperingReport, overlaps: Tensor) -> str:
             f"samples at beta {low} and {high} overlap by {float(overlaps[worst]):.1%} only; adapt the betas, use more "
             "rungs or another base"
         )
-    if report.trips < 10:
+    if report.trips < max(10, FEWEST_TRIPS * report.n_ladders):
         return (
-            f"{report.trips} chains only went from the base to the target, so modes may be missing; use more rounds or "
-            "more sweeps between swaps"
+            f"{report.trips} chains only of {report.n_ladders} ladders went from the base to the target, so modes may "
+            "be missing, or have the shares that they began with; use more rounds or more sweeps between swaps"
         )
     return ""
 
@@ -218,3 +231,21 @@ def _unmeasured(series: Tensor) -> str:
             f"{slowest:.0f} rounds; use more rounds, or at least {_GROUPS} ladders"
         )
     return ""
+
+
+def _drifting(terms: Tensor, series: Tensor) -> str:
+    """Whether log Z of the first quarter differs from that of the last half: ladders agree on it where it does.
+
+    terms: what each sample adds to log Z, ``[groups, samples]``; series: as for ``_unmeasured``.
+    """
+    n_ladders, n_samples = series.shape[1], terms.shape[1]
+    if n_ladders < _GROUPS or n_samples < 8:
+        return ""
+    change = terms[:, n_samples // 2 :].mean(1) - terms[:, : n_samples // 4].mean(1)
+    size, error = float(change.mean()), float(change.std()) / math.sqrt(n_ladders)
+    if error == 0 or student_tails(size / error, n_ladders - 1) >= _DRIFT_LEVEL:
+        return ""
+    return (
+        f"log Z of the last half of the run is {size:+.2f} ± {error:.2f} off that of its first quarter: chains have "
+        "not forgotten where they began; run them for longer before this run"
+    )
