@@ -113,6 +113,26 @@ def test_resume_goes_on_with_more_epochs(deep, tmp_path, capsys):
     assert "leave out --model" in result["error"]
 
 
+def test_a_stack_that_an_older_version_left_goes_on_or_says_why_not(deep, tmp_path, capsys):
+    """Its RBMs kept no learning curve, and still older ones not the names of the parameters."""
+    for name in ("configuration.json", "rbm1.safetensors"):
+        shutil.copy(deep / name, tmp_path)
+    state = checkpoints.load(tmp_path / "rbm1.safetensors")
+    state["trainer"] |= {"callbacks": [], "parts": {**state["trainer"]["parts"], "callbacks with a state": []}}
+    checkpoints.save(tmp_path / "rbm1.safetensors", state)
+    shutil.copytree(tmp_path, tmp_path / "oldest")
+    assert call(capsys, "train", "--resume", tmp_path)[0] == 0
+    expected = DBM.load(deep / "checkpoint.safetensors").state_dict()
+    found = DBM.load(tmp_path / "checkpoint.safetensors").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    state["trainer"]["parts"]["optimizer"] = ["SGD", [1, 2]]
+    checkpoints.save(tmp_path / "oldest" / "rbm1.safetensors", state)
+    code, result, _ = call(capsys, "train", "--resume", tmp_path / "oldest")
+    assert code == 2
+    assert "rbm1.safetensors': expected optimizer ['SGD', [1, 2]], got" in result["error"]
+    assert "If an older version of bm_fast left it, train anew" in result["error"]
+
+
 def test_overwriting_leaves_nothing_of_a_deeper_run(deep, tmp_path, capsys):
     for path in deep.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -221,6 +241,33 @@ def test_info_describes_machines(deep, trained, tmp_path, capsys):
     code, result, _ = call(capsys, "info", tmp_path / "none")
     assert code == 2
     assert "no checkpoint file" in result["error"]
+
+
+def test_info_is_in_words_and_tells_of_runs_without_a_configuration(deep, tmp_path, capsys):
+    assert main(["info", str(deep)]) == 0
+    text = capsys.readouterr().out
+    lines = {line[:18].strip(): line[19:] for line in text.splitlines()}
+    assert lines["gradient"] == "chains 10, sweeps 5, iterations 10, tolerance 0.001"
+    assert lines["batches"] == "400 rows, dynamic binarisation, centred gradient"
+    assert lines["optimiser"].startswith("SGD, rate 0.05 at first, ")
+    assert lines["optimiser"].endswith(" at last, momentum 0.5, weight decay 0.0002")
+    assert lines["pretraining epochs"] == "1, 2"
+    assert "reconstruction error valid 0." in lines["last figures"]
+    shutil.copy(deep / "checkpoint.safetensors", tmp_path / "dbm.safetensors")  # as recipes leave it
+    assert main(["info", str(tmp_path)]) == 0
+    alone = {line[:18].strip(): line[19:] for line in capsys.readouterr().out.splitlines()}
+    assert alone["data"].startswith("1197 rows (CRC-32 ")
+    missing = {"pretraining epochs", "schedule", "trained by"}
+    assert {**lines, "checkpoint": "", "data": ""} == {
+        **{name: lines[name] for name in missing},
+        **alone,
+        "checkpoint": "",
+        "data": "",
+    }
+    assert not any(character in line for name, line in lines.items() if name != "checkpoint" for character in "[]{}'")
+    result = call(capsys, "info", tmp_path)[1]
+    assert result["settings"]["estimator"]["n_chains"] == 10
+    assert result["optimiser"]["momentum"] == 0.5
 
 
 def test_info_describes_a_stack_that_is_still_in_training(deep, tmp_path, capsys):

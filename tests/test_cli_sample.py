@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,25 @@ def test_sample_clamp_errors(trained, tmp_path, capsys):
     assert call(capsys, *arguments, "--data", "digits", "--output", tmp_path / "known")[0] == 0
     assert (tmp_path / "known" / "samples.png").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_and_evaluations_lie_beside_the_machine_unless_told_otherwise(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    before = snapshot(tmp_path / "run")
+    for command in (["sample", "--sweeps", 2], ["evaluate"]):
+        code, result, _ = call(capsys, *command, tmp_path / "run")
+        assert (code, {Path(file).parent for file in result["files"]}) == (0, {tmp_path / "run"})
+    after = snapshot(tmp_path / "run")
+    assert set(after) - set(before) == {"samples.npy", "samples.png", "evaluation.json"}
+    assert {name: after[name] for name in before} == before
+    code, result, _ = call(capsys, "sample", tmp_path / "run" / "checkpoint.safetensors")
+    assert (code, "already holds samples.npy, samples.png" in result["error"]) == (2, True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, result, _ = call(capsys, "sample", trained, "--sweeps", 2_000_000_000, "--output", tmp_path)
+    assert (code, f"cannot write to the output folder {tmp_path}" in result["error"]) == (2, True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e9])

@@ -166,13 +166,16 @@ def test_resume_of_a_finished_run_says_so_and_leaves_it_true(epochs, trained, tm
     for path in trained.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "learning_curve.png").unlink()
-    before = snapshot(trained)
+    before = snapshot(tmp_path)
     code, result, errors = call(capsys, "train", "--resume", tmp_path, *epochs)
     assert code == 0
     assert "Nothing is left to train: 2 epochs done." in errors
     assert (result["settings"]["epochs"], result["updates"]) == (2, 6)
-    after = snapshot(tmp_path)  # the picture that was missing is there again
-    assert {name for name in before if before[name] != after[name]} <= {"learning_curve.png", "filters.png"}
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.pop("learning_curve.png")  # the picture that was missing is there again, and the only one drawn
+    assert after == before
+    assert [Path(file).name for file in result["files"]] == ["learning_curve.png"]
+    assert call(capsys, "train", "--resume", tmp_path, *epochs)[1]["files"] == []
 
 
 def test_resume_of_an_interrupted_run_with_fewer_epochs_than_are_done(tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_two_layers_and_rows_held_out(tmp_path, capsys):
     code, result, errors = call(capsys, "vae", "digits", *TINY, *layers, "--output", tmp_path / "run")
     assert code == 0
     assert "on 1,447 rows" in errors
-    assert "DReG(k=3)" in errors
+    assert "with dreg, k = 3" in errors
     assert len(result["active_units"]) == 2
     assert VAE.load(tmp_path / "run" / "checkpoint.safetensors").latents == (4, 3)
 
@@ -157,6 +158,23 @@ def test_wrong_usage(tmp_path, capsys, arguments, message):
     assert code == 2
     assert message in result["error"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_measured_again_and_no_picture_is_drawn_that_is_there(tmp_path, capsys, finished):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "samples.png").unlink()
+    before = snapshot(tmp_path / "run")
+    code, result, errors = call(capsys, "vae", "--resume", tmp_path / "run", "--test-k", "30", "--test-rows", "30")
+    assert code == 0
+    assert "IWAE of 64 visible units, stochastic layers 8-4, on 1,197 rows of digits (dynamic); 4 epochs" in errors
+    assert "Nothing is left to train: 4 epochs done. It is measured again" in errors
+    assert "  active units " in errors
+    assert "(" not in errors.partition("  active units ")[2].splitlines()[0]
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert after.pop("samples.png")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {"evaluation.json", "checkpoint.safetensors"}
+    assert list(result["bounds"]) == ["1", "5", "30"]
 
 
 def test_resume_refuses_settings_and_other_folders(tmp_path, capsys, finished):

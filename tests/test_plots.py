@@ -13,6 +13,7 @@ import torch
 
 from bm_fast import plots
 from bm_fast.estimation import AISEstimate
+from bm_fast.tempering import TemperingReport
 
 
 def drawn(figure, tmp_path):
@@ -153,6 +154,25 @@ def test_ais_weights_say_whether_to_trust_them(spread, tmp_path):
 def test_errors_name_the_argument(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_axes_say_their_values_in_full():
+    """matplotlib would write 1e2 or +1.257e2 at the end of an axis whose values are close together."""
+    values = [-125.7001, -125.7002, -125.7003]
+    figure = plots.learning_curve({"log-likelihood": {"validation": ([1, 2, 3], values)}})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    ticks = [float(label.get_text().replace("\N{MINUS SIGN}", "-")) for label in axes.get_yticklabels()]
+    assert ticks == pytest.approx(list(axes.get_yticks()))
+
+
+def test_pairs_of_rungs_are_counted_in_whole_numbers():
+    pairs = torch.tensor([0.5, 0.6], dtype=torch.float64)
+    report = TemperingReport(torch.tensor([0.0, 0.5, 1.0]), 4, 10, torch.tensor([40, 40]), pairs, 3, None)
+    figure = plots.tempering(report)
+    figure.draw_without_rendering()
+    assert all(float(tick) == round(tick) for tick in figure.axes[0].get_xticks())
 
 
 def test_no_window_system_and_no_matplotlib_before_the_first_picture():

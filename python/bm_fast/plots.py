@@ -200,6 +200,8 @@ def tempering(report: TemperingReport, *, ladders: int = 3) -> Figure:
 
     ladders: how many of them to draw over time.
     """
+    from matplotlib.ticker import MaxNLocator
+
     betas = _numpy(report.betas)
     acceptance = _numpy(report.acceptance)
     figure = _figure(4.2 * (2 if report.gaps is None else 3), 3.6)
@@ -207,6 +209,7 @@ def tempering(report: TemperingReport, *, ladders: int = 3) -> Figure:
     panels = figure.subplots(1, 2 if report.gaps is None else 3)
     left, middle = panels[0], panels[1]
     left.bar(np.arange(len(acceptance)), acceptance, color=_BLUE, alpha=0.85)
+    left.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     left.axhline(np.nanmean(acceptance), color=_ORANGE, lw=2, label=f"mean {np.nanmean(acceptance):.0%}")
     left.set_ylim(0, 1)
     left.set_xlabel("pair of rungs, from the base")
@@ -299,6 +302,7 @@ def _figure(width: float, height: float) -> Figure:
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3, lw=0.5)
+    axes.ticklabel_format(useOffset=False)  # each tick says its value, with nothing to add to it
 
 
 def _colours(n: int) -> list[str]:

@@ -87,6 +87,8 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make the output folder {self.folder}: {error.strerror}") from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise UsageError(f"cannot write to the output folder {self.folder}; choose another --output")
         self.written: list[str] = []
         self.removed: list[str] = []
 
@@ -122,7 +124,8 @@ class Output:
                 self.removed.append(name)
 
     def announce(self, console: Console) -> None:
-        console.say(f"\nWritten to {self.folder}{os.sep}: {', '.join(self.written)}")
+        if self.written:
+            console.say(f"\nWritten to {self.folder}{os.sep}: {', '.join(self.written)}")
         gone = [name for name in self.removed if name not in self.written]
         if gone:
             console.say(f"Removed with the older results: {', '.join(gone)}")

@@ -105,10 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of AIS and of the binarisation (default: 0)")
     add_device(parser)
     parser.add_argument(
-        "--output",
-        default="evaluate-output",
-        metavar="FOLDER",
-        help="folder for the results (default: evaluate-output)",
+        "--output", metavar="FOLDER", help="folder for the results (default: that of the run or checkpoint)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older evaluation in that folder")
 
@@ -134,9 +131,10 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         raise UsageError("--base: expected data or uniform for a bracket, which has one base, got both")
     betas = _betas(options.betas or ("adaptive" if bracket else "salakhutdinov-murray"))
     pictures = () if exact else (TEMPERING_PICTURE,) if bracket else (WEIGHTS, WEIGHTS_PICTURE)
-    is_there = (Path(options.output) / RESULT).exists()
+    folder = Path(options.output or trained.path.parent)
+    is_there = (folder / RESULT).exists()
     older = {WEIGHTS, WEIGHTS_PICTURE, TEMPERING_PICTURE} - {*pictures} if is_there else set()
-    output = Output(options.output, (RESULT, *pictures), overwrite=options.overwrite, stale=older)
+    output = Output(folder, (RESULT, *pictures), overwrite=options.overwrite, stale=older)
     started = time.monotonic()
     bracketed, details = "", list[str]()
     result: Result = {"data": dataset.name, "split": options.split, "cases": len(images), "protocol": protocol}

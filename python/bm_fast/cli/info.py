@@ -26,6 +26,10 @@ from bm_fast.rbm import RBM
 from bm_fast.vae import VAE
 
 _PART = re.compile(r"rbm\d+\.safetensors")
+_COUNTS = ("epoch", "update", "seconds", "learning_rate")
+_OF_OPTIMISER = ("initial_lr", "lr", "momentum", "weight_decay")
+_TOLD_BY_SETTINGS_ALONE = ("schedule", "pretraining_epochs", "hold_out")
+"""Settings of a run that its checkpoint does not hold."""
 
 EXAMPLES = """\
 examples:
@@ -45,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> Result:
     result, rows = _here() if options.checkpoint is None else _model(options.checkpoint)
     for name, value in rows.items():
-        console.say(f"{name:16s} {value}")
+        console.say(f"{name:18s} {value}")
     return result
 
 
@@ -79,11 +83,11 @@ def _model(source: str) -> tuple[Result, dict[str, Any]]:
         result["perceptrons"] = model.hidden
         rows["perceptrons"] = " - ".join("-".join(map(str, sizes)) or "linear" for sizes in model.hidden)
     if "trainer" in held:
-        epochs, _, updates = held["trainer"]["counts"]
-        result |= {"epochs": epochs, "updates": updates, "estimator": held["trainer"]["settings"]["estimator"]["name"]}
-        rows["trained"] = f"{counted(epochs, 'epoch')}, {counted(updates, 'update')} by {result['estimator']}"
+        training, told = _training(held["trainer"])
+        result |= training
+        rows |= told
     if configuration:
-        rows |= {name: value for name, value in _told(configuration).items() if name not in rows}
+        rows |= _told(configuration)
     return result, rows
 
 
@@ -101,15 +105,73 @@ def _layers(model: LayeredModel | VAE) -> list[Result]:
     return [{"kind": layer.kind.name.lower(), "units": layer.units} for layer in model.graph.layers]
 
 
+def _training(trainer: Result) -> tuple[Result, dict[str, Any]]:
+    """What a checkpoint keeps of its training, whoever began it."""
+    epochs, _, updates = trainer["counts"]
+    settings = trainer["settings"]
+    estimator = settings["estimator"]["name"]
+    unsaid = {"name"} if settings["estimator"].get("sparsity") else {"name", "sparsity_cost"}
+    optimiser, group = trainer["parts"]["optimizer"][0], trainer["optimizer"]["param_groups"][0]
+    row: Result = next((state["rows"][-1] for state in trainer.get("callbacks", []) if state.get("rows")), {})
+    figures = {name: value for name, value in row.items() if name not in _COUNTS}
+    result = {
+        "epochs": epochs,
+        "updates": updates,
+        "estimator": estimator,
+        "settings": settings,
+        "optimiser": {"name": optimiser, **{name: group[name] for name in _OF_OPTIMISER if name in group}},
+        "trained_on": trainer["data"],
+        "last": row,
+    }
+    took = f", in {row['seconds']:,.0f} s" if "seconds" in row else ""
+    rows = {
+        "trained": f"{counted(epochs, 'epoch')}, {counted(updates, 'update')} by {estimator}{took}",
+        "gradient": _said({name: each for name, each in settings["estimator"].items() if name not in unsaid}),
+        "data": trainer["data"].removeprefix("an array of "),
+        "batches": f"{counted(settings['batch_size'], 'row')}, {settings['binarise']} binarisation"
+        + (", centred gradient" if settings.get("centred") else ""),
+        "optimiser": f"{optimiser}, rate {group.get('initial_lr', group['lr']):g} at first, {group['lr']:g} at last"
+        + "".join(f", {name.replace('_', ' ')} {group[name]:g}" for name in _OF_OPTIMISER[2:] if group.get(name)),
+        "seed": settings["seed"],
+    }
+    if settings.get("mixed_precision"):
+        rows["precision"] = "products in bfloat16"
+    if figures:
+        rows["last figures"] = ", ".join(f"{_name(name)} {_said(value)}" for name, value in figures.items())
+    return result, rows
+
+
+def _name(name: str) -> str:
+    return name.removeprefix("n_").replace("_", " ")
+
+
+def _said(value: Any) -> str:
+    """A setting in words: names without underscores, lists and mappings in a row; what is not set is left out."""
+    if isinstance(value, dict):
+        of = [(name, each) for name, each in value.items() if each not in (None, 0, (), [], {}) or name == "seed"]
+        return ", ".join(_said(each) if name == "name" else f"{_name(name)} {_said(each)}" for name, each in of)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_said, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _told(configuration: Result) -> dict[str, Any]:
-    """What the command that trained has written down; runs of older versions lack some of it."""
-    rows = {"trained by": f"bm_fast {configuration['version']}"}
+    """What the command that trained has written down beside the checkpoint; runs of older versions lack some of it."""
+    rows = {}
     data = configuration.get("data")
     if data is not None:
         sizes = ", ".join(f"{n:,} {split}" for split, n in data.get("rows", {}).items())
         rows["data"] = f"{data['name']} ({data['protocol']})" + (f": {sizes}" if sizes else "")
-    settings = {name.replace("_", " "): value for name, value in configuration["settings"].items()}
-    return settings | rows
+    told = {
+        name: value for name, value in configuration["settings"].items() if name in _TOLD_BY_SETTINGS_ALONE and value
+    }
+    rows |= {name.replace("_", " "): _said(value) for name, value in told.items()}
+    rows["trained by"] = f"bm_fast {configuration['version']}" + (
+        f" (commit {configuration['commit']})" if configuration.get("commit") else ""
+    )
+    return rows
 
 
 def _here() -> tuple[Result, dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from bm_fast import plots
+from bm_fast import checkpoints, plots
+from bm_fast.checkpoints import CheckpointError
 from bm_fast.cli.common import CHECKPOINT, Output, binary_split
 from bm_fast.cli.console import Console, Result, UsageError, counted
 from bm_fast.data import Dataset
@@ -42,6 +44,18 @@ _QUALITY_ROWS, _QUALITY_TERMS = 1000, 100_000_000
 _HYPERBOLIC_END = 0.1
 _STACK: Result = {"learning_rate": 0.05, "schedule": "constant", "momentum": 0.5, "weight_decay": 1e-3}
 """How the RBMs that start a deep machine learn (Salakhutdinov and Hinton, 2009)."""
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Adds to the error of a checkpoint that training cannot go on from what helps then."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UsageError(
+            f"--resume: training cannot go on from this checkpoint: {error}. If an older version of bm_fast left it, "
+            "train anew, with the settings in configuration.json and --overwrite"
+        ) from error
 
 
 def new_model(settings: Result, dataset: Dataset) -> BoltzmannModel:
@@ -98,7 +112,8 @@ def new_trainer(
         CurveFile(output, history),  # after the checkpoint, which a failure here must not cost
     ]
     if resume:
-        trainer = Trainer.resume(output.path(CHECKPOINT), model, sgd, schedule, callbacks)
+        with going_on():
+            trainer = Trainer.resume(output.path(CHECKPOINT), model, sgd, schedule, callbacks)
         # the schedule may have another length now; the saved rate is that of the old one
         for group, rate, factor in zip(sgd.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = rate * factor(schedule.last_epoch)
@@ -134,7 +149,11 @@ def pretrain(dbm: DBM, dataset: Dataset, settings: Result, output: Output, conso
         path = output.path(f"rbm{level + 1}.safetensors")
         callbacks = [History(), ProgressBar(), Checkpoint(path)]  # the history tells how long it took
         if path.exists():
-            trainer = Trainer.resume(path, rbm, sgd, schedule, callbacks)
+            with going_on():
+                trainer_state = checkpoints.entry(checkpoints.load(path), "trainer", path)
+                if not trainer_state["parts"]["callbacks with a state"]:  # older versions kept no time
+                    del callbacks[0]
+                trainer = Trainer.resume(path, rbm, sgd, schedule, callbacks)
         else:
             trainer = Trainer(rbm, sgd, estimator, settings["batch_size"], seed, False, schedule, callbacks=callbacks)
         trainer.fit(data, epochs, labels=dataset.train_labels if with_labels else None)
@@ -204,11 +223,18 @@ def filter_names(n_hidden_layers: int) -> list[str]:
     return [FILTERS, *(f"filters{level}.png" for level in range(2, n_hidden_layers + 1))]
 
 
-def draw(output: Output, history: History, model: BoltzmannModel, shape: tuple[int, int] | None) -> None:
+def draw(
+    output: Output, history: History, model: BoltzmannModel, shape: tuple[int, int] | None, *, again: bool = True
+) -> None:
     """The pictures of a run: learning curve, and filters where the units are an image.
 
-    Filters of higher layers are carried down to the visible units by the weights between.
+    Filters of higher layers are carried down to the visible units by the weights between. again: draw those that are
+    there already too.
     """
+
+    def wanted(name: str) -> bool:
+        return again or not (output.folder / name).exists()
+
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for name, quantity, series in (
         ("pseudo_log_likelihood_train", "pseudo-log-likelihood (nats)", "training"),
@@ -223,7 +249,7 @@ def draw(output: Output, history: History, model: BoltzmannModel, shape: tuple[i
         points = [(row["epoch"], row[name]) for row in history.rows if name in row]
         if points:
             panels.setdefault(quantity, {})[series] = ([x for x, _ in points], [y for _, y in points])
-    if panels:
+    if panels and wanted(CURVE_PICTURE):
         with output.writing(CURVE_PICTURE) as path:
             plots.save(plots.learning_curve(panels), path)
     if shape is not None:
@@ -232,6 +258,8 @@ def draw(output: Output, history: History, model: BoltzmannModel, shape: tuple[i
         filters = torch.eye(model.n_visible, device=model.device)
         for level, (name, weight) in enumerate(zip(filter_names(len(weights)), weights, strict=True), 1):
             filters = filters @ weight
+            if not wanted(name):
+                continue
             title = f"Filters of hidden layer {level}" if len(weights) > 1 else ""
             with output.writing(name) as path:
                 plots.save(plots.filters(filters, shape, title=title), path)

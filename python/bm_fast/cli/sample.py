@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     parser.add_argument(
-        "--output", default="sample-output", metavar="FOLDER", help="folder for the results (default: sample-output)"
+        "--output", metavar="FOLDER", help="folder for the results (default: that of the run or checkpoint)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace older samples in that folder")
 
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         )
     n_chains = max(options.chains, n_classes or 0)
     start, mask = _clamped(options, model, dataset, shape, n_chains) if dataset else (None, None)
-    output = Output(options.output, (SAMPLES, PICTURE), overwrite=options.overwrite)
+    output = Output(options.output or trained.path.parent, (SAMPLES, PICTURE), overwrite=options.overwrite)
     chains = model.chains(n_chains, options.seed, start)
     if n_classes:
         chains.layers[-1].copy_(one_hot(torch.arange(chains.n_chains) % n_classes, n_classes))

@@ -199,10 +199,11 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         raise KeyboardInterrupt(
             f"interrupted in {where} and saved; go on with: bm-fast train --resume {output.folder}"
         ) from None
-    draw(output, history, model, dataset.shape)
+    draw(output, history, model, dataset.shape, again=epochs > done)
     last = history.rows[-1] if history.rows else {}
     seconds = time.monotonic() - started
-    console.say(f"\n{counted(trainer.update, 'update')} done, this call took {seconds:.1f} s")
+    took = f", this call took {seconds:.1f} s" if epochs > done else ""
+    console.say(f"\n{counted(trainer.update, 'update')} done{took}")
     for name, value in last.items():
         if name.startswith(("pseudo", "free")):
             console.say(f"  {name.replace('_', ' ')}: {value:.2f} nats")

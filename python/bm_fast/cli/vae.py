@@ -3,13 +3,14 @@
 Adam climbs the bound in small batches; 0/1 are drawn from grey levels at each presentation, or once: --protocol. The
 folder gets the checkpoint, the learning curve, the configuration, the evaluation on the test split, and pictures.
 Ctrl-C finishes the update, saves, and exits with 130; --resume goes on to the same bits as a run that was never
-interrupted, and on a finished run repeats the evaluation.
+interrupted; a finished run is measured again, and pictures that are missing are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from bm_fast.cli.common import (
 )
 from bm_fast.cli.console import SEED, Console, Result, UsageError, counted, real, version, whole
 from bm_fast.cli.devices import add_device
+from bm_fast.cli.learning import going_on
 from bm_fast.data import NAMES, SPLITS, Dataset
 from bm_fast.training import Checkpoint, History, ProgressBar
 from bm_fast.vae import ELBO, IWAE, STL, VAE, DReG, Trainer, burda_schedule, evaluate, pictures
@@ -122,13 +124,17 @@ def run(options: argparse.Namespace, console: Console) -> Result:
     stale = set() if options.resume else {*names, *left_by_a_run(folder, options.data)} - {CONFIGURATION}
     output = Output(folder, names, overwrite=options.overwrite or bool(options.resume), stale=stale)
     history = History()
-    with refusing():  # a checkpoint that is damaged, or of another run
+    with refusing(), going_on():
         trainer = _trainer(model, settings, output, history, resume=bool(options.resume))
     console.say(
-        f"VAE({model.extra_repr()}) with {trainer.estimator}\n"
-        f"on {counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
-        f"{counted(settings['epochs'], 'epoch')}, results in {output.folder}"
+        f"{_kind(settings)} of {model.n_visible} visible units, stochastic layers {' / '.join(settings['layers'])}, on "
+        f"{counted(len(dataset.train), 'row')} of {settings['data']} ({dataset.protocol}); "
+        f"{counted(settings['epochs'], 'epoch')} with {settings['estimator']}, k = {settings['k']}, results in "
+        f"{output.folder}"
     )
+    is_finished = trainer.epoch >= settings["epochs"]
+    if is_finished:
+        console.say(f"Nothing is left to train: {counted(trainer.epoch, 'epoch')} done. It is measured again")
     program = {"version": version(), "commit": commit(), "torch": torch.__version__}
     configuration = {
         **program,
@@ -176,12 +182,14 @@ def run(options: argparse.Namespace, console: Console) -> Result:
         console.say(str(bound))
     console.say(
         f"  {counted(len(images), f'{split} case')} of {dataset.name}, protocol: {protocol}\n"
-        f"  active units {found.active_units} of {model.latents}; effective sample size "
+        f"  active units {_listed(found.active_units)} of {_listed(model.latents)}; effective sample size "
         f"{found.effective_sample_size:.1f} of {options.test_k}"
     )
     output.write_json(RESULT, result)
     labels: Tensor | None = getattr(dataset, f"{split}_labels")
-    _draw(output, model, history, dataset.shape, images, None if labels is None else labels[rows])
+    _draw(
+        output, model, history, dataset.shape, images, None if labels is None else labels[rows], again=not is_finished
+    )
     output.announce(console)
     return {**result, "files": output.files}
 
@@ -193,7 +201,10 @@ def _draw(
     shape: tuple[int, int] | None,
     images: Tensor,
     labels: Tensor | None,
+    *,
+    again: bool,
 ) -> None:
+    """The pictures of a run; ``again``: those that are there already too."""
     figures = {}
     series = {
         name: ([row["epoch"] for row in history.rows], [row[key] for row in history.rows])
@@ -212,6 +223,8 @@ def _draw(
         shown = None if labels is None else labels[:_MAP_ROWS]
         figures["latent_map.png"] = pictures.latent_map(model, images[:_MAP_ROWS], shown)
     for name, figure in figures.items():
+        if not again and (output.folder / name).exists():
+            continue
         with output.writing(name) as path:
             plots.save(figure, path)
 
@@ -257,6 +270,14 @@ def training_data(settings: Result) -> Dataset:
     return replace(
         dataset, train=rows[:-hold_out], valid=rows[-hold_out:].clone(), train_labels=None, valid_labels=None
     )
+
+
+def _kind(settings: Result) -> str:
+    return "VAE" if settings["estimator"] in ("elbo", "stl") or settings["k"] == 1 else "IWAE"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
 
 
 def _sizes(text: str) -> list[int]:
