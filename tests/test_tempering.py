@@ -266,6 +266,18 @@ def test_ladders_of_a_file_that_hold_a_rung_twice_are_refused() -> None:
         tempering.Ladders.from_state_dict(state)
 
 
+def test_chains_may_be_split_over_operators() -> None:
+    """Chain 5 of the same seed has the same ladder, whichever chains are beside it."""
+    built = two_modes()
+    whole, part = built.chains(8, seed=3), built.chains(3, seed=3, first_chain=5)
+    for chains in (whole, part):
+        operator = Tempering(4, adapt_every=0)
+        for _ in range(5):
+            operator.advance(built, chains)
+    for a, b in zip(whole.layers, part.layers, strict=True):
+        assert torch.equal(a[5:], b)
+
+
 def test_an_operator_serves_one_set_of_chains_after_the_other() -> None:
     """The second set gets the bits that a new operator would give it; going back to the first is refused."""
     built, used, new = two_modes(), Tempering(4, adapt_every=2), Tempering(4, adapt_every=2)

@@ -215,6 +215,8 @@ def test_bad_input_is_refused() -> None:
     Gibbs(2).advance(rbm.machine(), chains)
     with pytest.raises(ValueError, match="chains: expected some at sweep 0, which begin replicas, got sweep 2"):
         operator.advance(rbm.machine(), chains)
+    with pytest.raises(ValueError, match="first_chain: expected 0, as replicas have numbers of their own, got 4"):
+        operator.advance(rbm.machine(), rbm.machine().chains(4, 1, first_chain=4))
 
 
 def test_an_interrupted_round_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,10 @@ class Tempering(BetaOperator):
     def prepare(self, machine: Machine, chains: Chains) -> None:
         """Begins ladders for chains at sweep 0, and adapts the betas where it is time."""
         if chains.sweep == 0:
-            self.ladders = start(machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed)
+            first = chains.first_chain  # ladders of chains that are split over several objects stay apart
+            self.ladders = start(
+                machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed, first_ladder=first
+            )
             self._calls, self._wait = 0, self.adapt_every
         # two rounds try all pairs: of one that was not tried nothing is known, and it would get no betas at all
         elif self.adapt_every and self._calls >= self._wait and self._calls * self.rounds > 1:

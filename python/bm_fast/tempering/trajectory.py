@@ -200,9 +200,14 @@ class TrajectoryTempering:
     def advance(self, machine: Machine, chains: Chains) -> None:
         """Runs the replicas and gives the chains the states of the target; Ctrl-C leaves a whole number of rounds.
 
-        ValueError for chains that have been moved by anything but this operator.
+        ValueError for chains that have been moved by anything but this operator, and for those whose first is not chain
+        0: replicas draw the same random numbers whichever part of the chains they serve.
         """
         self._take_up(machine)
+        if chains.first_chain != 0:
+            raise ValueError(
+                f"chains.first_chain: expected 0, as replicas have numbers of their own, got {chains.first_chain}"
+            )
         if chains.sweep == 0:
             self.kept = self.kept[: self._n_given] or [machine]
             self.trajectory = start_trajectory([*self.kept, machine], chains.n_chains, seed=chains.seed)
