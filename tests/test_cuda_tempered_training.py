@@ -91,24 +91,28 @@ def test_numbers_that_the_device_does_not_count_are_seen(
         assert_same(got, wanted)
 
 
-@pytest.mark.parametrize("kind", [Kind.BERNOULLI, Kind.GAUSSIAN])
-def test_deep_machines_are_tempered_by_replays_too(gpu: Gpu, kind: Kind) -> None:
-    units = (9, 7, 4)
+@pytest.mark.parametrize(
+    ("kind", "n_classes"),
+    [(Kind.BERNOULLI, None), (Kind.GAUSSIAN, None), (Kind.BERNOULLI, 5)],
+    ids=["Bernoulli", "Gaussian", "labels"],
+)
+def test_deep_machines_are_tempered_by_replays_too(gpu: Gpu, kind: Kind, n_classes: int | None) -> None:
     data = torch.randn(2 * BATCH, 9, generator=torch.Generator().manual_seed(3))
     data = data.sigmoid() if kind is Kind.BERNOULLI else data
+    labels = None if n_classes is None else torch.arange(2 * BATCH) % n_classes
     got = list[list[Tensor]]()
     with gpu as device:
         for is_captured in (False, True):
-            base = [torch.zeros(n, device=device) for n in units]
+            dbm = DBM((9, 7, 4), kind, seed=3, weight_scale=0.3, n_classes=n_classes).to(device)
+            base = [torch.zeros(layer.units, device=device) for layer in dbm.graph.layers]
             operator = Tempering(4, base=base, adapt_every=ADAPT_EVERY)
-            dbm = DBM(units, kind, seed=3, weight_scale=0.3).to(device)
             estimator = MeanFieldPCD(n_chains=6, iterations=3, operator=operator)
             trainer = Trainer(dbm, SGD(dbm.parameters(), lr=0.05), estimator, BATCH, seed=4)
             assert trainer.why_not_captured is None
             if not is_captured:
                 trainer._captured = None
             with recording(gpu, trainer) as recorder:
-                trainer.fit(data.to(device), 4)
+                trainer.fit(data.to(device), 4, labels=None if labels is None else labels.to(device))
             got.append([t.cpu() for t in (*results(trainer), *of_ladders(operator))])
         assert (recorder.recorded, recorder.replayed) == (1, 8 - 1)
     assert_same(got[1], got[0])
