@@ -16,6 +16,7 @@ from bm_fast.tempering import Ladders, TemperingReport, integrated_autocorrelati
 
 _GROUPS = 20  # independent parts of a run from which errors are measured, at least
 _DRIFT_LEVEL = 1e-3  # how rarely a run that is at rest is taken for one that drifts
+_NO_DRIFT = 1e-6  # nats, of which roundings make more than chance does where energies hardly vary
 MIN_OVERLAP = 0.03
 """Least overlap of neighbouring rungs that is trusted; samples of one rung then tell nothing about the next."""
 
@@ -243,7 +244,7 @@ def _drifting(terms: Tensor, series: Tensor) -> str:
         return ""
     change = terms[:, n_samples // 2 :].mean(1) - terms[:, : n_samples // 4].mean(1)
     size, error = float(change.mean()), float(change.std()) / math.sqrt(n_ladders)
-    if error == 0 or student_tails(size / error, n_ladders - 1) >= _DRIFT_LEVEL:
+    if abs(size) < _NO_DRIFT or error == 0 or student_tails(size / error, n_ladders - 1) >= _DRIFT_LEVEL:
         return ""
     return (
         f"log Z of the last half of the run is {size:+.2f} ± {error:.2f} off that of its first quarter: chains have "
