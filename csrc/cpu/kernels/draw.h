@@ -8,23 +8,30 @@
 
 namespace bm::cpu::BM_ISA {
 
-// words[64]: one random number for each unit of a tile; unit u takes word u % 4 of counter u / 4.
+// words[64 kTiles]: one random number for each unit of some tiles; unit u takes word u % 4 of counter u / 4.
+template <int kTiles = 1>
 static inline void tile_words(uint32_t* __restrict words, int32_t first_unit, uint32_t chain, uint32_t sweep,
                               uint32_t layer_and_purpose, uint64_t seed) {
 #if defined(__AVX512BW__)
   static_assert(kPad == 64);
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  __m512i c0[1] = {_mm512_add_epi32(lanes, _mm512_set1_epi32(first_unit / 4))};
-  __m512i c1[1] = {_mm512_set1_epi32(static_cast<int>(chain))}, c2[1] = {_mm512_set1_epi32(static_cast<int>(sweep))};
-  __m512i c3[1] = {_mm512_set1_epi32(static_cast<int>(layer_and_purpose))};
-  philox<1>(c0, c1, c2, c3, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  __m512i of_units[4] = {c0[0], c1[0], c2[0], c3[0]};
-  to_unit_order(of_units);
+  __m512i c0[kTiles], c1[kTiles], c2[kTiles], c3[kTiles];
+  for (int t = 0; t < kTiles; t++) {
+    c0[t] = _mm512_add_epi32(lanes, _mm512_set1_epi32(first_unit / 4 + 16 * t));
+    c1[t] = _mm512_set1_epi32(static_cast<int>(chain));
+    c2[t] = _mm512_set1_epi32(static_cast<int>(sweep));
+    c3[t] = _mm512_set1_epi32(static_cast<int>(layer_and_purpose));
+  }
+  philox<kTiles>(c0, c1, c2, c3, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  for (int t = 0; t < kTiles; t++) {
+    __m512i of_units[4] = {c0[t], c1[t], c2[t], c3[t]};
+    to_unit_order(of_units);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) _mm512_store_si512(words + 16 * i, of_units[i]);
+    for (int i = 0; i < 4; i++) _mm512_store_si512(words + kPad * t + 16 * i, of_units[i]);
+  }
 #else
 #pragma omp simd
-  for (int g = 0; g < kPad / 4; g++) {
+  for (int g = 0; g < kTiles * kPad / 4; g++) {
     uint32_t c0 = static_cast<uint32_t>(first_unit / 4 + g), c1 = chain, c2 = sweep, c3 = layer_and_purpose;
     units::philox(c0, c1, c2, c3, seed);
     words[4 * g] = c0;

@@ -52,12 +52,14 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
     draw_softmax_chain(x, layer, static_cast<uint8_t*>(what.states[index]) + start, clamp, means, words[0]);
     return;
   }
+  constexpr int kTiles = 2;  // whose random numbers hide each other's latencies
+  alignas(64) uint32_t drawn_words[kTiles * kPad];
   for (int32_t unit = 0; unit < layer.units; unit += kPad) {
-    const int32_t n = tile_width(layer.units, unit);
-    alignas(64) uint32_t words[kPad];
+    const int32_t n = tile_width(layer.units, unit), tile = unit / kPad % kTiles;
+    const uint32_t* words = drawn_words + tile * kPad;
     alignas(64) float mean[kPad];
     temper(x + unit, beta, base ? base + unit : nullptr, kPad);
-    tile_words(words, unit, counted_chain, counted_sweep, purpose, what.seed);
+    if (tile == 0) tile_words<kTiles>(drawn_words, unit, counted_chain, counted_sweep, purpose, what.seed);
     if (means) tile_means(mean, x + unit, layer, unit, beta, base, {});
     if (layer.kind == Kind::kGaussian) {
       alignas(64) float drawn[kPad];
