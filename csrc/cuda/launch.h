@@ -50,7 +50,7 @@ RealProduct real_product(const Machine& machine, const Update& update, const Vie
 struct StreamedUpdate : BinaryUpdate {};  // for compute capability 9.0
 using Launch = std::variant<BinaryUpdate, StreamedUpdate, RealUpdate, SoftmaxUpdate>;
 
-// Whether an update has binary inputs, and states of units that are drawn apart from each other.
+// Whether an update has binary inputs and Bernoulli units.
 bool is_binary(const Machine& machine, const Update& update, const Views& views);
 
 Launch launch_of(const Machine& machine, const Update& update, const Views& views, int32_t n_chains, const float* beta,

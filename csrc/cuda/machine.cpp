@@ -14,9 +14,9 @@ namespace bm::cuda {
 Machine::Machine(std::vector<LayerParameters> layers, std::vector<CouplingSource> couplings, const Place& place)
     : layers_(std::move(layers)) {
   for (const CouplingSource& coupling : couplings) {
-    // a cluster takes two layers in turn whose units are drawn apart from each other
-    const auto is_apart = [&](int layer) { return layers_[layer].kind == Kind::kBernoulli; };
-    const bool is_alone = couplings.size() == 1 && is_apart(coupling.lower) && is_apart(coupling.upper);
+    const auto is_bernoulli = [&](int layer) { return layers_[layer].kind == Kind::kBernoulli; };
+    // no cluster takes a softmax layer in turn with another one: weights that lead from it stream
+    const bool is_alone = couplings.size() == 1 && is_bernoulli(coupling.lower) && is_bernoulli(coupling.upper);
     couplings_.push_back({coupling, direction(coupling.lower, coupling.upper, is_alone, place),
                           direction(coupling.upper, coupling.lower, is_alone, place)});
   }
