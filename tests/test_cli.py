@@ -180,3 +180,19 @@ def test_counted():
 def test_plain_json_has_no_infinity():
     given = {"a": float("inf"), 1: [float("nan"), 2.0], "p": Path("x"), "t": (True, None, "s")}
     assert console.plain(given) == {"a": None, "1": [None, 2.0], "p": "x", "t": [True, None, "s"]}
+
+
+def test_help_says_defaults_in_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    told = {}
+    for command in ("train", "vae", "demo"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told[command] = capsys.readouterr().out
+    assert "rbm alone (default: pcd)" in told["train"]
+    assert "subtract the data means in the gradient (default: yes)" in told["train"]
+    assert "(default: rbm: 20; dbm: 50; of small data more, up to 500, to make 2,500 updates)" in told["train"]
+    assert "train with products in bfloat16 (default: no)" in told["vae"]
+    assert "order, binarisation and samples (default: 0)" in told["vae"]
+    assert "threads to use (default: as many as torch uses)" in told["train"]
+    assert "threads to use (default: 1)" in told["demo"]

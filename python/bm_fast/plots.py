@@ -95,7 +95,8 @@ def learning_curve(
 ) -> Figure:
     """One panel for each quantity, one line for each series: quantity -> series -> (epochs, values).
 
-    Three panels to a row. Panels of the same several series share one legend above them.
+    A series alone in its panel whose name is empty has no legend. Three panels to a row. Panels of the same several
+    series share one legend above them.
     """
     if not panels:
         raise ValueError("panels: expected at least one quantity, got none")
@@ -117,7 +118,7 @@ def learning_curve(
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel(quantity)
         _plain(axes)
-        if not shared:
+        if not shared and any(series):
             axes.legend(frameon=False)
     if shared:
         lines = figure.axes[0].get_lines()
@@ -144,9 +145,10 @@ def scatter(points: Array, labels: Array | None = None, *, axes: tuple[str, str]
     plane = figure.subplots()
     kinds = np.unique(classes)
     colours = [_BLUE] if labels is None else colormaps["turbo"](np.linspace(0.05, 0.95, len(kinds)))
+    size = min(20.0, max(5.0, 6000 / len(values)))  # few points are hard to see, many cover each other
     for kind, colour in zip(kinds, colours, strict=True):
         chosen = values[classes == kind]
-        plane.scatter(chosen[:, 0], chosen[:, 1], s=5, color=colour, alpha=0.6, lw=0, label=str(kind))
+        plane.scatter(chosen[:, 0], chosen[:, 1], s=size, color=colour, alpha=0.6, lw=0, label=str(kind))
     plane.set_xlabel(axes[0])
     plane.set_ylabel(axes[1])
     _plain(plane)
@@ -162,6 +164,8 @@ def ais_weights(estimate: AISEstimate) -> Figure:
     Trustworthy weights form one narrow hill round log Z, and the curve stays near the diagonal; a curve that runs flat
     and then jumps says that a few runs make up the whole estimate.
     """
+    from matplotlib.ticker import MaxNLocator
+
     log_weights = np.sort(estimate.log_weights.cpu().numpy())
     figure = _figure(9.2, 3.6)
     figure.set_layout_engine("constrained")
@@ -172,6 +176,7 @@ def ais_weights(estimate: AISEstimate) -> Figure:
         left.axvspan(low, high, color=_ORANGE, alpha=0.25, lw=0, label="± 3 standard errors")
     left.axvline(estimate.log_z, color=_ORANGE, lw=2, label=f"log Z = {estimate.log_z:.2f}")
     left.locator_params(axis="x", nbins=6)
+    left.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     left.set_xlabel("log weight of a run")
     left.set_ylabel("runs")
     left.legend(frameon=False)

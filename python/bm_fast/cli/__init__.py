@@ -58,9 +58,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         command.add_arguments(sub)
         general = sub.add_argument_group("general")
         general.add_argument("--json", action="store_true", help="print one JSON object; all other text goes to stderr")
-        general.add_argument(
-            "--threads", type=whole(1, 4096), help="threads to use (default: as many as torch uses; the demo: 1)"
-        )
+        least = "1" if name == "demo" else "as many as torch uses"
+        general.add_argument("--threads", type=whole(1, 4096), metavar="N", help=f"threads to use (default: {least})")
         general.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=command.run)
     return top

@@ -91,7 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweeps", type=whole(1), default=1000, metavar="N", help="from fair coins to a sample (default: 1000)"
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of binarisation, estimates and samples")
+    parser.add_argument(
+        "--seed", type=SEED, default=0, metavar="N", help="of binarisation, estimates and samples (default: 0)"
+    )
     add_device(parser)
     parser.add_argument("--output", default="comparison", metavar="FOLDER", help="for the page (default: comparison)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older comparison in that folder")

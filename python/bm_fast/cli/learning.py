@@ -244,7 +244,7 @@ def draw(
         ("reconstruction_error_valid", "reconstruction error per unit", "validation"),
         ("classification_error_train", "classification error", "training"),
         ("classification_error_valid", "classification error", "validation"),
-        ("free_energy_gap", "free energy, validation − training (nats)", "gap"),
+        ("free_energy_gap", "free energy, validation − training (nats)", ""),
     ):
         points = [(row["epoch"], row[name]) for row in history.rows if name in row]
         if points:

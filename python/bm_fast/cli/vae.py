@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def setting(name: str, text: str, **how: Any) -> None:
         default = DEFAULTS[name.lstrip("-").replace("-", "_")]
-        shown = " ".join(default) if isinstance(default, list) else default
+        shown = " ".join(default) if isinstance(default, list) else "no" if default is False else default
         parser.add_argument(name, default=None, help=f"{text} (default: {shown})", **how)
 
     parser.add_argument("data", nargs="?", help=f"{', '.join(NAMES)}, or a .npy or .npz file of your own")
