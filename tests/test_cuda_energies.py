@@ -163,6 +163,36 @@ def test_tempering_may_be_split_and_interrupted(gpu: Gpu) -> None:
         assert_same(go(device, (10 * n_rounds,), stop_at=50), wanted)
 
 
+def test_a_lack_of_memory_leaves_ladders_as_they_were(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever piece of memory it is that cannot be had."""
+    take, left = cuda.Memory.take, 0
+
+    def run_out(memory: cuda.Memory, n_bytes: int) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError(f"Tried to allocate {n_bytes} bytes, 5 are free")
+        return take(memory, n_bytes)
+
+    with gpu as device:
+        machine = make_machine(chain_graph((33, 20)), device=device)
+        chains, rungs = machine.chains(6, seed=1), ops.Rungs.start(2, 3, device)
+        gap, betas = ops.EnergyGap(machine), torch.tensor([0.1, 0.4, 1.0]).to(device)
+        before = [part.clone() for part in (*chains.layers, *rungs.parts)]
+        monkeypatch.setattr(cuda.Memory, "take", run_out)
+        for n_pieces in range(100):
+            left = n_pieces
+            try:
+                ops.temper(gap, chains, rungs, betas, 2)
+                break
+            except torch.OutOfMemoryError:
+                assert (chains.sweep, rungs.round) == (0, 0)
+                for part, old in zip((*chains.layers, *rungs.parts), before, strict=True):
+                    assert torch.equal(part, old)
+        assert n_pieces > 5
+        assert (chains.sweep, rungs.round) == (2, 2)
+
+
 def test_ladders_that_hold_a_rung_twice_are_refused(gpu: Gpu) -> None:
     with gpu as device:
         machine = make_machine(chain_graph((5, 4)), device=device)

@@ -89,8 +89,10 @@ class CapturedUpdates:
             machine.start_at(*first.on_device)
         recording = self._recordings.get((n_data, n_labelled))
         if recording is not None and recording.replay is None and self._can_record:
-            recording.replay = self._record(machine, n_data)
-            self.counts = first
+            try:
+                recording.replay = self._record(machine, n_data)
+            finally:  # what is recorded has not been done
+                self.counts = first
         if recording is None or recording.replay is None or first.sweep + recording.steps.sweep > _MAX_SWEEPS:
             self._launch(machine, n_data)
             self._recordings[n_data, n_labelled] = _Recording(self.counts.plus(first, -1))
