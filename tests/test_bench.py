@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import DBM
+from bm_fast import DBM, RBM
 
 RUN = Path(__file__).parents[1] / "bench" / "run.py"
 
@@ -69,6 +69,21 @@ def test_mean_field_of_a_trained_machine_is_timed(tmp_path: Path) -> None:
         for workload in ("mean field, trained", "mean field, to rest")
         for library in ("bm_fast", "torch")
     ]
+
+
+def test_a_checkpoint_takes_the_place_of_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    from samplers import Problem
+
+    trained = RBM(6, 4, weight_scale=1.0, seed=3)
+    trained.save(tmp_path / "trained.safetensors")
+    problem = Problem.of(str(tmp_path / "trained.safetensors"), 9)
+    assert problem.units == (6, 4)
+    assert torch.equal(problem.weights[0], trained.weight)
+    for bias, expected in zip(problem.biases, (trained.visible_bias, trained.hidden_bias), strict=True):
+        assert torch.equal(bias, expected)
+    assert problem.visible.shape == (9, 6)
+    assert torch.equal(Problem.of("6-4", 9).weights[0], Problem.random((6, 4), 9).weights[0])
 
 
 def test_annealing_is_that_of_its_rival(tmp_path: Path) -> None:
