@@ -178,7 +178,7 @@ def test_any_split_of_chains_and_sweeps_over_calls_gives_the_same_bits(threads: 
 @pytest.mark.parametrize("with_base", [False, True])
 @pytest.mark.parametrize("sweeps", [1, 3])
 def test_tempering(monkeypatch: pytest.MonkeyPatch, sweeps: int, with_base: bool) -> None:
-    """Gaps of energies come from the sums that are kept, too."""
+    """Many sweeps of chains that hardly flip, with gaps of energies between them."""
     machine = calm(tree())
     g, n_rungs = torch.Generator().manual_seed(4), 5
     base = [torch.randn(layer.units, generator=g) for layer in machine.graph.layers] if with_base else None

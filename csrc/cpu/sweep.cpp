@@ -232,7 +232,7 @@ struct SweepRun::State {
     return !stop.load();
   }
 
-  bool looks() const { return n_sweeps >= kFewestSweeps; }
+  bool looks() const { return n_sweeps >= kFewestSweeps && !along.gap; }  // tables have gaps for nothing
 
   Part chains(int thread) const {
     return part(what.n_chains, thread, threads, what.n_chains >= kGrain * threads ? kGrain : 1);
@@ -249,7 +249,7 @@ struct SweepRun::State {
     Scratch own = scratch[t];
     if (keeps) own.kept = {kept.data(), machine.kept_bytes()};
     if (k.sweep(machine.view(), plan.view(), view, copies.values(), first, n, own, ask) && gaps)
-      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), first, n, own);
+      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), first, n, scratch[t]);
   }
 
   const Machine& machine;

@@ -23,7 +23,7 @@ static double interaction(const InputView& input, const ValuesView* values, int 
     add_real_input(scratch.fields, input, real_state(below, weights.inputs, chain), 1, {never, nullptr});
     return dot_state(above, scratch.fields, weights.outputs, chain);
   }
-  int32_t* sums = scratch.kept.slots ? scratch.kept.sums(input, chain) : scratch.sums;
+  int32_t* sums = scratch.sums;
   update_sums(sums, weights,
               list_rows(scratch.rows, input, binary_state(below, weights.inputs, chain), chain, scratch.kept));
   if (above.real)
