@@ -17,6 +17,7 @@ of the same shape that begins at random weights.
 
 Networks are saved in runs/classify-NAME after an epoch, at most every ten seconds, and the same command goes on where
 an interrupted one stopped. --device cuda computes on a GPU. Results go to recipes/results/classify-NAME.json and .log.
+With --epochs of one's own it is a trial: networks and record lie in runs/classify-NAME-epochs-N, recorded results stay.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import SEED, place
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from bm_fast import DBM, checkpoints
@@ -45,8 +46,7 @@ from bm_fast.cli.devices import add_device
 from bm_fast.data import load
 from bm_fast.mlp import DeepClassifier
 
-RESULTS = Path(__file__).parent / "results"
-SEED, FOLDS, DRAWS, SAVE_EVERY = 0, 5, 3, 10.0
+FOLDS, DRAWS, SAVE_EVERY = 5, 3, 10.0
 BIG_BATCH, BIG_BATCH_STEPS = 10_000, 5
 STARTS = ("machine", "random")
 
@@ -137,7 +137,7 @@ class Task:
         """A network after all epochs, and its learning curve; goes on from its file where there is one."""
         epochs = self.recipe.epochs
         network = self.network(start, settings)
-        average = AveragedModel(network)  # equal shares
+        average = self.network(start, settings)
         what = {"start": start, **asdict(settings), "epochs": epochs, "rows": len(train.x)}
         what |= {"batch": self.recipe.batch, "lbfgs": self.lbfgs}
         what |= {"bfloat16": self.bfloat16, "machine": self.fingerprint}
@@ -162,11 +162,13 @@ class Task:
                 network.train()
                 loss = self._pass(network, adam, settings, train, epoch)
                 row = {"epoch": epoch + 1, "loss": loss, "seconds": time.process_time() - began}
-                averaging = 4 * (epoch + 1) > 3 * epochs
-                if averaging:
-                    average.update_parameters(network)
+                n_averaged = epoch + 1 - 3 * epochs // 4
+                if n_averaged > 0:
+                    with torch.no_grad():
+                        for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
+                            mean.lerp_(parameter, 1 / n_averaged)
                 if held_out is not None:
-                    wrong, nll = self.errors(average.module if averaging else network, held_out)
+                    wrong, nll = self.errors(average if n_averaged > 0 else network, held_out)
                     row |= {"error": wrong / len(held_out.x), "nll": nll}
                 curve.append(row)
                 if time.monotonic() - saved > SAVE_EVERY or epoch == epochs - 1:
@@ -175,7 +177,7 @@ class Task:
                     saved = time.monotonic()
                 bar.set_postfix({key: f"{value:.4f}" for key, value in row.items() if isinstance(value, float)})
                 bar.update()
-        return average.module, curve
+        return average, curve
 
     def _pass(
         self, network: DeepClassifier, adam: torch.optim.Adam, settings: Settings, train: Rows, epoch: int
@@ -295,9 +297,8 @@ def main() -> None:
         recipe = replace(recipe, settings=(PLAIN,))
     recipe = recipe if options.epochs is None else replace(recipe, epochs=options.epochs)
     source = options.dbm or Path("runs") / f"dbm-{options.recipe}" / "dbm.safetensors"
-    run = Path("runs") / f"classify-{name}"
-    run.mkdir(parents=True, exist_ok=True)
-    task = Task(DBM.load(source, options.device), n_classes, recipe, options, run)
+    here = place(f"classify-{name}", None if options.epochs is None else [options.epochs])
+    task = Task(DBM.load(source, options.device), n_classes, recipe, options, here.run)
     begun_at = commit()
     log: list[str] = []
     try:
@@ -321,13 +322,13 @@ def main() -> None:
         "seed": SEED,
         "commit": begun_at,
         "processor": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "processor_seconds_of_learning": round(sum(seconds(path) for path in run.glob("*.safetensors"))),
+        "processor_seconds_of_learning": round(sum(seconds(path) for path in here.run.glob("*.safetensors"))),
         "test_error": {start: sum(f[start]["test_error"] for f in found.values()) / len(found) for start in STARTS},
         "found": found,
     }
-    RESULTS.joinpath(f"classify-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    here.record.write_text(json.dumps(record, indent=2) + "\n")
     head = [f"{key}: {value}" for key, value in record.items() if key != "found"]
-    RESULTS.joinpath(f"classify-{name}.log").write_text("\n".join(head + log) + "\n")
+    here.record.with_suffix(".log").write_text("\n".join(head + log) + "\n")
     for start, error in record["test_error"].items():
         print(f"test error, from {start} weights: {error:.2%}")
 

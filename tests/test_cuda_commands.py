@@ -287,8 +287,8 @@ def test_recipes_of_deep_machines_and_their_classifiers(place: Place, recipe: Re
 
     found = recipe("classify", "digits", "--device", "cuda", changes=short, result="classify-digits")
     assert 0 < found["test_error"]["machine"] < 1
-    few = ("--labels", "15", "--epochs", "1")
-    recipe("classify", "digits", *few, "--device", "cuda", changes=short, result="classify-digits-15")
+    few, record = ("--labels", "15", "--epochs", "1"), "../runs/classify-digits-15-epochs-1/record"
+    recipe("classify", "digits", *few, "--device", "cuda", changes=short, result=record)
 
 
 def test_recipe_of_belief_nets(place: Place, recipe: Recipe, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,25 +15,23 @@ import torch
 from bm_fast import DBM
 from bm_fast.data import load
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "classify.py"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The recipe, its results and networks in a folder of the test's own."""
-    spec = importlib.util.spec_from_file_location("classify", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "classify", module)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(RECIPES))
+    module = importlib.import_module("classify")
+    monkeypatch.setattr(sys.modules["common"], "FOLDER", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
     dbm = DBM((64, 20, 10), seed=0, weight_scale=0.3)
     dbm.initialise_biases(load("digits").train)
     dbm.save(tmp_path / "dbm.safetensors")
-    return module
+    yield module
+    for name in ("classify", "common"):
+        del sys.modules[name]
 
 
 def call(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -40,8 +39,8 @@ def call(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
     recipe.main()
 
 
-def result(name: str) -> dict:
-    found = json.loads(Path(f"classify-{name}.json").read_text())
+def result(name: str, epochs: int) -> dict:
+    found = json.loads(Path(f"runs/classify-{name}-epochs-{epochs}/record.json").read_text())
     del found["processor_seconds_of_learning"]
     return found
 
@@ -50,15 +49,14 @@ def test_an_interrupted_recipe_goes_on_to_the_same_result(
     recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     call(recipe, monkeypatch, "--epochs", "3")
-    whole = result("digits")
+    whole = result("digits", 3)
     for start in recipe.STARTS:
         assert 0 < whole["test_error"][start] < 0.92
         assert whole["found"]["all"][start]["epochs"] == 3
-    assert "test error" in Path("classify-digits.log").read_text()
+    assert "test error" in Path("runs/classify-digits-epochs-3/record.log").read_text()
     (tmp_path / "again").mkdir()
     (tmp_path / "dbm.safetensors").rename(tmp_path / "again" / "dbm.safetensors")
     monkeypatch.chdir(tmp_path / "again")
-    monkeypatch.setattr(recipe, "RESULTS", Path())
     passes, one_pass = [], recipe.Task._pass
 
     def stop(*arguments):
@@ -71,7 +69,7 @@ def test_an_interrupted_recipe_goes_on_to_the_same_result(
     with pytest.raises(SystemExit, match="the same command goes on"):
         call(recipe, monkeypatch, "--epochs", "3")
     call(recipe, monkeypatch, "--epochs", "3")
-    assert result("digits") == whole
+    assert result("digits", 3) == whole
     n_settings, n_refits = (
         len(recipe.ALL_LABELS["digits"].settings),
         sum(f["epochs"] for f in whole["found"]["all"].values()),
@@ -81,15 +79,16 @@ def test_an_interrupted_recipe_goes_on_to_the_same_result(
 
 def test_networks_of_other_settings_are_left_alone(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     call(recipe, monkeypatch, "--epochs", "1")
-    kept = {path.name: path.read_bytes() for path in Path("runs/classify-digits").iterdir()}
+    run = Path("runs/classify-digits-epochs-1")
+    kept = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
     with pytest.raises(SystemExit, match="move it away to start anew"):
-        call(recipe, monkeypatch, "--epochs", "2")
-    assert {path.name: path.read_bytes() for path in Path("runs/classify-digits").iterdir()} == kept
+        call(recipe, monkeypatch, "--epochs", "1", "--bfloat16")
+    assert {path.name: path.read_bytes() for path in run.glob("*.safetensors")} == kept
 
 
 def test_lbfgs_learns(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     call(recipe, monkeypatch, "--epochs", "15", "--optimizer", "lbfgs")
-    assert result("digits-lbfgs")["test_error"]["machine"] < 0.2
+    assert result("digits-lbfgs", 15)["test_error"]["machine"] < 0.2
 
 
 def test_test_rows_are_looked_at_once_and_last(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +102,7 @@ def test_test_rows_are_looked_at_once_and_last(recipe: ModuleType, monkeypatch: 
     monkeypatch.setattr(recipe, "DRAWS", 2)
     call(recipe, monkeypatch, "--epochs", "1", "--labels", "50")
     assert seen == [50, 50, 300]
-    assert set(result("digits-50")["found"]) == {"draw0", "draw1"}
+    assert set(result("digits-50", 1)["found"]) == {"draw0", "draw1"}
 
 
 def test_few_labels_are_balanced_and_held_out_in_turn(recipe: ModuleType) -> None:
