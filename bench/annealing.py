@@ -3,7 +3,8 @@
     python bench/annealing.py                        784-500, 100 runs, on one thread and on two
 
 The published schedule has 14,503 inverse temperatures, each of which costs the same; what is timed runs every n-th of
-them. Both estimates of log Z are printed: they are of one machine, so they must agree.
+them. Both estimates of log Z are printed. They are of one machine and must agree on enough betas; on few of a trained
+machine both are far too low, and torch's lower, whose states are those of the larger layer.
 """
 
 from __future__ import annotations

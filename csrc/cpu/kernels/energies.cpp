@@ -24,8 +24,7 @@ static double interaction(const InputView& input, const ValuesView* values, int 
     return dot_state(above, scratch.fields, weights.outputs, chain);
   }
   int32_t* sums = scratch.sums;
-  update_sums(sums, weights,
-              list_rows(scratch.rows, input, binary_state(below, weights.inputs, chain), chain, scratch.kept));
+  update_sums(sums, weights, list_rows(scratch.rows, input, binary_state(below, weights.inputs, chain), chain, {}));
   if (above.real)
     return dot(sums, real_state(above, weights.outputs, chain), weights.outputs) * static_cast<double>(input.scale);
   const uint8_t* state = binary_state(above, weights.outputs, chain);

@@ -1,5 +1,5 @@
-// Block Gibbs sweeps and means of one layer, a block of chains at a time: states, lists and fields of a block stay in
-// the first-level cache while the rows of W_q stream from the second.
+// Block Gibbs sweeps and means of one layer, a block of chains at a time, so that the rows of W_q for a tile of output
+// units are read from the second-level cache by all of its chains.
 #include "cpu/kernels/anneal.h"
 #include "cpu/kernels/isa.h"
 
