@@ -174,7 +174,7 @@ def assert_gap_biases(
     wanted = GapBiases(Parameters(graph, (), (), tuple(biases), (None,) * len(biases)), base)
     out = operate(program, folder, "gap_biases", *gap_layers(biases, base), order=order)
     grid, *whole = taken(out, (torch.float32, [1]), *((torch.int64, [len(bias)]) for bias in biases))
-    assert float(grid) == 2.0**-wanted.bits
+    assert torch.equal(grid, torch.tensor([2.0**-wanted.bits]))
     for got, expected in zip(whole, wanted.whole, strict=True):
         assert torch.equal(got, expected)
 
