@@ -6,11 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from bm_fast import ops
+from bm_fast.ops import cuda
+from cuda_runner import NVCC_FLAGS, ROOT
 
 pytestmark = pytest.mark.skipif(ops.info()["backend"] != "native", reason="no compiled module")
 
@@ -61,3 +66,48 @@ def test_a_driver_without_a_device_is_reported(tmp_path: Path) -> None:
 @needs_cuda_build
 def test_a_file_that_is_no_driver_does_no_harm(tmp_path: Path) -> None:
     assert gpu_beside("int nothing;", tmp_path) == "none: no NVIDIA driver"
+
+
+@pytest.fixture(scope="module")
+def one_gpu(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Program that says what it thinks of a GPU of the compute capability that it is given."""
+    program = tmp_path_factory.mktemp("one-gpu") / "one_gpu"
+    sources = (ROOT / "tests/cuda/one_gpu.cpp", ROOT / "csrc/cuda/device.cpp")
+    subprocess.run([nvcc, *NVCC_FLAGS, "-cudart", "none", *sources, "-o", program], check=True)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "said"),
+    [
+        (7, 5, "none: A GPU (compute capability 7.5, 8 GiB) is too old, compute capability 8.0 is needed"),
+        (8, 0, "A GPU (compute capability 8.0, 8 GiB)"),
+        (12, 0, "A GPU (compute capability 12.0, 8 GiB)"),
+    ],
+)
+def test_a_gpu_is_named_or_too_old(one_gpu: Path, major: int, minor: int, said: str) -> None:
+    result = subprocess.run([one_gpu, str(major), str(minor)], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [said, "none: invalid device ordinal"]
+
+
+def test_a_call_works_on_the_gpu_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is the current one, which is current again afterwards."""
+    current = [0]
+
+    @contextmanager
+    def device(number: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], number.index
+        yield
+        current[0] = before
+
+    class Compiled:
+        @staticmethod
+        def Place(device: int, stream: int, take: object) -> tuple[int, int, int]:
+            return device, stream, current[0]
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(cuda, "module", lambda device: Compiled)
+    monkeypatch.setattr(cuda, "stream", lambda device: 100 + device.index)
+    with cuda.place(torch.device("cuda", 1)) as here:
+        assert here == (1, 101, 1)
+    assert current == [0]
