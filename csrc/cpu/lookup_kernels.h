@@ -14,6 +14,7 @@ constexpr int kGroup = 5;                                    // input units that
 constexpr int kEntries = 1 << kGroup;                        // entries per table
 constexpr int kWordGroups = 3;                               // groups per state word
 constexpr int kWordUnits = kGroup * kWordGroups;             // units per state word
+constexpr int kLanes = 32;                                   // chains per register
 constexpr int kBlock = 64;                                   // chains per block
 constexpr int kMaxBlocks = 3;                                // blocks per tile
 constexpr int kTile = kBlock * kMaxBlocks;                   // chains per tile

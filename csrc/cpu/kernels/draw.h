@@ -2,9 +2,6 @@
 #pragma once
 
 #include "cpu/kernels/fields.h"
-#if defined(__AVX512BW__)
-#include "cpu/kernels/avx512.h"
-#endif
 
 namespace bm::cpu::BM_ISA {
 
@@ -14,10 +11,9 @@ static inline void tile_words(uint32_t* __restrict words, int32_t first_unit, ui
                               uint32_t layer_and_purpose, uint64_t seed) {
 #if defined(__AVX512BW__)
   static_assert(kPad == 64);
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   __m512i c0[kTiles], c1[kTiles], c2[kTiles], c3[kTiles];
   for (int t = 0; t < kTiles; t++) {
-    c0[t] = _mm512_add_epi32(lanes, _mm512_set1_epi32(first_unit / 4 + 16 * t));
+    c0[t] = _mm512_add_epi32(lane_numbers(), _mm512_set1_epi32(first_unit / 4 + 16 * t));
     c1[t] = _mm512_set1_epi32(static_cast<int>(chain));
     c2[t] = _mm512_set1_epi32(static_cast<int>(sweep));
     c3[t] = _mm512_set1_epi32(static_cast<int>(layer_and_purpose));

@@ -11,6 +11,9 @@
 #include "cpu/kernels.h"
 #include "cpu/kernels/dense.h"
 #include "cpu/kernels/vector.h"
+#if defined(__AVX512BW__)
+#include "cpu/kernels/avx512.h"
+#endif
 
 namespace bm::cpu::BM_ISA {
 
@@ -124,7 +127,7 @@ static inline int32_t append(uint16_t* list, uint64_t bits, __m512i indices) {
 static inline int32_t list_on(uint16_t* __restrict list, const uint8_t* __restrict state, int32_t units) {
   int32_t n = 0;
 #if defined(__AVX512BW__)
-  __m512i indices = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512i indices = lane_numbers();
   for (int32_t u = 0; u < units; u += 64) {
     const __mmask64 in_layer = units - u < 64 ? (__mmask64{1} << (units - u)) - 1 : ~__mmask64{0};
     const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u);
@@ -149,7 +152,7 @@ static inline RowLists list_changes(uint16_t* __restrict turned_on, uint16_t* __
   RowLists lists = {turned_on, turned_off, 0, 0, false};
   n_on = 0;
 #if defined(__AVX512BW__)
-  __m512i indices = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512i indices = lane_numbers();
   for (int32_t u = 0; u < units; u += 64) {
     const __mmask64 in_layer = units - u < 64 ? (__mmask64{1} << (units - u)) - 1 : ~__mmask64{0};
     const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u), before = _mm512_load_si512(old + u);
