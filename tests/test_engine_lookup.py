@@ -13,8 +13,9 @@ import torch
 from bm_fast import ops
 from bm_fast.chains import Chains
 from bm_fast.graph import Coupling, Graph, Layer, chain_graph
-from bm_fast.ops import Machine
+from bm_fast.ops import EnergyGap, Machine, temper
 from bm_fast.program import Input, Program, Update, gibbs_program
+from bm_fast.rungs import Rungs
 
 pytestmark = pytest.mark.skipif(ops.info()["isa"] != "avx512", reason="the lookup kernel needs AVX-512")
 
@@ -261,3 +262,24 @@ machine.sweep(((Update(1, (Input(0, False),)),),), chains, 1)
 print(size("VmHWM:") - before)
 """)
     assert int(out) < 400e6
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("units", [(785, 500), (9, 33), (33, 34), (20, 35), (19, 36), (12, 35, 18), (12, 34, 18, 33)])
+def test_gaps_of_tempering_are_those_of_its_states(units: tuple[int, ...], threads: int) -> None:
+    """With tables of both kinds, whose tiles of four units the last layer fills or not."""
+    machine = machine_of(chain_graph(units))
+    gap = EnergyGap(machine, [torch.full((n,), 0.5) for n in units])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for n_rungs in (*IN_REGISTERS, 75):  # of one ladder
+            betas = torch.linspace(0, 1, threads * n_rungs)
+            chains, rungs = machine.chains(len(betas), seed=3), Rungs.start(1, len(betas))
+            for states in chains.layers:
+                states[::2] = 1
+            trace = torch.empty(1, 1, len(betas), dtype=torch.float64)
+            temper(gap, chains, rungs, betas, 1, sweeps=2, trace=trace)
+            assert torch.equal(trace[0, 0], gap.of(chains.layers)), n_rungs
+    finally:
+        torch.set_num_threads(before)

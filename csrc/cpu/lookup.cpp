@@ -141,6 +141,8 @@ class LookupPart {
         what.beta = sweep_.beta ? beta_.data() + block * kBlock : nullptr;
         uint64_t drawn[kUnits][kMaxBlocks];
         run_.decide(drawn, wants_means ? means_[0] : nullptr, what, chains_in(block, blocks));
+        for (int64_t u = layer.units - unit; u < kUnits; u++)  // their sums may be those of other units
+          std::fill_n(drawn[u], kMaxBlocks, 0);
         place_units(update.layer, unit, block, blocks, drawn);
         if (wants_means) write_means(update.layer, unit, block, blocks);
         if (wants_gap) add_to_gaps(program, index, unit, block, blocks, drawn);
