@@ -154,6 +154,17 @@ def test_adaptive_schedule_follows_the_drop() -> None:
 
 
 @pytest.mark.usefixtures("backend")
+def test_adaptive_betas_pass_where_longer_steps_cost_less() -> None:
+    """At a first-order transition a few runs gain from a short step, and nearly all alike from a longer one."""
+    rbm = RBM(12, 1)
+    with torch.no_grad():
+        rbm.weight.fill_(2)
+        rbm.hidden_bias.fill_(-16)
+        rbm.visible_bias.zero_()
+    for seed in range(6):
+        assert adaptive_betas(rbm, seed=seed)[-1] == 1
+
+
 def test_adaptive_estimate() -> None:
     built = MACHINES["rbm"]()
     estimate = ais(built, 200, betas="adaptive", seed=3)

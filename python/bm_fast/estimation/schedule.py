@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -111,7 +112,7 @@ def _next_step(path: Path, layers: Sequence[Tensor], beta: float, step: float, d
     log_w = log_p[1:] - log_p[0]
     log_ess = 2 * log_w.logsumexp(1) - (2 * log_w).logsumexp(1)
     fall = -torch.expm1(log_ess - torch.tensor(float(log_w.shape[1])).log())
-    good = [i for i in range(len(steps)) if fall[i] <= drop]
+    good = list(itertools.takewhile(lambda i: fall[i] <= drop, range(len(steps))))  # of a few chains it may fall again
     if len(good) == len(steps):
         return steps[-1]
     # the fall grows with the square of a small step
