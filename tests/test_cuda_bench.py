@@ -1,8 +1,11 @@
-"""bench/gpu.py without a GPU: the whole table, at small sizes, with emulated kernels and recordings that do nothing."""
+"""bench/gpu.py and gpu.sh without a GPU: the whole table, at small sizes, with emulated kernels and no recordings."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -94,3 +97,41 @@ def test_what_fails_is_named_and_stops_nothing(
         **{(name, "torch.compile fp32"): "RuntimeError: out of order" for name in names},
     }
     assert len(rows) == 1 + 6 + 2 * 7
+
+
+# --- bench/gpu.sh -----------------------------------------------------------------------------------------------------
+
+
+def script(*arguments: str, cwd: Path, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    words = ["bash", str(ROOT / "bench" / "gpu.sh"), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHON": python})
+
+
+def test_the_script_explains_itself(tmp_path: Path) -> None:
+    told = script("--help", cwd=tmp_path)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("Builds, tests, times")
+    assert "bench/gpu.sh [result.json]" in told.stdout
+    assert "pipefail" not in told.stdout
+    refused = script("--fast", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "expected a file for the result, got --fast" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_script_says_that_there_is_no_gpu_before_it_builds(tmp_path: Path) -> None:
+    refused = script(str(tmp_path / "new" / "result.json"), cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert re.fullmatch(r"bench/gpu\.sh: .* cannot use a GPU: \w+Error: [^\n]+\n", refused.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_build_that_fails_is_named_by_the_script(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ]\n')  # torch finds a GPU, pip fails
+    python.chmod(0o755)
+    failed = script(str(tmp_path / "result.json"), cwd=tmp_path, python=str(python))
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[-1] == "failed: build"
+    assert (tmp_path / "result.log").read_text() == failed.stdout
