@@ -25,7 +25,8 @@ def add_device(parser: argparse.ArgumentParser, *, kernels: bool = True) -> None
         type=usable,
         default=torch.device("cpu"),
         metavar="DEVICE",
-        help="where to compute: cpu, cuda, or cuda:N for GPU number N (default: cpu)",
+        help="where to compute: cpu, cuda, or cuda:N for GPU number N (default: cpu); proved under emulation, "
+        "not yet run on a GPU",
     )
 
 
