@@ -73,13 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=whole(1), default=5000, help="samples for each image (VAE, IWAE; default: 5000)")
     parser.add_argument(
         "--ladders",
-        type=whole(2),
+        type=whole(2, 2**20),
         default=64,
         metavar="N",
         help="ladders of tempering, and annealing runs each way (RBM, DBM; default: 64)",
     )
     parser.add_argument(
-        "--rounds", type=whole(1), default=2000, metavar="N", help="rounds of tempering (RBM, DBM; default: 2000)"
+        "--rounds", type=whole(2), default=2000, metavar="N", help="rounds of tempering (RBM, DBM; default: 2000)"
     )
     parser.add_argument(
         "--samples",

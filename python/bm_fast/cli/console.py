@@ -80,7 +80,10 @@ def whole(low: int, high: int = 2**31 - 1) -> Any:
     return parse
 
 
-def real(low: float, high: float = math.inf, *, above: bool = False) -> Any:
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+
+
+def real(low: float, high: float = _LARGEST, *, above: bool = False) -> Any:
     """Type of an argument that is a finite number of at least ``low`` (or above it) and at most ``high``."""
 
     def parse(text: str) -> float:
@@ -90,7 +93,7 @@ def real(low: float, high: float = math.inf, *, above: bool = False) -> Any:
             value = math.nan
         if not (math.isfinite(value) and (value > low if above else value >= low) and value <= high):
             limits = f"{'above' if above else 'of at least'} {low:g}" + (
-                f" and at most {high:g}" if high < math.inf else ""
+                f" and at most {high:g}" if high < _LARGEST or value > high else ""
             )
             raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
         return value

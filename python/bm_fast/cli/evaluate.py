@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: exact up to {_FEW_ENUMERATED_UNITS}, else AIS)",
     )
     parser.add_argument(
-        "--runs", type=whole(1), default=100, metavar="N", help="AIS runs; ladders of a bracket (default: 100)"
+        "--runs", type=whole(1, 2**20), default=100, metavar="N", help="AIS runs; ladders of a bracket (default: 100)"
     )
     parser.add_argument(
         "--betas",
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rounds",
-        type=whole(1),
+        type=whole(2),
         default=2000,
         metavar="N",
         help="bracket: rounds of swaps that are measured, after half as many (default: 2000)",
