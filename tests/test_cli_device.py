@@ -12,32 +12,38 @@ from pathlib import Path
 import pytest
 import torch
 
-from bm_fast import ops
+from bm_fast import DBM, RBM, ops
 from bm_fast.cli import devices, main
+from bm_fast.ops import native
+from bm_fast.vae import VAE
 from cli_calls import call
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = f"this PyTorch ({torch.__version__}) is built without CUDA"
 
 
-@pytest.fixture(params=[("none: no NVIDIA driver", False), ("a GPU", False), ("a GPU", True)])
+NO_DRIVER = "no NVIDIA driver"
+
+
+@pytest.fixture(params=[(f"none: {NO_DRIVER}", False), (f"none: {NO_DRIVER}", True), ("a GPU", False), ("a GPU", True)])
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """Why GPU 0 cannot be used by kernels: by the driver, by PyTorch, or not at all; there is no GPU 1."""
+    """Why GPU 0 cannot be used by kernels: the driver, PyTorch, both, or nothing; there is no GPU 1."""
     found, has_torch = request.param
-    monkeypatch.setattr(ops, "gpu", lambda index: found)
+    monkeypatch.setattr(native, "gpu", lambda index: found)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: has_torch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    return None if has_torch else NO_TORCH if found == "a GPU" else found.removeprefix("none: ")
+    reasons = [NO_DRIVER] * (found != "a GPU") + [NO_TORCH] * (not has_torch)
+    return "; ".join(reasons) or None
 
 
 def test_a_device_says_why_it_cannot_be_used(here: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert devices.why_not(torch.device("cpu")) is None
-    assert devices.why_not(torch.device("cuda", 0)) == here
+    assert ops.why_not(torch.device("cpu")) is None
+    assert ops.why_not(torch.device("cuda", 0)) == here
     if here is None:
-        assert devices.why_not(torch.device("cuda", 1)) == "PyTorch finds no GPU number 1, it has 1"
+        assert ops.why_not(torch.device("cuda", 1)) == "PyTorch finds no GPU number 1, it has 1"
     # autoencoders need PyTorch alone
-    assert devices.why_not(torch.device("cuda", 0), kernels=False) == (None if here is None else NO_TORCH)
+    assert ops.why_not(torch.device("cuda", 0), kernels=False) == (None if torch.backends.cuda.is_built() else NO_TORCH)
     assert call(capsys, "info")[1]["device_cuda"] == (here or "usable")
 
 
@@ -45,14 +51,26 @@ def test_a_device_says_why_it_cannot_be_used(here: str | None, capsys: pytest.Ca
 def test_a_gpu_that_is_not_there_is_refused_before_any_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ops, "gpu", lambda index: "none: no NVIDIA driver")
+    monkeypatch.setattr(native, "gpu", lambda index: "none: no NVIDIA driver")
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main([command, "digits", "--device", "cuda:1"])
-    why = NO_TORCH if command == "vae" else "no NVIDIA driver"
+    why = NO_TORCH if command == "vae" else f"{NO_DRIVER}; {NO_TORCH}"
     assert f"argument --device: cuda:1 cannot be used: {why}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", [RBM(3, 2), DBM([3, 2, 2]), VAE(3, [2], [[2]])], ids=["rbm", "dbm", "vae"])
+def test_a_model_says_why_it_cannot_be_loaded_there(
+    model: RBM | DBM | VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "gpu", lambda index: f"none: {NO_DRIVER}")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    model.save(tmp_path / "model.safetensors")
+    why = NO_TORCH if isinstance(model, VAE) else f"{NO_DRIVER}; {NO_TORCH}"
+    with pytest.raises(RuntimeError, match=re.escape(f"device: cuda:1 cannot be used: {why}")):
+        type(model).load(tmp_path / "model.safetensors", device="cuda:1")
 
 
 @pytest.mark.parametrize(("text", "device"), [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:12", "cuda:12")])

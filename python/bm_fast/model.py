@@ -18,7 +18,7 @@ from bm_fast import arrays, checkpoints
 from bm_fast.arguments import whole_number
 from bm_fast.chains import Chains
 from bm_fast.graph import Graph, Kind
-from bm_fast.ops import Machine
+from bm_fast.ops import Machine, usable
 from bm_fast.program import Program, gibbs_program
 
 VISIBLE = 0
@@ -113,7 +113,11 @@ class LayeredModel(nn.Module, ABC):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """The model in a file written by ``save`` or by a trainer's; errors as in ``checkpoints.load``."""
+        """The model in a file written by ``save`` or by a trainer's; errors as in ``checkpoints.load``.
+
+        RuntimeError where ``device`` cannot be used.
+        """
+        device = usable(device)
         held = dict(checkpoints.entry(checkpoints.load(path), cls.name, path))
         parameters, visible = held.pop("parameters"), Kind[held.pop("visible")]
         model = cls(**held, visible=visible)  # type: ignore[call-arg]  # every model takes its own shape

@@ -1,4 +1,4 @@
-"""Where a command computes: the option ``--device``, and why a device cannot be used."""
+"""Where a command computes: the option ``--device``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_device(parser: argparse.ArgumentParser, *, kernels: bool = True) -> None
 
     def usable(text: str) -> torch.device:
         device = parse(text)
-        reason = why_not(device, kernels=kernels)
+        reason = ops.why_not(device, kernels=kernels)
         if reason is not None:
             raise argparse.ArgumentTypeError(f"{text} cannot be used: {reason}")
         return device
@@ -36,19 +36,3 @@ def parse(text: str) -> torch.device:
     if found is None:
         raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
     return torch.device(text) if text == "cpu" else torch.device("cuda", int(found[1] or 0))
-
-
-def why_not(device: torch.device, *, kernels: bool = True) -> str | None:
-    """Why a device cannot be used; None where it can."""
-    if device.type == "cpu":
-        return None
-    index = device.index or 0
-    found = ops.gpu(index)
-    if kernels and found.startswith("none: "):
-        return found.removeprefix("none: ")
-    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        return f"this PyTorch ({torch.__version__}) is built without CUDA"
-    if not torch.cuda.is_available():
-        return "PyTorch finds no GPU"
-    n_devices = torch.cuda.device_count()
-    return None if index < n_devices else f"PyTorch finds no GPU number {index}, it has {n_devices}"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from bm_fast import data, ops
-from bm_fast.cli import devices
 from bm_fast.cli.common import CHECKPOINTS, commit, open_checkpoint, read_configuration, refusing
 from bm_fast.cli.console import Console, Result, UsageError, counted, version
 from bm_fast.dbm import DBM
@@ -181,7 +180,7 @@ def _here() -> tuple[Result, dict[str, Any]]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **ops.info(),
-        "device_cuda": devices.why_not(torch.device("cuda", 0)) or "usable",
+        "device_cuda": ops.why_not(torch.device("cuda", 0)) or "usable",
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "data_folder": str(data.cache_folder()),

@@ -7,6 +7,7 @@ The backend is the compiled module, or ``reference`` where ``BM_FAST_BACKEND=ref
 from bm_fast.chains import MAX_CHAINS
 from bm_fast.ops.annealing import anneal
 from bm_fast.ops.checks import MAX_SEED, check
+from bm_fast.ops.devices import usable, why_not
 from bm_fast.ops.grid import quantise
 from bm_fast.ops.live import LiveMachine, can_live
 from bm_fast.ops.machine import Convergence, Machine
@@ -35,4 +36,6 @@ __all__ = [
     "statistics",
     "swap",
     "temper",
+    "usable",
+    "why_not",
 ]

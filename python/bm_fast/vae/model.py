@@ -16,6 +16,7 @@ from torch.func import functional_call
 from bm_fast import checkpoints
 from bm_fast.arguments import count
 from bm_fast.arrays import Array, given_kind
+from bm_fast.ops import usable
 from bm_fast.vae.networks import ACTIVATIONS, Gaussian, Observation
 
 Kind = Literal["bernoulli", "gaussian"]
@@ -280,7 +281,11 @@ class VAE(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> VAE:
-        """The model in a file written by ``VAE.save`` or by its trainer; errors as in ``checkpoints.load``."""
+        """The model in a file written by ``VAE.save`` or by its trainer; errors as in ``checkpoints.load``.
+
+        RuntimeError where PyTorch cannot use ``device``.
+        """
+        device = usable(device, kernels=False)
         held = dict(checkpoints.entry(checkpoints.load(path), cls.name, path))
         parameters = held.pop("parameters")
         model = cls(**held)
