@@ -82,6 +82,26 @@ def test_estimates_that_contradict_each_other_are_reported(trained: tuple[RBM, T
     assert any("differ by 3.0 nats" in doubt for doubt in _doubts(good.tempered, good.forward, wide, good.report))
 
 
+def test_a_bracket_whose_ends_have_crossed_says_what_that_means(trained: tuple[RBM, Tensor]) -> None:
+    rbm, cases = trained
+    good = estimate_log_likelihood(rbm, cases, rounds=200, seed=1)
+    joint = math.hypot(good.forward.standard_error, good.reverse.standard_error)
+    mean = good.mean + good.tempered.log_z
+    for shift, said in (
+        (-1.0, ""),
+        (2.0, ", ends crossed within their errors"),
+        (9.0, ", ends crossed BEYOND THEIR ERRORS"),
+    ):
+        forward = replace(good.forward, log_z=good.reverse.log_z + shift * joint + 0.01 * math.copysign(1, shift))
+        ends = (mean - good.reverse.log_z, mean - forward.log_z)
+        estimate = replace(good, forward=forward, bracket=ends)
+        assert estimate.bracketed == f"bracket {min(ends):.2f} to {max(ends):.2f}{said}"
+        assert estimate.bracketed in str(estimate)
+        # log Z of tempering lies between: no other rule sees the two ends alone
+        doubts = _doubts(replace(good.tempered, log_z=forward.log_z), forward, good.reverse, good.report)
+        assert any("contradict each other" in doubt for doubt in doubts) == ("BEYOND" in said)
+
+
 # --- deep machines ----------------------------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ _IMPORTANCE = "importance-weighted lower bound of the log-likelihood"
 _MEANINGS = {
     _EXACT: "log Z by enumeration; the error is that of the finite number of images.",
     _BRACKETED: "log Z by parallel tempering. With log Z by reverse annealing it is too low on average, by forward "
-    "annealing too high on average: the two are a bracket, but for their errors.",
+    "annealing too high on average: the two are a bracket, but for their errors, by which they may cross.",
     _EXACT_BOUND: "mean field gives a bound for each image, log Z is enumerated. The log-likelihood is higher by an "
     "unknown amount.",
     _ESTIMATED_BOUND: "mean field gives a bound for each image, parallel tempering gives log Z. The bracket by "
@@ -239,7 +239,7 @@ def page(result: Result, options: argparse.Namespace, *, picture: bool) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        bracket = "" if row["bracket"] is None else f"{row['bracket'][0]:.2f}, {row['bracket'][1]:.2f}"
+        bracket = "" if row["bracket"] is None else "{:.2f}, {:.2f}".format(*sorted(row["bracket"]))
         bound = f"{row['variational_bound']:.2f}" if "variational_bound" in row else ""
         cells = (row["run"], f"{row['kind']} {row['layers']}", f"**{_shown(row)}**", bracket, bound)
         lines.append(f"| {' | '.join(cells)} | {_kind_of(row)} | {row['parameters']:,} | {_training(row)} |")

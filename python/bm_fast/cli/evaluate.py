@@ -149,7 +149,7 @@ def run(options: argparse.Namespace, console: Console) -> Result:
             plots.save(plots.tempering(estimate.report), path)
         result |= _of_bracket(estimate, options)
         likelihood = MeanLogLikelihood(estimate.mean, estimate.case_error, estimate.standard_error, estimate.reason)
-        bracketed = f", bracket {estimate.bracket[0]:.2f} to {estimate.bracket[1]:.2f}"
+        bracketed = f", {estimate.bracketed}"
         details += [
             f"tempering: {estimate.tempered}",
             f"forward annealing: {estimate.forward}",

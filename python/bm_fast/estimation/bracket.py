@@ -36,9 +36,9 @@ class LogLikelihoodEstimate:
     is_bound: True for a machine whose hidden layers are coupled to each other: ``mean`` and the bracket are then of the
         variational bound by mean field, which lies below the log-likelihood by an amount that they say nothing about.
     standard_error: of that log Z; case_error: from the finite number of cases.
-    bracket: (low, high) mean log-likelihoods by reverse and by forward annealing. Reverse annealing overestimates log Z
-        on average and forward annealing underestimates it, so the truth lies between but for their errors, which can
-        also turn a narrow bracket round.
+    bracket: mean log-likelihoods by reverse and by forward annealing, in this order. Reverse annealing overestimates
+        log Z on average and forward annealing underestimates it, so the truth lies between but for their errors, which
+        can also turn a narrow bracket round; ``bracketed`` says so.
     tempered, forward, reverse, report: the estimates of log Z, and the run of parallel tempering behind them.
     trustworthy: False where anything speaks against the figures; ``reason`` says all of it.
     """
@@ -55,12 +55,20 @@ class LogLikelihoodEstimate:
     trustworthy: bool
     reason: str
 
+    @property
+    def bracketed(self) -> str:
+        """The bracket in words, from low to high, and what it means where its ends have crossed."""
+        low, high = sorted(self.bracket)
+        text = f"bracket {low:.2f} to {high:.2f}"
+        if self.bracket == (low, high):
+            return text
+        agree = _crossing(self.forward, self.reverse) is None
+        return f"{text}, ends crossed {'within their errors' if agree else 'BEYOND THEIR ERRORS'}"
+
     def __str__(self) -> str:
-        low, high = self.bracket
         what = "lower bound " if self.is_bound else ""
         text = (
-            f"{what}{self.mean:.2f} ± {self.standard_error:.2f} nats (bracket {low:.2f} to {high:.2f}; "
-            f"cases ± {self.case_error:.2f})"
+            f"{what}{self.mean:.2f} ± {self.standard_error:.2f} nats ({self.bracketed}; cases ± {self.case_error:.2f})"
         )
         return text if self.trustworthy else f"{text}; NOT TRUSTWORTHY: {self.reason}"
 
@@ -82,10 +90,11 @@ def estimate_log_likelihood(
     Where hidden layers are coupled to each other, as in a DBM, log p(v) has no closed form even with log Z, and its
     ``variational_bound`` takes its place, in which labels are inferred too; the result says so in ``is_bound``.
     Ladders of parallel tempering are adapted, run half of ``rounds`` to forget their start, and then ``rounds`` rounds
-    whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine.
-    The verdict asks that log Z by tempering lies in the bracket, within three standard errors, that the bracket is
-    narrower than 1 nat, that neighbouring rungs overlap, that chains travel between base and machine and forget where
-    they were in a third of the run, that there is enough of it to measure errors, and that no weights have collapsed.
+    whose energies give log Z. Annealing goes up from the base, and down from the ladders' samples of the machine. The
+    verdict asks that log Z by tempering lies in the bracket, within three standard errors, that the bracket is narrower
+    than 1 nat and its ends have not crossed by more than their errors, that neighbouring rungs overlap, that chains
+    travel between base and machine and forget where they were in a third of the run, that there is enough of it to
+    measure errors, and that no weights have collapsed.
     A mode that neither tempering nor annealing has found can still be missing: no estimate of this kind sees it.
 
     v: cases of layer 0 as for ``log_likelihood``, exactly 0 or 1 for Bernoulli units.
@@ -157,6 +166,9 @@ def _doubts(tempered: TemperedLogZ, forward: AISEstimate, reverse: AISEstimate, 
             f"forward and reverse annealing differ by {width:.1f} nats; use more betas, or more rounds and sweeps for "
             "better samples of the machine"
         )
+    crossing = _crossing(forward, reverse)
+    if crossing is not None:
+        doubts.append(crossing)
     for name, estimate in (("forward", forward), ("reverse", reverse)):
         error = math.hypot(tempered.standard_error, estimate.standard_error)
         difference = tempered.log_z - estimate.log_z
@@ -164,3 +176,14 @@ def _doubts(tempered: TemperedLogZ, forward: AISEstimate, reverse: AISEstimate, 
         if beyond > 3 * error + 0.01:
             doubts.append(f"log Z by tempering lies {beyond:.2f} nats outside the bracket, beyond {name} annealing")
     return doubts
+
+
+def _crossing(forward: AISEstimate, reverse: AISEstimate) -> str | None:
+    """That the two contradict each other, being on each other's side by more than three joint standard errors."""
+    beyond = forward.log_z - reverse.log_z
+    if beyond <= 3 * math.hypot(forward.standard_error, reverse.standard_error) + 0.01:
+        return None
+    return (
+        f"forward annealing gives a log Z {beyond:.2f} nats above that of reverse annealing, beyond their errors: they "
+        "contradict each other"
+    )
