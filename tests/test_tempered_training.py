@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import DBM, RBM, Chains, Machine
+from bm_fast import DBM, DBN, RBM, Chains, Machine
 from bm_fast.checkpoints import CheckpointError
 from bm_fast.estimation import exact_log_z, log_likelihood
 from bm_fast.program import gibbs_program
-from bm_fast.tempering import CoupledTempering, Gibbs, Operator, TemperedTransitions, Tempering, TrajectoryTempering
-from bm_fast.training import PCD, FastPCD, MeanFieldPCD, PersistentChains, Trainer, TrainingError
+from bm_fast.tempering import (
+    CoupledTempering,
+    Gibbs,
+    Operator,
+    PoorMixing,
+    TemperedTransitions,
+    Tempering,
+    TrajectoryTempering,
+)
+from bm_fast.training import (
+    CD,
+    PCD,
+    FastPCD,
+    MeanFieldPCD,
+    PersistentChains,
+    Trainer,
+    TrainingError,
+    TrainingReport,
+    UpDown,
+)
 from bm_fast.training.deep import DBMLearner
 from enumeration import all_states, enumerate_machine
 
@@ -204,6 +223,103 @@ def test_resuming_a_deep_machine_with_an_operator(tmp_path: Path) -> None:
         results.append([parameter.detach().clone() for parameter in dbm.parameters()])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+# --- rungs that never swap --------------------------------------------------------------------------------------------
+
+
+def far_from_coins(units: int = 40) -> RBM:
+    """A machine that has next to nothing in common with fair coins."""
+    return RBM(units, 16, seed=0, weight_scale=3.0)
+
+
+def stepped(estimator: PersistentChains | MeanFieldPCD | UpDown, model: RBM | DBM | DBN, epochs: int) -> Trainer:
+    """Training at a rate of zero, on 20 updates an epoch."""
+    report = [TrainingReport()] if isinstance(model, (RBM, DBM)) else []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = Trainer(model, optimizer, estimator, batch_size=1, callbacks=report)
+    trainer.fit(torch.zeros(20, 40, dtype=torch.uint8), epochs)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("operator", "advice"),
+    [
+        (Tempering(2), r"1 of 1 pairs of rungs .* beta 0 and 1 0\.0%; use more rungs, let the betas adapt sooner"),
+        (
+            Tempering([0, 1e-4, 1], adapt_every=0),
+            r"1 of 2 pairs .* beta 0\.0001 and 1 0\.0%; .* let the betas adapt \(",
+        ),
+        (CoupledTempering(2), r"walkers are on 1 of 2 rungs less than 10% .* at beta 0 \d\.\d%; use more rungs"),
+    ],
+)
+def test_rungs_that_never_swap_are_reported_once_with_advice(operator: Operator, advice: str) -> None:
+    name = type(operator).__name__
+    with pytest.warns(PoorMixing, match=f"after epoch [12]: {name}: {advice}") as warned:
+        trainer = stepped(PersistentChains(10, operator), far_from_coins(), 4)
+    assert len(warned) == 1
+    assert Path(warned[0].filename).name == Path(__file__).name
+    (report,) = trainer.callbacks
+    assert isinstance(report, TrainingReport)
+    assert trainer.mixing_advice == report.faults[-1]
+    assert f"FAULT: {name}: " in str(report)
+    assert not any("use tempered chains" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("operator", [Tempering(4), CoupledTempering(4), Gibbs()])
+def test_nothing_is_said_of_rungs_that_swap(operator: Operator) -> None:
+    trainer = stepped(PersistentChains(10, operator), RBM(40, 16, seed=0), 4)
+    assert trainer.mixing_advice is None
+
+
+def test_deep_machines_report_rungs_that_never_swap() -> None:
+    deep = DBM((40, 16, 8), seed=0, weight_scale=3.0), DBN((40, 16, 8), seed=0, weight_scale=3.0)
+    estimators = MeanFieldPCD(10, operator=Tempering(2)), UpDown(PersistentChains(10, Tempering(2)))
+    for model, estimator in zip(deep, estimators, strict=True):
+        with pytest.warns(PoorMixing, match="after epoch 1: Tempering: 1 of 1 pairs of rungs"):
+            stepped(estimator, model, 1)
+    assert stepped(UpDown(CD()), deep[1], 1).mixing_advice is None
+
+
+@pytest.mark.parametrize("make", [lambda: Tempering(2, adapt_every=0), lambda: CoupledTempering(2, rate=0)])
+def test_advice_is_about_the_last_calls_and_survives_a_checkpoint(
+    make: Callable[[], Tempering | CoupledTempering],
+) -> None:
+    easy, hard = RBM(40, 16, seed=0).machine(), far_from_coins().machine()
+    operator, chains = make(), easy.chains(10, seed=1)
+    assert operator.advise() is None
+    for _ in range(60):
+        operator.advance(easy, chains)
+    assert operator.advise() is None
+    said = list[str | None]()
+    for _ in range(20):  # of 10 tries in every second one, or of 5 visits of each rung
+        operator.advance(hard, chains)
+        resumed = make()
+        resumed.load_state_dict(deepcopy(operator.state_dict()))
+        said.append(operator.advise())
+        assert resumed.advise() == said[-1]
+    assert said[:2] == [None, None]  # too little to tell
+    assert said[-1] is not None  # though rungs swapped well over all of the calls
+    assert operator.advise() == said[-1]  # nothing new
+    for _ in range(60):
+        operator.advance(easy, chains)
+    assert operator.advise() is None
+
+
+def test_swap_rates_are_those_since_the_betas_moved() -> None:
+    operator, machine = Tempering(3, adapt_every=4), RBM(40, 16, seed=0).machine()
+    chains = machine.chains(10, seed=1)
+    assert operator.acceptance is None
+    operator.advance(machine, chains)
+    first = operator.acceptance
+    assert first is not None
+    assert float(first[0]) > 0.9
+    assert math.isnan(first[1])  # the first round tries the other pair
+    for _ in range(3):
+        operator.advance(machine, chains)
+    operator.advance(far_from_coins().machine(), chains)  # adapts before
+    assert operator.acceptance is not None
+    assert float(operator.acceptance.nan_to_num().max()) < 0.01
 
 
 # --- fast weights -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from torch.optim import SGD
 
 from bm_fast import DBM, RBM, plots
 from bm_fast.model import BoltzmannModel
-from bm_fast.training import PCD, MeanFieldPCD, Progress, Trainer, TrainingReport
+from bm_fast.tempering import Gibbs, Tempering
+from bm_fast.training import PCD, MeanFieldPCD, PersistentChains, Progress, Trainer, TrainingReport
 from bm_fast.training.health import _stuck
 
 
@@ -71,9 +72,21 @@ def test_stuck_chains_and_large_weights_are_seen() -> None:
     assert report.rows[0]["stuck chains"] < 0.6  # from fair coins to either mode
     assert report.rows[1]["stuck chains"] > 0.9
     assert "of the chains hardly moved" in report.faults[-1]
+    assert "use tempered chains (PersistentChains), more sweeps" in report.faults[-1]
     with torch.no_grad():
         rbm.weight[0, 0] = 30
     assert "the largest weight is 30" in run(rbm).faults[-1]
+
+
+def test_advice_about_stuck_chains_depends_on_what_moves_them() -> None:
+    frozen, deep = RBM(12, 6, seed=1), DBM((12, 6, 4), seed=1)
+    for model in (frozen, deep):
+        with torch.no_grad():
+            model.layer_biases[0].fill_(-40)
+    tempered = Tempering([0.9, 1.0], sweeps=2)
+    assert "; Tempering needs more rungs, rounds or sweeps" in run(frozen, PersistentChains(20, tempered)).faults[-1]
+    assert "; use tempered chains (PersistentChains)" in run(frozen, PersistentChains(20, Gibbs())).faults[-1]
+    assert "; use tempered chains (MeanFieldPCD(operator=Tempering()))" in run(deep, MeanFieldPCD(20)).faults[-1]
 
 
 def test_free_chains_are_not_stuck_and_those_that_all_froze_in_one_state_are() -> None:
@@ -105,7 +118,7 @@ def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     trainer.save(tmp_path / "run.safetensors")
     rbm, resumed = RBM(12, 8), TrainingReport()
     trainer = Trainer.resume(tmp_path / "run.safetensors", rbm, SGD(rbm.parameters(), lr=0.05), callbacks=[resumed])
-    assert resumed.rows == report.rows
+    assert (resumed.rows, resumed.faults) == (report.rows, report.faults)
     trainer.fit(rows(), 4)
     assert resumed.rows == whole.rows
 

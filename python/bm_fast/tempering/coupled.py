@@ -17,6 +17,9 @@ from bm_fast.tempering.decisions import chosen
 from bm_fast.tempering.ladders import Betas
 from bm_fast.tempering.operators import BetaOperator, Replicas, check_continued, refuse_begun
 
+_LEAST_SHARE = 0.1  # of the visits that each rung would have if all had as many, below which walkers miss it
+_FEWEST_VISITS = 20  # of a rung, if all had as many, before anything is said about one
+
 _FIRST_WALKER = 2**30
 """Index of the first walker's random numbers beyond that of the first chain's: none are shared."""
 
@@ -123,6 +126,30 @@ class CoupledTempering(BetaOperator):
             raise ValueError(f"rate: expected 0 to 1, got {rate}")
         self.rate = rate
         self.walkers: Walkers | None = None
+        self._advice: str | None = None
+        self._seen = torch.zeros(())  # visits when it was given
+
+    def advise(self) -> str | None:
+        """Which rungs walkers hardly visit, and what to do; None where they spread, or moved too seldom to tell.
+
+        By expected visits since it last could tell: a rung that walkers might have drawn at any time is not missed.
+        """
+        if self.walkers is not None:
+            visits = self.walkers.visits - self._seen
+            even = float(visits.mean())
+            if even >= _FEWEST_VISITS:
+                self._advice, self._seen = self._about(visits / even), self.walkers.visits.clone()
+        return self._advice
+
+    def _about(self, share: Tensor) -> str | None:
+        missed, worst = int((share < _LEAST_SHARE).sum()), int(share.argmin())
+        if missed == 0:
+            return None
+        return (
+            f"walkers are on {missed} of {len(share)} rungs less than {_LEAST_SHARE:.0%} as often as on the average "
+            f"rung, at beta {float(self.betas[worst]):.4g} {float(share[worst]):.1%}; use more rungs or rounds, adapt "
+            "the weights faster (rate), or take a base that is closer to the machine"
+        )
 
     def advance(self, machine: Machine, chains: Chains) -> None:
         """Runs chains and walkers; Ctrl-C leaves a whole number of rounds.
@@ -132,6 +159,7 @@ class CoupledTempering(BetaOperator):
         if chains.sweep == 0:
             first = chains.first_chain + _FIRST_WALKER
             self.walkers = Walkers.start(machine, chains.n_chains, len(self.betas), chains.seed, first)
+            self._advice, self._seen = None, self.walkers.visits.clone()
         if self.walkers is None:
             refuse_begun(chains, "walkers")
         check_continued(chains, self.walkers.chains)
@@ -156,11 +184,13 @@ class CoupledTempering(BetaOperator):
         return {**super().settings(), "rounds": self.rounds, "rate": self.rate}
 
     def state_dict(self) -> dict[str, Any]:
-        """The walkers, with their weights."""
+        """The walkers, with their weights, and what ``advise`` goes by."""
         walkers = self.walkers
-        return {"walkers": None if walkers is None else {**vars(walkers), "chains": walkers.chains.state_dict()}}
+        held = None if walkers is None else {**vars(walkers), "chains": walkers.chains.state_dict()}
+        return {"walkers": held, "seen": self._seen, "advice": self._advice}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what ``state_dict`` gave."""
         held = state["walkers"]
         self.walkers = None if held is None else Walkers(**{**held, "chains": Chains.from_state_dict(held["chains"])})
+        self._seen, self._advice = state["seen"], state["advice"]

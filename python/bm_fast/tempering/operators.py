@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -45,6 +45,17 @@ class Recordable(Operator, Protocol):
 
     def fixed(self) -> object:
         """What a recording of ``advance`` holds for ever, to be compared: where there is memory, and settings."""
+
+
+@runtime_checkable
+class Watched(Operator, Protocol):
+    """An operator that sees for itself whether its chains get from one end of its ladder to the other."""
+
+    def advise(self) -> str | None:
+        """What was wrong in the time before this call, and what to do about it; None where nothing was.
+
+        It looks back to the call before, or further where too little has happened since to tell. May wait for a GPU.
+        """
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bm_fast.ops import EnergyGap, Machine, temper
 from bm_fast.tempering.adaptation import equal_rejection
 from bm_fast.tempering.ladders import Betas, Ladders, start
 from bm_fast.tempering.operators import BetaOperator, Replicas, check_continued, refuse_begun
-from bm_fast.tempering.report import TemperingReport
+from bm_fast.tempering.report import FEWEST_ATTEMPTS, TemperingReport, bottleneck
 
 
 class Tempering(BetaOperator):
@@ -50,6 +50,40 @@ class Tempering(BetaOperator):
         self.adapt_every = whole_number("adapt_every", adapt_every, 0, 2**32)
         self.ladders: Ladders | None = None
         self._calls, self._wait = 0, self.adapt_every
+        self._advice: str | None = None
+        self._seen: Sequence[Tensor] = ()  # attempts and acceptances when it was given
+
+    @property
+    def acceptance(self) -> Tensor | None:
+        """Mean probability with which neighbouring rungs swapped since the betas last moved, float64 ``[n_rungs - 1]``.
+
+        NaN for a pair that was not tried; None before the first call.
+        """
+        return None if self.ladders is None else self.ladders.rungs.acceptances / self.ladders.rungs.attempts
+
+    def advise(self) -> str | None:
+        """Which rungs hardly swap, and what to do; None where all swap, or were not tried often enough to tell.
+
+        By the swaps since it last could tell, or since the betas moved if that was later. Waits for a GPU.
+        """
+        if self.ladders is not None:
+            counted = self._counted(self.ladders)
+            attempts, acceptances = (now - seen for now, seen in zip(counted, self._seen, strict=True))
+            if bool((attempts >= FEWEST_ATTEMPTS).all()):
+                found = bottleneck(self.ladders.betas, attempts, acceptances / attempts)
+                self._advice, self._seen = None if found is None else f"{found}; {self._remedy}", counted
+        return self._advice
+
+    @property
+    def _remedy(self) -> str:
+        sooner = " sooner" if self.adapt_every else ""
+        return (
+            f"use more rungs, let the betas adapt{sooner} (adapt_every), or take a base that is closer to the machine"
+        )
+
+    @staticmethod
+    def _counted(ladders: Ladders) -> tuple[Tensor, ...]:
+        return ladders.rungs.attempts.clone(), ladders.rungs.acceptances.clone()
 
     def advance(self, machine: Machine, chains: Chains) -> None:
         """Runs the ladders and gives the chains the states of their targets; ``chains.sweep`` advances too.
@@ -75,6 +109,7 @@ class Tempering(BetaOperator):
                 machine, chains.n_chains, self.betas, base=self.base, seed=chains.seed, first_ladder=first
             )
             self._calls, self._wait = 0, self.adapt_every
+            self._advice, self._seen = None, self._counted(self.ladders)
         # two rounds try all pairs: of one that was not tried nothing is known, and it would get no betas at all
         elif self.adapt_every and self._calls >= self._wait and self._calls * self.rounds > 1:
             self._adapt(self._ladders_of(chains))
@@ -111,6 +146,7 @@ class Tempering(BetaOperator):
         ladders.betas.copy_(equal_rejection(report, ladders.n_rungs))  # recordings read them where they are
         rungs.attempts.zero_()
         rungs.acceptances.zero_()
+        self._seen = self._counted(ladders)
         self._calls, self._wait = 0, 2 * self._wait
 
     def replicas(self, machine: Machine) -> list[Replicas]:
@@ -123,12 +159,13 @@ class Tempering(BetaOperator):
         return {**super().settings(), "rounds": self.rounds, "adapt_every": self.adapt_every}
 
     def state_dict(self) -> dict[str, Any]:
-        """The ladders, and how far the next adaptation is."""
+        """The ladders, how far the next adaptation is, and what ``advise`` goes by."""
         held = None if self.ladders is None else self.ladders.state_dict()
-        return {"ladders": held, "calls": self._calls, "wait": self._wait}
+        return {"ladders": held, "calls": self._calls, "wait": self._wait, "seen": self._seen, "advice": self._advice}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what ``state_dict`` gave."""
         held = state["ladders"]
         self.ladders = None if held is None else Ladders.from_state_dict(held)
         self._calls, self._wait = state["calls"], state["wait"]
+        self._seen, self._advice = state["seen"], state["advice"]

@@ -12,11 +12,26 @@ from torch import Tensor
 LEAST_ACCEPTANCE = 0.1
 """Mean probability of a swap below which a pair of rungs is called a bottleneck."""
 
-_FEWEST_ATTEMPTS = 20  # of a pair, before anything is said about it
+FEWEST_ATTEMPTS = 20
+"""Tries of a pair before anything is said about it."""
 
 
 class PoorMixing(RuntimeWarning):
-    """A run of parallel tempering whose ladders do not carry chains between their ends."""
+    """Tempering that does not carry chains between the ends of its ladders, in a run or in an epoch of training."""
+
+
+def bottleneck(betas: Tensor, attempts: Tensor, acceptance: Tensor) -> str | None:
+    """How many neighbouring rungs hardly swap, and the worst of them; None where all do or too little was tried."""
+    tried = attempts >= FEWEST_ATTEMPTS
+    slow = [i for i in range(len(attempts)) if tried[i] and acceptance[i] < LEAST_ACCEPTANCE]
+    if not slow:
+        return None
+    worst = min(slow, key=lambda i: float(acceptance[i]))
+    low, high = (f"{float(beta):.4g}" for beta in betas[worst : worst + 2])
+    return (
+        f"{len(slow)} of {len(attempts)} pairs of rungs swap less than {LEAST_ACCEPTANCE:.0%} of the time, "
+        f"beta {low} and {high} {float(acceptance[worst]):.1%}"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,16 +85,11 @@ class TemperingReport:
     @property
     def advice(self) -> tuple[str, ...]:
         """What is wrong with the run, and what to do about it; empty where nothing speaks against it."""
-        tried = self.attempts >= _FEWEST_ATTEMPTS
-        slow = [i for i in range(self.n_rungs - 1) if tried[i] and self.acceptance[i] < LEAST_ACCEPTANCE]
         advice = []
-        if slow:
-            worst = min(slow, key=lambda i: float(self.acceptance[i]))
-            low, high = (f"{float(beta):.4g}" for beta in self.betas[worst : worst + 2])
+        found = bottleneck(self.betas, self.attempts, self.acceptance)
+        if found is not None:
             advice.append(
-                f"{len(slow)} of {self.n_rungs - 1} pairs of rungs swap less than {LEAST_ACCEPTANCE:.0%} of the time, "
-                f"beta {low} and {high} {float(self.acceptance[worst]):.1%}; adapt the betas (adapted_betas), use more "
-                "rungs, or a base that is closer to the machine"
+                f"{found}; adapt the betas (adapted_betas), use more rungs, or a base that is closer to the machine"
             )
         if self.trips == 0 and self.predicted_trips >= 10:
             advice.append(

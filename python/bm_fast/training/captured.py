@@ -191,7 +191,7 @@ def why_not(model: LayeredModel, estimator: object) -> str | None:
     """Why updates cannot be recorded as CUDA graphs; None where they can."""
     if not ops.can_live(model.device):
         return f"the model is on {model.device}"
-    mover = _operator(estimator) or estimator
+    mover = operator_of(estimator) or estimator
     if not isinstance(mover, (CD, PCD, MeanFieldPCD)) and type(mover) not in _RECORDABLE:
         return f"{type(mover).__name__} decides on the host how its chains go on"
     return None
@@ -199,11 +199,12 @@ def why_not(model: LayeredModel, estimator: object) -> str | None:
 
 def recordable_operator(estimator: object) -> Recordable | None:
     """What moves the chains of an estimator whose updates can be recorded, where it has something for that."""
-    operator = _operator(estimator)
+    operator = operator_of(estimator)
     return operator if isinstance(operator, _RECORDABLE) else None
 
 
-def _operator(estimator: object) -> Operator | None:
+def operator_of(estimator: object) -> Operator | None:
+    """What moves the chains of an estimator, where that is an operator."""
     return estimator.operator if isinstance(estimator, (PersistentChains, MeanFieldPCD)) else None
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bm_fast import mean_field
 from bm_fast.model import VISIBLE, BoltzmannModel
+from bm_fast.rbm import RBM
+from bm_fast.tempering import Gibbs, Operator
 from bm_fast.training.callbacks import Callback, Progress
 
 OFF, ON = 0.01, 0.99
@@ -39,10 +41,13 @@ class TrainingReport(Callback):
             as two chains lie apart (squared distance), or not at all. Of persistent chains; those of CD start again at
             the data.
         "typical weight", "largest weight": root mean square and largest size over all couplings.
+    faults: what is wrong after the last epoch, and what to try; empty where nothing speaks against it. Here are also
+        rungs of tempered chains that hardly swap (``Trainer.mixing_advice``).
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.faults: tuple[str, ...] = ()
         self._before: Tensor | None = None
 
     def on_start(self, progress: Progress) -> None:
@@ -69,36 +74,8 @@ class TrainingReport(Callback):
         row["typical weight"] = float(weights.square().mean().sqrt())
         row["largest weight"] = float(weights.abs().max())
         self.rows.append(row)
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        """What is wrong after the last epoch, and what to try; empty where nothing speaks against it."""
-        if not self.rows:
-            return ()
-        found = []
-        row = self.rows[-1]
-        for name, share in row.items():
-            if name.startswith("dead ") and share > MANY:
-                found.append(
-                    f"{share:.0%} of the units of {name[5:]!r} are off for every row of the batch; begin with smaller "
-                    "weights or a lower learning rate, or use fewer units"
-                )
-            elif name.startswith("saturated ") and share > MANY:
-                found.append(
-                    f"{share:.0%} of the units of {name[10:]!r} are on for every row of the batch; centre the "
-                    "gradient, or begin with smaller weights"
-                )
-        if row["stuck chains"] > MANY:
-            found.append(
-                f"{row['stuck chains']:.0%} of the chains hardly moved in the last epoch, so the gradient is about the "
-                "modes they are in; use tempered chains (PersistentChains), more sweeps or a lower learning rate"
-            )
-        if row["largest weight"] > LARGE_WEIGHT:
-            found.append(
-                f"the largest weight is {row['largest weight']:.3g}, which decides a unit by itself; use weight decay "
-                "or a lower learning rate"
-            )
-        return tuple(found)
+        found = [*_faults(row, _remedy(model, trainer.operator)), trainer.mixing_advice]
+        self.faults = tuple(fault for fault in found if fault is not None)
 
     def curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         """What ``plots.learning_curve`` draws: hidden units, chains, and weights over the epochs."""
@@ -127,10 +104,45 @@ class TrainingReport(Callback):
         return "\n".join([*lines, *(f"FAULT: {fault}" for fault in self.faults)])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "before": self._before}
+        return {"rows": self.rows, "faults": self.faults, "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rows, self._before = list(state["rows"]), state["before"]
+        self.rows, self.faults, self._before = list(state["rows"]), tuple(state["faults"]), state["before"]
+
+
+def _faults(row: Mapping[str, float], remedy: str) -> list[str]:
+    """What the figures of an epoch show; remedy: for stuck chains."""
+    found = []
+    for name, share in row.items():
+        if name.startswith("dead ") and share > MANY:
+            found.append(
+                f"{share:.0%} of the units of {name[5:]!r} are off for every row of the batch; begin with smaller "
+                "weights or a lower learning rate, or use fewer units"
+            )
+        elif name.startswith("saturated ") and share > MANY:
+            found.append(
+                f"{share:.0%} of the units of {name[10:]!r} are on for every row of the batch; centre the "
+                "gradient, or begin with smaller weights"
+            )
+    if row["stuck chains"] > MANY:
+        found.append(
+            f"{row['stuck chains']:.0%} of the chains hardly moved in the last epoch, so the gradient is about the "
+            f"modes they are in; {remedy}"
+        )
+    if row["largest weight"] > LARGE_WEIGHT:
+        found.append(
+            f"the largest weight is {row['largest weight']:.3g}, which decides a unit by itself; use weight decay "
+            "or a lower learning rate"
+        )
+    return found
+
+
+def _remedy(model: BoltzmannModel, operator: Operator | None) -> str:
+    """What to do about chains that stick, which this operator moves."""
+    if operator is None or isinstance(operator, Gibbs):
+        tempered = "PersistentChains" if isinstance(model, RBM) else "MeanFieldPCD(operator=Tempering())"
+        return f"use tempered chains ({tempered}), more sweeps or a lower learning rate"
+    return f"{type(operator).__name__} needs more rungs, rounds or sweeps, or training a lower learning rate"
 
 
 def _stuck(before: Tensor | None, now: Tensor) -> float:

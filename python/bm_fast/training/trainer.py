@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -23,9 +24,11 @@ from bm_fast.dbn import DBN
 from bm_fast.graph import Kind
 from bm_fast.model import VISIBLE, BoltzmannModel, LayeredModel
 from bm_fast.rbm import RBM
+from bm_fast.tempering import Operator, PoorMixing
+from bm_fast.tempering.operators import Watched
 from bm_fast.training.batches import ArrayBatches, Batches, Data, as_binary, is_grey, make_batches
 from bm_fast.training.callbacks import Callback
-from bm_fast.training.captured import CapturedUpdates, recordable_operator, why_not
+from bm_fast.training.captured import CapturedUpdates, operator_of, recordable_operator, why_not
 from bm_fast.training.deep import DBMLearner, MeanFieldPCD, labelled_rbm_learner
 from bm_fast.training.estimators import CD, PCD, FastPCD
 from bm_fast.training.learner import Learner, RBMLearner
@@ -73,6 +76,9 @@ class Trainer(Loop):
 
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
     last_batch: states of the last data rows; the next update overwrites them.
+    mixing_advice: what the operator that moves the chains found wrong when the last epoch ended, such as rungs
+        that hardly swap, and what to do; None where it found nothing. The first is also a ``tempering.PoorMixing``
+        warning.
     why_not_captured: why updates are launched one by one; None where a GPU replays them as CUDA graphs.
     """
 
@@ -107,12 +113,19 @@ class Trainer(Loop):
             self._captured = CapturedUpdates(model, optimizer, self._learner, recordable_operator(estimator))
         self._generator = torch.Generator().manual_seed(seed)
         self.last_batch: Tensor | None = None
+        self.mixing_advice: str | None = None
+        self._has_warned = False
         self._batches: Batches | None = None  # of the present epoch
 
     @property
     def chains(self) -> Chains:
         """The chains of the model phase."""
         return self._learner.chains
+
+    @property
+    def operator(self) -> Operator | None:
+        """What moves these chains, where that is an operator of ``bm_fast.tempering`` or one like them."""
+        return operator_of(self.estimator.top if isinstance(self.estimator, UpDown) else self.estimator)
 
     def reconstruction_error(self) -> float | None:
         """Mean square per unit between the last batch and what its hidden means give back; None before an update."""
@@ -184,6 +197,13 @@ class Trainer(Loop):
 
     def _measure(self, batches: Batches, validation: Tensor | None) -> dict[str, float]:
         self._snapshot()  # parameters off the grid end training here, and not in whatever measures the model next
+        operator = self.operator
+        if isinstance(operator, Watched):
+            advice = operator.advise()
+            self.mixing_advice = None if advice is None else f"{type(operator).__name__}: {advice}"
+            if advice is not None and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(f"after epoch {self.epoch}: {self.mixing_advice}", PoorMixing, stacklevel=5)
         metrics = self._learner.metrics()
         if validation is not None:
             metrics["free_energy_gap"] = self._free_energy_gap(batches, validation)
