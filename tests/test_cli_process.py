@@ -121,6 +121,17 @@ def test_what_needs_no_torch_does_not_wait_for_it(arguments):
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE).returncode == 0
 
 
+def test_ctrl_c_while_torch_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(
+        "import sys, time; print('loading', file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    errors, seconds = interrupted(tmp_path, ["train", "digits", "--output", str(tmp_path / "run")], "loading")
+    assert errors == "loading\nbm-fast: interrupted\n"
+    assert seconds < 15
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_interrupted_and_resumed_ends_at_the_same_bits(tmp_path):
     settings = ["train", "digits", *TINY, "--epochs", "60"]
     errors, seconds = interrupted(tmp_path, [*settings, "--output", str(tmp_path / "broken")], "epoch=1/60")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from bm_fast.cli.console import Console, UsageError, emit, plain, version, whole
+from bm_fast.cli.console import Console, Result, UsageError, emit, plain, version, whole
 
 COMMANDS = {
     "train": "train a machine; writes a checkpoint, the learning curve and the configuration",
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit:
         emit("", sys.stdout, end="")  # a reader of --help may have gone
         raise
+    except KeyboardInterrupt:  # while torch is loaded
+        return _ended({"error": "interrupted"}, 130, as_json="--json" in given)
     if options.threads is not None:
         import torch
 
@@ -87,9 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         result, code = {"error": _one_line(error)}, 2 if isinstance(error, UsageError) else 1
+    return _ended(result, code, as_json=options.json)
+
+
+def _ended(result: Result, code: int, *, as_json: bool) -> int:
+    """Prints what a command ended with, and gives back its exit code."""
     if "error" in result:
         emit(f"bm-fast: {result['error']}", sys.stderr)
-    if options.json:
+    if as_json:
         emit(json.dumps(plain({**result, "exit_code": code})), sys.stdout)
     return code
 
