@@ -76,6 +76,7 @@ def test_health_of_chains_that_mix() -> None:
         assert layer.stuck == 0
         assert 1 <= layer.autocorrelation < 5
         assert layer.faults == ()
+    assert f"{[visible, hidden]}" == f"[<{visible}>, <{hidden}>]"  # without tensors
 
 
 def test_health_of_chains_stuck_in_two_modes() -> None:

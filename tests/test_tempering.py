@@ -49,7 +49,7 @@ def start_in_one_mode(built: Machine, n_ladders: int, betas: int | Tensor) -> La
 def test_the_examples_of_the_guide_run(capsys: pytest.CaptureFixture[str]) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "tempering.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "tempering.md", "exec"), namespace)
@@ -58,6 +58,7 @@ def test_the_examples_of_the_guide_run(capsys: pytest.CaptureFixture[str]) -> No
     assert "log Z = " in printed
     assert "nats (bracket" in printed
     assert "NOT TRUSTWORTHY" not in printed
+    assert "visible: R-hat 1.0" in printed
 
 
 # --- distributions ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ MOST_STUCK = 0.1
 """Share of the chains that may keep all units of a layer as they are, beyond which they are called stuck."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerHealth:
     """Of the units of one layer, those that never changed in any chain left out of the first two.
 
@@ -71,6 +71,10 @@ class LayerHealth:
                 f"{self.autocorrelation:.1f} samples"
             )
         return "; ".join([text, *self.faults])
+
+    def __repr__(self) -> str:
+        """The figures in short, so that what ``chain_health`` gives can be printed as it is."""
+        return f"<{self}>"
 
 
 def chain_health(model: Model, chains: Chains, n_samples: int = 100, sweeps: int = 1) -> list[LayerHealth]:
