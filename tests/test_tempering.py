@@ -312,7 +312,9 @@ def test_an_operator_serves_one_set_of_chains_after_the_other() -> None:
         ([-0.5, 1.0], "at least 0"),
         ([0.0, math.nan, 1.0], "rise strictly"),
         (np.zeros((2, 2)), "one dimension"),
-        ("all", "expected a number of rungs or a sequence of betas, got 'all'"),
+        ("all", "expected a whole number of rungs or a sequence of betas, got 'all'"),
+        (2.5, r"expected a whole number of rungs or a sequence of betas, got 2\.5"),
+        (True, "expected a whole number of rungs or a sequence of betas, got True"),
     ],
 )
 def test_ladders_that_make_no_sense_are_refused(betas: object, message: str) -> None:

@@ -196,7 +196,11 @@ def test_bad_input_is_refused() -> None:
     rbm, operator = RBM(6, 4, seed=0, weight_scale=0.5), TrajectoryTempering()
     with pytest.raises(ValueError, match="models: expected at least 2 machines, got 1"):
         start_trajectory([rbm], 4)
-    with pytest.raises(ValueError, match="models: expected machines like the last one"):
+    message = (
+        "models: expected machines like the last one, layers visible of 6 BERNOULLI, hidden of 4 BERNOULLI coupled 0-1 "
+        "on cpu, got layers visible of 5 BERNOULLI, hidden of 4 BERNOULLI coupled 0-1 on cpu at 0"
+    )
+    with pytest.raises(ValueError, match=message):
         start_trajectory([RBM(5, 4), rbm], 4)
     with pytest.raises(ValueError, match="n_chains: expected 1 to"):
         start_trajectory([rbm, rbm], 0)

@@ -263,3 +263,20 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     given = {"model": rbm(), "estimator": known, "n_chains": 500, "n_calls": 2, **arguments}
     with pytest.raises(ValueError, match=message):
         verify(given.pop("model"), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"operator": 3}, r"operator: expected an object with a method advance\(machine, chains\), .* got 3$"),
+        ({"operator": 0}, "operator: expected an object with a method advance"),
+        ({"operator": Gibbs}, r"operator: expected an object with .*, such as Gibbs\(\), got <class "),
+        ({"estimator": 3.0}, r"estimator: expected a function of machine and seed .*, got 3\.0$"),
+        ({"estimator": lambda machine, seed: 3.0}, r"with log_z and standard_error, .*, got one that gives 3\.0$"),
+        ({"gradient": 3, "v": DATA}, "gradient: expected a function of model, v and seed that fills .grad, got 3"),
+    ],
+)
+def test_arguments_of_other_types(arguments: dict[str, object], message: str) -> None:
+    given = {"estimator": known, "n_chains": 500, "n_calls": 2, **arguments}
+    with pytest.raises(TypeError, match=message):
+        verify(rbm(), **given)  # type: ignore[arg-type]

@@ -133,6 +133,14 @@ def verify(
     Passing is no proof for large machines: it shows that nothing is wrong with the rule, not that chains mix.
     """
     machine = as_machine(model)
+    operator = Gibbs() if operator is None else operator
+    estimator = _annealing if estimator is None else estimator
+    if isinstance(operator, type) or not callable(getattr(operator, "advance", None)):
+        raise _not_what("operator", "an object with a method advance(machine, chains), such as Gibbs()", operator)
+    if not callable(estimator):
+        raise _not_what("estimator", "a function of machine and seed that gives an estimate of log Z", estimator)
+    if gradient is not None and not callable(gradient):
+        raise _not_what("gradient", "a function of model, v and seed that fills .grad", gradient)
     truth = Enumeration.of(machine.parameters)
     n_chains, n_calls = count("n_chains", n_chains), count("n_calls", n_calls)
     if count("repeats", repeats) < 10:
@@ -145,13 +153,16 @@ def verify(
         raise ValueError("v: expected the data of the gradient, together with the gradient")
     data = None if v is None else visible_values(machine, v)
     level = false_alarms / (5 if gradient is None else 6)
-    operator, estimator = operator or Gibbs(), estimator or _annealing
     checks = _model_checks(model, machine, truth)
     checks += _operator_checks(operator, machine, truth, n_chains, n_calls, seed, level)
     checks += _log_z_checks(estimator, machine, truth, repeats, seed, level)
     if gradient is not None and data is not None and isinstance(model, BoltzmannModel):
         checks.append(_gradient_check(gradient, model, data, truth, repeats, seed, level))
     return Verification(tuple(checks), false_alarms)
+
+
+def _not_what(argument: str, expected: str, got: object) -> TypeError:
+    return TypeError(f"{argument}: expected {expected}, got {got!r}")
 
 
 # --- what is exact ----------------------------------------------------------------------------------------------------
@@ -317,6 +328,14 @@ def _annealing(machine: Machine, seed: int) -> LogZEstimate:
     return ais(machine, 100, betas=100, seed=seed)
 
 
+def _estimated(estimator: Callable[[Machine, int], LogZEstimate], machine: Machine, seed: int) -> LogZEstimate:
+    estimate = estimator(machine, seed)
+    if not (hasattr(estimate, "log_z") and hasattr(estimate, "standard_error")):
+        expected = "a function that gives an object with log_z and standard_error, such as an AISEstimate"
+        raise TypeError(f"estimator: expected {expected}, got one that gives {estimate!r}")
+    return estimate
+
+
 def _log_z_checks(
     estimator: Callable[[Machine, int], LogZEstimate],
     machine: Machine,
@@ -325,7 +344,7 @@ def _log_z_checks(
     seed: int,
     level: float,
 ) -> list[Check]:
-    estimates = [estimator(machine, seed + k) for k in range(repeats)]
+    estimates = [_estimated(estimator, machine, seed + k) for k in range(repeats)]
     difference = torch.tensor([float(each.log_z) for each in estimates], dtype=torch.float64) - truth.log_z
     errors = torch.tensor([float(each.standard_error) for each in estimates], dtype=torch.float64)
     # errors below rounding, as of a machine without couplings, say nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -178,14 +179,17 @@ def run_quietly(
 
 def ladder_betas(betas: Betas) -> Tensor:
     """Betas of a ladder as float32 ``[n_rungs]``; ValueError unless at least two that rise strictly to 1."""
-    if isinstance(betas, int) and not isinstance(betas, bool):
+    if isinstance(betas, Integral) and not isinstance(betas, bool):
         if betas < 2:
             raise ValueError(f"betas: expected at least 2 rungs, got {betas}; one rung is plain Gibbs sampling")
-        return torch.linspace(0, 1, betas, dtype=torch.float64).float()
+        return torch.linspace(0, 1, int(betas), dtype=torch.float64).float()
+    expected = f"betas: expected a whole number of rungs or a sequence of betas, got {betas!r}"
     try:
         values = torch.as_tensor(betas).to(torch.float32, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"betas: expected a number of rungs or a sequence of betas, got {betas!r}") from error
+        raise ValueError(expected) from error
+    if values.dim() == 0:
+        raise ValueError(expected)
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(
             f"betas: expected one dimension and at least 2 rungs, got {list(values.shape)}; one rung is plain Gibbs "

@@ -159,10 +159,17 @@ def _machines(models: Sequence[Model]) -> tuple[Machine, ...]:
     for i, machine in enumerate(machines):
         if machine.graph != machines[-1].graph or machine.device != machines[-1].device:
             raise ValueError(
-                f"models: expected machines like the last one, {machines[-1].graph} on {machines[-1].device}, "
-                f"got {machine.graph} on {machine.device} at {i}"
+                f"models: expected machines like the last one, {_described(machines[-1])}, "
+                f"got {_described(machine)} at {i}"
             )
     return machines
+
+
+def _described(machine: Machine) -> str:
+    graph = machine.graph
+    layers = ", ".join(f"{layer.name} of {layer.units} {layer.kind.name}" for layer in graph.layers)
+    couplings = ", ".join(f"{coupling.lower}-{coupling.upper}" for coupling in graph.couplings)
+    return f"layers {layers} coupled {couplings} on {machine.device}"
 
 
 class TrajectoryTempering:
