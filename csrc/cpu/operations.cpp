@@ -44,9 +44,11 @@ std::vector<double> shares_on(const Machine& machine, const ValuesView* values, 
 }
 
 std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads) {
-  constexpr int64_t kFewestChains = 40;  // measured: docs/kernels.md
+  // Rows cost what entries do from this share on, and tables what so many chains add. Measured: docs/kernels.md
+  constexpr double kShare = 0.21, kChains = 10;
+  const int64_t together = std::clamp<int64_t>(n_chains / threads, 1, kBlockChains);
   std::vector<bool> is_dense;
-  for (const double share : shares) is_dense.push_back(share > kFewestOnes && n_chains >= kFewestChains * threads);
+  for (const double share : shares) is_dense.push_back(share > kShare + kChains / static_cast<double>(together));
   return is_dense;
 }
 

@@ -70,6 +70,7 @@ double share_of_rows(const ProgramView& program, const std::vector<double>& shar
 bool registers_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
                    int64_t n_chains, int threads) {
   constexpr int64_t kMostChains = 64, kTogether = 32;  // chains of a thread, of a register
+  constexpr double kFewestOnes = 0.4;
   const int64_t each = (n_chains + threads - 1) / threads, lanes = (each + kTogether - 1) / kTogether * kTogether;
   if (each > kMostChains || 8 * each < 7 * lanes) return false;
   for (int i = 0; i < program.n_updates; i++)

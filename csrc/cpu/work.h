@@ -83,8 +83,6 @@ constexpr int64_t kSampleChains = 64;  // that tell what all are like
 // Per layer: share of its binary values that are 1, in the first chains; 0 for a real one.
 std::vector<double> shares_on(const Machine& machine, const ValuesView* values, int64_t n_chains);
 
-constexpr double kFewestOnes = 0.4;  // share of rows to add from which on leaving out others does not pay
-
 // Per layer: whether the dense kernel pays, given the shares of their rows that would have to be added otherwise.
 std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads);
 

@@ -3,8 +3,9 @@
 // Lanes are output units. For each four inputs, the sums of all 16 subsets of their rows are laid down once for many
 // chains; a chain then adds one entry for four inputs, where adding rows takes two on average at fair coins. What
 // bounds that is the first-level cache, so that an entry has 24 bits: the sum modulo 2^16, and a byte e that leaves a
-// rest sum - 1024 e of 0 to 1044. Over some groups both are added up in 16 bits, rests stay below 2^16, and the former
-// gives them modulo 2^16.
+// rest sum - 4096 e of 0 to 4104. Bytes of four groups are added up as they are, more of them in 16 bits; over the
+// groups that share the cache rests stay below 2^16, and the former gives them modulo 2^16. Then what is kept of a sum
+// are multiples of 4096 and a rest below that.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -13,14 +14,15 @@
 namespace bm::cpu::BM_ISA {
 
 constexpr int kSubsetInputs = 4, kSubsets = 1 << kSubsetInputs;
-constexpr int kTableGroups = 8;                 // of four inputs, whose tables share the first-level cache
-constexpr int kExactGroups = 7 * kTableGroups;  // of which sums are exact
-constexpr int kIndices = 4;                     // of a chain that are loaded at once
-static_assert(kTableGroups % kIndices == 0);
-constexpr int kFineShift = 3, kCoarseShift = 7;  // of weights, whose sums then fit 16 bits; of these sums, for 8 bits
-constexpr int kHighUnit = 1 << (kFineShift + kCoarseShift);
+constexpr int kByteGroups = 4;                    // of four inputs, whose high parts add up in 8 bits
+constexpr int kTableGroups = 3 * kByteGroups;     // whose tables share the first-level cache
+constexpr int kExactGroups = 16 * kTableGroups;   // of which sums are exact
+constexpr int kFineShift = 2, kCoarseShift = 10;  // of weights, whose sums then fit 16 bits; of these sums
+constexpr int kHighBits = kFineShift + kCoarseShift, kHighUnit = 1 << kHighBits;
 constexpr int kMostRest = kSubsetInputs * ((1 << kFineShift) - 1) + (((1 << kCoarseShift) - 1) << kFineShift);
-static_assert(kExactGroups * kMostRest < 1 << 16);
+static_assert(kByteGroups * (kSubsetInputs << (15 - kFineShift) >> kCoarseShift) <= 128);
+static_assert(kTableGroups * kMostRest < 1 << 16);
+static_assert(kExactGroups / kTableGroups * (kHighUnit - 1) < 1 << 16);
 
 struct SubsetTable {
   Words low[kSubsets];       // modulo 2^16
@@ -54,8 +56,8 @@ static inline void build_subsets(SubsetTable& __restrict table, const int16_t* _
 }
 
 static inline int32_t subset_groups(int32_t inputs) {
-  constexpr int32_t kInputs = kTableGroups * kSubsetInputs;
-  return (inputs + kInputs - 1) / kInputs * kTableGroups;
+  constexpr int32_t kInputs = kByteGroups * kSubsetInputs;
+  return (inputs + kInputs - 1) / kInputs * kByteGroups;
 }
 
 // indices[n_groups]: for each four inputs the place of their subset in `high` of a table, in bytes; groups are padded
@@ -73,22 +75,28 @@ static inline void index_subsets(uint16_t* __restrict indices, int32_t n_groups,
     indices[whole] += static_cast<uint16_t>((states[u] << u % kSubsetInputs) * sizeof(HalfBytes));
 }
 
-// sums[n] += the entries that each of n chains takes from the tables
-static inline void add_subsets(SubsetSum* __restrict sums, const SubsetTable* __restrict tables,
+// sums[n] += the entries that each of n chains takes from n_tables tables
+static inline void add_subsets(SubsetSum* __restrict sums, const SubsetTable* __restrict tables, int32_t n_tables,
                                const uint16_t* __restrict indices, int64_t n_groups, int32_t n) {
   for (int32_t c = 0; c < n; c++, indices += n_groups) {
-    SubsetSum sum = sums[c];
-#pragma GCC unroll 16
-    for (int g = 0; g < kTableGroups; g++) {
+    Words low = Words{};
+    Shorts high = Shorts{};
+    for (int32_t g = 0; g < n_tables; g += kByteGroups) {
       uint64_t four;
-      memcpy(&four, indices + g / kIndices * kIndices, sizeof four);
-      const uint64_t place = four >> 16 * (g % kIndices) & 0xffff;
-      const char *low = reinterpret_cast<const char*>(tables[g].low),
-                 *high = reinterpret_cast<const char*>(tables[g].high);
-      sum.low += load<Words>(low + place * (sizeof(Words) / sizeof(HalfBytes)));
-      sum.high += __builtin_convertvector(load<HalfBytes>(high + place), Shorts);
+      memcpy(&four, indices + g, sizeof four);
+      HalfBytes bytes = HalfBytes{};
+#pragma GCC unroll 4
+      for (int i = 0; i < kByteGroups; i++) {
+        const uint64_t place = four >> 16 * i & 0xffff;
+        const SubsetTable& table = tables[g + i];
+        low += load<Words>(reinterpret_cast<const char*>(table.low) + place * (sizeof(Words) / sizeof(HalfBytes)));
+        bytes += load<HalfBytes>(reinterpret_cast<const char*>(table.high) + place);
+      }
+      high += __builtin_convertvector(bytes, Shorts);
     }
-    sums[c] = sum;
+    const Words rest = low - (reinterpret_cast<Words>(high) << kHighBits);
+    sums[c].low += rest & (kHighUnit - 1);
+    sums[c].high += high + reinterpret_cast<Shorts>(rest >> kHighBits);
   }
 }
 
@@ -109,21 +117,21 @@ static inline bool add_dense_input(float* fields, const InputView& input, const 
     for (int32_t first = 0; first < n_groups; first += kExactGroups) {
       for (int32_t c = 0; c < n; c++) sums[c] = SubsetSum{};
       for (int32_t g = first; g < n_groups && g < first + kExactGroups; g += kTableGroups) {
-        for (int32_t i = 0; i < kTableGroups; i++) {
+        const int32_t n_tables = n_groups - g < kTableGroups ? n_groups - g : kTableGroups;
+        for (int32_t i = 0; i < n_tables; i++) {
           const int32_t row = (g + i) * kSubsetInputs, left = weights.inputs - row;
           build_subsets(tables[i], weights.rows + row * static_cast<int64_t>(weights.stride) + unit, weights.stride,
                         left < kSubsetInputs ? left : kSubsetInputs);
         }
-        add_subsets(sums, tables, indices + g, n_groups, n);
+        add_subsets(sums, tables, n_tables, indices + g, n_groups, n);
       }
-      for (int32_t c = 0; c < n; c++) {  // sum = kHighUnit high + rests, and these are below 2^16
+      for (int32_t c = 0; c < n; c++) {
         alignas(64) uint16_t low[kShortLanes];
         alignas(64) int16_t high[kShortLanes];
         store(low, sums[c].low);
         store(high, sums[c].high);
         for (int u = 0; u < kShortLanes; u++) {
-          const int32_t upper = static_cast<int32_t>(high[u]) * kHighUnit;
-          const int32_t sum = upper + static_cast<uint16_t>(low[u] - static_cast<uint16_t>(upper));
+          const int32_t sum = static_cast<int32_t>(high[u]) * kHighUnit + low[u];
           totals[c][u] = first ? totals[c][u] + sum : sum;
         }
       }
