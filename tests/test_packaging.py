@@ -1,10 +1,12 @@
-"""The package as it is installed: one OpenMP runtime, nothing but system libraries, types, version, command."""
+"""The package as it is built and installed: one OpenMP runtime, only system libraries, types, version, command."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -83,3 +85,40 @@ def test_the_package_offers_its_names_when_they_are_asked_for() -> None:
     assert all(getattr(bm_fast, name).__name__ == name for name in bm_fast.__all__)
     with pytest.raises(AttributeError, match="module 'bm_fast' has no attribute 'RMB'"):
         bm_fast.RMB  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "why"),
+    [
+        ("echo Cuda compilation tools, release 11.5, V11.5.119", "CUDA toolkit 11.5.119 is older than 12.8"),
+        ("exit 1", "nvcc belongs to no CUDA toolkit that works"),
+    ],
+    ids=["old", "broken"],
+)
+@pytest.mark.parametrize("wanted", ["AUTO", "ON"])
+def test_a_build_says_why_it_leaves_the_cuda_kernels_out(nvcc: str, why: str, wanted: str, tmp_path: Path) -> None:
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("no cmake")
+    (tmp_path / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    settings = {"SKBUILD_PROJECT_NAME": "bm_fast", "SKBUILD_PROJECT_VERSION": "0", "BM_CUDA": wanted}
+    found = subprocess.run(  # what comes after CUDA may be missing here
+        [
+            cmake,
+            "-S",
+            str(ROOT),
+            "-B",
+            str(tmp_path / "build"),
+            *(f"-D{name}={value}" for name, value in settings.items()),
+        ],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    said = " ".join(found.stderr.split())
+    if wanted == "ON":
+        assert found.returncode != 0
+        assert re.search(rf"CMake Error .* BM_CUDA=ON needs a CUDA toolkit of at least 12.8 with nvcc: \S*{why}", said)
+    else:
+        assert re.search(rf"CMake Warning .* No CUDA kernels are built: \S*{why}", said)
