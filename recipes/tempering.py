@@ -179,7 +179,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
             middle = [statistics.median(each) for each in zip(*(run["scores"] for run in runs), strict=True)]
             curves[method] = (runs[0]["updates"] if runs else [], middle)
         lines.append(f"| {held['about']}; {held['unit']} | {', '.join(seeds)} | " + " | ".join(cells) + " |")
-        panels[f"{held['about'].split(':')[0].split(',')[0]}\n{held['unit']}"] = curves
+        name = held["about"].split(":")[0].split(",")[0]
+        panels[f"{name}{f', median of {len(seeds)} seeds' if len(seeds) > 1 else ''}\n{held['unit']}"] = curves
     lines += ["", "Every method makes 200 sweeps of a chain per update, tempered transitions 190."]
     if machines:
         lines[-1] += (

@@ -91,3 +91,17 @@ def test_the_recorded_comparison_of_operators_is_of_the_settings_of_the_recipe(l
         task = recipe.TASKS[name]("cpu")
         assert {key: held[name][key] for key in recipe.settings_of(task)} == recipe.settings_of(task)
         assert [next(iter(runs.values()))["updates"][-1] for runs in held[name]["runs"].values()] == [task.epochs] * 6
+
+
+def test_the_picture_of_tempering_says_what_is_drawn_of_several_seeds(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tempering, labels = load("tempering"), []
+    monkeypatch.setattr(tempering.plots, "save", lambda figure, _: labels.extend(a.get_ylabel() for a in figure.axes))
+    runs = [{str(seed): {"updates": [1, 2], "scores": [2.0, 1.0]} for seed in range(n)} for n in (3, 1)]
+    results = {
+        name: {"about": f"{name}, small", "unit": tempering.BELOW, "runs": {"PCD": held}}
+        for name, held in zip(("flips", "digits"), runs, strict=True)
+    }
+    tempering.write(results, tmp_path)
+    assert labels == [f"flips, median of 3 seeds\n{tempering.BELOW}", f"digits\n{tempering.BELOW}"]
