@@ -77,8 +77,8 @@ class Trainer(Loop):
     epoch, batch, update: epochs done, batches done in the present epoch, updates done in all.
     last_batch: states of the last data rows; the next update overwrites them.
     mixing_advice: what the operator that moves the chains found wrong when the last epoch ended, such as rungs
-        that hardly swap, and what to do; None where it found nothing. The first is also a ``tempering.PoorMixing``
-        warning.
+        that hardly swap, and what to do; None where it found nothing. One with which ``fit`` ends is also a
+        ``tempering.PoorMixing`` warning, once for each trainer.
     why_not_captured: why updates are launched one by one; None where a GPU replays them as CUDA graphs.
     """
 
@@ -178,6 +178,9 @@ class Trainer(Loop):
             self._learner.start_at(batches.data)
         self._batches = batches
         self._fit(batches, epochs, held_out)
+        if self.mixing_advice is not None and not self._has_warned:  # not before: operators may still adapt
+            self._has_warned = True
+            warnings.warn(f"after epoch {self.epoch}: {self.mixing_advice}", PoorMixing, stacklevel=2)
 
     def _step(self, values: Tensor, numbers: Tensor) -> None:
         n_data = len(values)
@@ -201,9 +204,6 @@ class Trainer(Loop):
         if isinstance(operator, Watched):
             advice = operator.advise()
             self.mixing_advice = None if advice is None else f"{type(operator).__name__}: {advice}"
-            if advice is not None and not self._has_warned:
-                self._has_warned = True
-                warnings.warn(f"after epoch {self.epoch}: {self.mixing_advice}", PoorMixing, stacklevel=5)
         metrics = self._learner.metrics()
         if validation is not None:
             metrics["free_energy_gap"] = self._free_energy_gap(batches, validation)
