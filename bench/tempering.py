@@ -3,7 +3,9 @@
     python bench/tempering.py                        784-500, 128 and 1,024 chains, on one thread
 
 A round of a ladder of 16 rungs is some sweeps of all chains, each at its own beta, and one pass of swaps by the
-energies of the joint states; the plain chains make as many sweeps at beta = 1. Both take turns.
+energies of the joint states. Beside it as many sweeps are made by plain chains, all at beta = 1, and by chains that
+stay at the betas of the ladder: what these cost less is the price of swaps alone. On a trained machine chains at
+beta = 1 cost less again, as few of their units flip. All three take turns.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from annealing import machine
 from bm_fast import RBM
@@ -26,14 +29,14 @@ from timing import environment, interleave
 
 
 class Plain:
-    """Block Gibbs sampling of chains that begin at fair coins."""
+    """Block Gibbs sampling of chains that begin at fair coins, each at a beta of its own or all at 1."""
 
-    def __init__(self, rbm: RBM, n_chains: int) -> None:
-        self.machine = rbm.machine()
+    def __init__(self, rbm: RBM, n_chains: int, beta: Tensor | None = None) -> None:
+        self.machine, self.beta = rbm.machine(), beta
         self.program, self.chains = gibbs_program(rbm.graph), self.machine.chains(n_chains, 0)
 
     def run(self, sweeps: int, rounds: int) -> None:
-        self.machine.sweep(self.program, self.chains, sweeps * rounds)
+        self.machine.sweep(self.program, self.chains, sweeps * rounds, beta=self.beta)
 
 
 class Ladders:
@@ -69,16 +72,18 @@ def main() -> int:
         torch.set_num_threads(threads)
         for n_chains in options.chains:
             plain, ladders = Plain(rbm, n_chains), Ladders(rbm, n_chains, options.rungs)
+            still = Plain(rbm, n_chains, ladders.ladders.betas.repeat(n_chains // options.rungs))
             for sweeps in options.sweeps:
-                runs = {"plain chains": plain.run, "ladders": ladders.run}
+                runs = {"plain chains": plain.run, "chains without swaps": still.run, "ladders": ladders.run}
                 contenders = {name: functools.partial(run, sweeps) for name, run in runs.items()}
                 timings = interleave(contenders, options.calls, options.seconds)
-                ratio = timings["ladders"].median / timings["plain chains"].median
-                case = {"threads": threads, "chains": n_chains, "sweeps": sweeps}
-                rows.append({**case, "ratio": ratio, **{name: asdict(timing) for name, timing in timings.items()}})
+                ratio, swaps = (timings["ladders"].median / timings[name].median for name in list(runs)[:2])
+                case = {"threads": threads, "chains": n_chains, "sweeps": sweeps, "ratio": ratio, "swaps": swaps}
+                rows.append({**case, **{name: asdict(timing) for name, timing in timings.items()}})
                 times = ", ".join(f"{name} {timing.median:.3f} ms" for name, timing in timings.items())
                 print(
-                    f"{threads} threads  {n_chains} chains  {sweeps} sweeps a round: {times}; ratio {ratio:.3f}",
+                    f"{threads} threads  {n_chains} chains  {sweeps} sweeps a round: {times}; "
+                    f"ratios {ratio:.3f} to plain chains, {swaps:.3f} to chains without swaps",
                     flush=True,
                 )
     if options.name is not None:

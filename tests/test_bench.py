@@ -107,8 +107,9 @@ def test_ladders_are_timed_beside_plain_chains(tmp_path: Path) -> None:
     assert [(row["chains"], row["sweeps"]) for row in rows] == [(8, 1), (8, 2), (16, 1), (16, 2)]
     for row, line in zip(rows, printed, strict=True):
         assert row["ratio"] == pytest.approx(row["ladders"]["median"] / row["plain chains"]["median"])
+        assert row["swaps"] == pytest.approx(row["ladders"]["median"] / row["chains without swaps"]["median"])
         assert f"{row['chains']} chains" in line
-        assert line.endswith(f"ratio {row['ratio']:.3f}")
+        assert line.endswith(f"ratios {row['ratio']:.3f} to plain chains, {row['swaps']:.3f} to chains without swaps")
     refused = subprocess.run([*command, "--chains", "10"], check=False, capture_output=True, text=True)
     assert "--chains: expected multiples of 4 rungs, got 10" in refused.stderr
 
