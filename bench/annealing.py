@@ -1,6 +1,6 @@
 """Times annealed importance sampling beside the same in plain PyTorch: milliseconds per inverse temperature.
 
-    python bench/annealing.py                        784-500, 100 runs, on one thread and on two, some eight minutes
+    python bench/annealing.py                        784-500, 100 runs, on one thread and on two, some twelve minutes
 
 What is timed is the published schedule of 14,503 inverse temperatures, or every n-th of them, where what a call begins
 with weighs more and more units flip from one to the next. Both estimates of log Z are printed. They are of one machine
@@ -24,6 +24,7 @@ from torch import Tensor
 from bm_fast import RBM
 from bm_fast.estimation import ais
 from bm_fast.estimation.schedule import PUBLISHED, fixed_betas
+from samplers import bernoulli, rand_below
 from timing import environment, interleave
 
 
@@ -33,20 +34,27 @@ class TorchAIS:
     The field of the hidden units serves the weights and the next draw, so a beta costs two products, as few as can be.
     """
 
-    def __init__(self, rbm: RBM, betas: Tensor, n_runs: int, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        rbm: RBM,
+        betas: Tensor,
+        n_runs: int,
+        draw: Callable[[Tensor], Tensor] = bernoulli,
+        *,
+        compiled: bool = False,
+    ) -> None:
         machine = rbm.machine()
         self.weight = machine.parameters.weight(0)
         self.visible_bias, self.hidden_bias = machine.parameters.biases
-        self.betas, self.n_runs = betas.tolist(), n_runs
+        self.betas, self.n_runs, self.draw = betas.tolist(), n_runs, draw
         self.step = torch.compile(self.move) if compiled else self.move
 
     def log_density(self, visible_part: Tensor, field: Tensor, beta: float) -> Tensor:
         return beta * visible_part + torch.nn.functional.softplus(beta * field).sum(1)
 
     def move(self, field: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        hidden = torch.bernoulli(torch.sigmoid(beta * field))
-        means = torch.sigmoid(beta * torch.addmm(self.visible_bias, hidden, self.weight.t()))
-        visible = torch.bernoulli(means)
+        hidden = self.draw(beta * field)
+        visible = self.draw(beta * torch.addmm(self.visible_bias, hidden, self.weight.t()))
         return visible @ self.visible_bias, torch.addmm(self.hidden_bias, visible, self.weight)
 
     @torch.no_grad()
@@ -106,6 +114,7 @@ def main() -> int:
         estimates: dict[str, float] = {}
         contenders = {"bm_fast": functools.partial(annealed, rbm, betas, options.runs)}
         contenders["torch"] = TorchAIS(rbm, betas, options.runs).run
+        contenders["torch, rand < p"] = TorchAIS(rbm, betas, options.runs, rand_below).run
         if options.compiled:
             contenders["torch, compiled"] = TorchAIS(rbm, betas, options.runs, compiled=True).run
         calls = {name: functools.partial(repeat, run, name, estimates) for name, run in contenders.items()}
