@@ -83,6 +83,7 @@ RESIDENT = {
     "shared units": lambda: rbm(200, 300, n_chains=5, options="clamp", n_sweeps=2),
     "single octets": lambda: rbm(70, 90, n_chains=3, options="base clamp", n_sweeps=3),
     "several parts": lambda: rbm(40, 784, n_chains=66, options="clamp", scale=0.1),
+    "a wide layer": lambda: rbm(9, 1103, n_chains=2),
     "scaled": scaled,
 }
 STREAMED = {
@@ -90,6 +91,7 @@ STREAMED = {
     "ragged": lambda: rbm(130, 65, n_chains=70, options="beta", n_sweeps=2),
     "longer than the ring": lambda: one_update(2000, 70, n_chains=130),
     "several tiles": lambda: one_update(65, 600, n_chains=3),
+    "a wide layer": lambda: rbm(9, 1103, n_chains=2),
     "three layers": lambda: rbm(40, 33, 17, n_chains=11, options="clamp", n_sweeps=2),
     "tree": lambda: random_case(make_machine(tree()), 13, options="base clamp", n_sweeps=2),
     "scaled": scaled,
@@ -100,6 +102,7 @@ PERSISTENT = {
     "weights of two blocks": lambda: rbm(300, 200, n_chains=130, options="beta", n_sweeps=2, scale=0.1),
     "more groups than blocks": lambda: rbm(20, 30, 9, n_chains=600, options="beta", n_sweeps=2),
     "several parts": lambda: rbm(40, 784, n_chains=66, options="base clamp", scale=0.1, n_sweeps=2),
+    "a wide layer": lambda: rbm(9, 1103, n_chains=2),
     "tree": lambda: random_case(make_machine(tree()), 13, options="base clamp", n_sweeps=2),
     "no couplings": lambda: random_case(make_machine(Graph((Layer("alone", 70),), ())), 9, n_sweeps=2),
     "scaled": scaled,
@@ -326,6 +329,13 @@ def nvcc() -> str:
     return path
 
 
+def ptx(nvcc: str, source: str, folder: Path) -> str:
+    target = folder / "kernel.ptx"
+    command = [nvcc, *NVCC_FLAGS, "-arch=compute_90a", "-ptx", str(ROOT / "csrc/cuda" / source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target.read_text()
+
+
 @pytest.mark.parametrize("source", HOPPER_KERNELS)
 def test_kernels_compile_without_spills_and_with_products_that_overlap(nvcc: str, tmp_path: Path, source: str) -> None:
     command = [
@@ -342,20 +352,24 @@ def test_kernels_compile_without_spills_and_with_products_that_overlap(nvcc: str
 @pytest.mark.parametrize("source", HOPPER_KERNELS)
 def test_no_float_operation_may_be_contracted(nvcc: str, tmp_path: Path, source: str) -> None:
     """Operations of PTX that name their rounding are never merged into an fma."""
-    target = tmp_path / "kernel.ptx"
-    command = [nvcc, *NVCC_FLAGS, "-arch=compute_90a", "-ptx", str(ROOT / "csrc/cuda" / source), "-o", str(target)]
-    subprocess.run(command, check=True)
-    assert not re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32|64)\b", target.read_text())
+    assert not re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32|64)\b", ptx(nvcc, source, tmp_path))
 
 
 def test_streamed_weights_wait_for_no_other_memory(nvcc: str, tmp_path: Path) -> None:
     """A barrier that orders the memory of a cluster is a fence in machine code, here in the middle of the products."""
-    target = tmp_path / "kernel.ptx"
-    source = str(ROOT / "csrc/cuda/hopper_streamed.cu")
-    subprocess.run([nvcc, *NVCC_FLAGS, "-arch=compute_90a", "-ptx", source, "-o", str(target)], check=True)
-    text = target.read_text()
+    text = ptx(nvcc, "hopper_streamed.cu", tmp_path)
     assert "mbarrier.try_wait.parity.shared::cta" in text
     assert not re.findall(r"mbarrier\.\w+\S*\.(?:acquire|release)\.cluster", text)
+
+
+def test_states_for_other_blocks_are_ordered_before_what_tells_of_them(nvcc: str, tmp_path: Path) -> None:
+    """The emulation orders all memory; a GPU only what its instructions say."""
+    resident = ptx(nvcc, "hopper_resident.cu", tmp_path)
+    assert "mbarrier.arrive.release.cluster.shared::cluster" in resident
+    assert "mbarrier.try_wait.parity.acquire.cluster" in resident
+    assert "mbarrier.arrive.shared::cluster" not in resident  # without an order
+    persistent = ptx(nvcc, "hopper_persistent.cu", tmp_path)
+    assert persistent.count("fence.acq_rel.gpu") == 2  # before a block tells of its states, and after it has been told
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ CASES = {
     "few": lambda: random_case(make_machine(tree()), 3, options="base clamp"),
     "whole tiles": lambda: random_case(make_machine(chain_graph((128, 64))), 64),
     "many stages": lambda: random_case(make_machine(chain_graph((784, 129)), scale=0.1), 66),
+    "a wide layer": lambda: random_case(make_machine(chain_graph((9, 1103))), 2),
     "three layers": lambda: random_case(make_machine(chain_graph((40, 33, 17))), 11, n_sweeps=3),
     "tree": lambda: random_case(make_machine(tree()), 13, options="base clamp", n_sweeps=2),
     "clamp": lambda: random_case(make_machine(chain_graph((131, 67))), 13, options="clamp", n_sweeps=2),
