@@ -174,7 +174,8 @@ SWEEPS: dict[str, Callable[[], RealCase]] = {
     "Gaussian": lambda: case(gaussian(33, 70), 19, (), "beta"),
     "Gaussian, clamped": lambda: case(gaussian(67, 130), 18, (), "base clamp"),
     "deep": lambda: case(gaussian(35, 20, 17), 21, ()),
-    "wide layers": lambda: case(gaussian(1030, 1103), 1, ()),
+    "many Gaussian units": lambda: case(gaussian(1103, 9, scale=0.02), 2, ()),
+    "many hidden units": lambda: case(gaussian(9, 1103), 2, ()),
     "bits alone": lambda: case(make_machine(chain_graph((131, 67))), 34, (), "base clamp"),
 }
 
