@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,38 @@ import pytest
 import torch
 
 from bm_fast import ops
-from bm_fast.ops import cuda
+from bm_fast.ops import cuda, native
 from cuda_runner import NVCC_FLAGS, ROOT
 
 pytestmark = pytest.mark.skipif(ops.info()["backend"] != "native", reason="no compiled module")
 
 needs_cuda_build = pytest.mark.skipif("built without CUDA" in ops.info()["gpu"], reason="built without CUDA")
+
+
+def kernels(module: bytes) -> set[tuple[str, int]]:
+    """Machine code and PTX in a module, with their architectures, from the headers that cuobjdump reads too."""
+    magic, found = b"\x50\xed\x55\xba", set[tuple[str, int]]()
+    at = module.find(magic)
+    while at >= 0:
+        version, header, size = struct.unpack_from("<HHQ", module, at + 4)
+        is_container = (version, header) == (1, 16)  # and not the runtime's own comparison with the magic number
+        place, end = at + header, at + (header + size if is_container else len(magic))
+        while is_container and place < end:
+            kind, _, own, payload = struct.unpack_from("<HHIQ", module, place)
+            found.add(({1: "PTX", 2: "code"}[kind], struct.unpack_from("<I", module, place + 28)[0]))
+            place += own + payload
+        at = module.find(magic, end)
+    return found
+
+
+@needs_cuda_build
+def test_the_module_serves_every_architecture_and_brings_its_runtime() -> None:
+    path = Path(native.cuda_module().__file__)
+    code = {("code", architecture) for architecture in (80, 90, 100, 120)}
+    assert kernels(path.read_bytes()) == code | {("PTX", 100), ("PTX", 120)}
+    ldd = shutil.which("ldd")
+    if ldd is not None:
+        assert "libcuda" not in subprocess.run([ldd, path], capture_output=True, text=True, check=True).stdout
 
 
 def test_info_names_a_gpu_or_says_why_there_is_none() -> None:
