@@ -321,14 +321,6 @@ def test_a_mistake_is_caught(tmp_path: Path, mistake: str) -> None:
 # --- the compiler for GPUs -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def nvcc() -> str:
-    path = shutil.which("nvcc")
-    if path is None:
-        pytest.skip("no nvcc")
-    return path
-
-
 def ptx(nvcc: str, source: str, folder: Path) -> str:
     target = folder / "kernel.ptx"
     command = [nvcc, *NVCC_FLAGS, "-arch=compute_90a", "-ptx", str(ROOT / "csrc/cuda" / source), "-o", str(target)]
