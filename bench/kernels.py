@@ -27,7 +27,8 @@ SHARES = (0.5, 0.3, 0.2, 0.1)
 CHAINS = (32, 72, 128, 256, 511)
 LABELLED, LABELLED_CHAINS, N_CLASSES = (784, 500, 1000), (32, 100, 256), 10
 FLIPPED, FLIPPED_CHAINS, STRENGTHS = (784, 500), (16, 64, 100, 256, 1024), (0.01, 0.2, 0.3, 0.4, 0.6, 0.8)
-SHORT, LONG = 7, 56  # sweeps of a call: too few for sums to be kept, and enough
+LENGTHS = (2, 6, 60)  # sweeps of a call: too few for sums to be kept, as in an update of learning, and many
+LONG = max(LENGTHS)
 SECONDS = 0.02  # of a call
 
 
@@ -114,7 +115,7 @@ def calls_of(length: int, machine: Machine, n_chains: int) -> Callable[[int], No
 
 def flips(calls: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    print(f"ms a sweep: calls of {SHORT} sweeps, calls of {LONG}\n")
+    print(f"ms a sweep: calls of {', '.join(map(str, LENGTHS))} sweeps\n")
     print("| units on, units that flip | " + " | ".join(f"{n} chains" for n in FLIPPED_CHAINS) + " |")
     print("|---|" + "---|" * len(FLIPPED_CHAINS))
     for strength in STRENGTHS:
@@ -126,11 +127,11 @@ def flips(calls: int) -> list[dict[str, object]]:
         shares = [float(x.float().mean()) for x in (after, before != after)]
         cells = []
         for n in FLIPPED_CHAINS:
-            contenders = {str(length): calls_of(length, machine, n) for length in (SHORT, LONG)}
+            contenders = {f"calls of {length}": calls_of(length, machine, n) for length in LENGTHS}
             timings = interleave(contenders, calls, SECONDS)
-            short, long = (timing.least / LONG for timing in timings.values())
-            rows.append({"on": shares[0], "flipped": shares[1], "chains": n, "short calls": short, "long calls": long})
-            cells.append(f"{short:.3f}, {long:.3f}")
+            times = {name: timing.least / LONG for name, timing in timings.items()}
+            rows.append({"on": shares[0], "flipped": shares[1], "chains": n, **times})
+            cells.append(", ".join(f"{time:.3f}" for time in times.values()))
         print(f"| {shares[0]:.2f}, {shares[1]:.2f} | " + " | ".join(cells) + " |", flush=True)
     return rows
 

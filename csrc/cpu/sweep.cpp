@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 
@@ -19,10 +20,11 @@ using Seconds = std::chrono::duration<double>;
 constexpr double kSlowestRate = 1e9;  // multiply-adds per second that the first round may count on
 constexpr int64_t kGrain = 64;        // chains at which parts are cut, where there are enough
 
-// Kernels are chosen when a call begins, and again after kFirstLook sweeps, twice as many, and so on: states change.
-constexpr int64_t kFewestSweeps = 8, kFirstLook = 2;  // of a call that is worth a second look; until that
-constexpr double kKeptShare = 0.8;                    // of the rows that are on: sums are kept where fewer flip
-constexpr int64_t kMostKept = int64_t{1} << 28;       // bytes
+// Kernels are chosen when a call begins, and again after one sweep, two, four and so on, as states change; while so
+// many times as many sweeps follow, as sums that are kept from then on begin with one sweep in full.
+constexpr int64_t kFirstLook = 1, kFollowing = 2;
+constexpr double kKeptShare = 0.8;               // of the rows that are on: sums are kept where fewer flip
+constexpr int64_t kMostKept = int64_t{1} << 28;  // bytes
 
 // Copies of the states of all layers, as bytes.
 class StateCopies {
@@ -123,8 +125,8 @@ class Before {
     for (size_t i = 0; i < states_.size(); i++) {
       const std::vector<uint8_t>& before = states_[i];
       const auto* now = static_cast<const uint8_t*>(values[i].data);
-      int64_t flipped = 0;
-      for (size_t k = 0; k < before.size(); k++) flipped += before[k] != now[k];
+      int32_t flipped = 0;  // sums of differences of bytes have an instruction
+      for (size_t k = 0; k < before.size(); k++) flipped += std::abs(before[k] - now[k]);
       shares.push_back(before.empty() ? 0. : static_cast<double>(flipped) / static_cast<double>(before.size()));
     }
     return shares;
@@ -233,7 +235,9 @@ struct SweepRun::State {
     return !stop.load();
   }
 
-  bool looks() const { return n_sweeps >= kFewestSweeps && !along.gap; }  // tables have gaps for nothing
+  bool looks() const {  // tables have gaps for nothing
+    return !along.gap && n_sweeps - next_look >= kFollowing * next_look;
+  }
 
   Part chains(int thread) const {
     return part(what.n_chains, thread, threads, what.n_chains >= kGrain * threads ? kGrain : 1);
