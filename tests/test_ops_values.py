@@ -158,6 +158,19 @@ def test_real_rows_that_end_in_states_are_added_like_any_other(sizes: tuple[int,
     assert torch.equal(ops.statistics(a, b), expected)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (9, 2, 70), (200, 2, 131), (20_000, 1, 515), (20_000, 2, 515)])
+@pytest.mark.parametrize("real", [False, True])
+def test_sums_of_one_layer_weighted_in_one_or_two_ways(sizes: tuple[int, int, int], real: bool) -> None:
+    """Bit for bit, though they have a kernel of their own; the largest keep several threads busy."""
+    n, lower, upper = sizes
+    g = torch.Generator().manual_seed(0)
+    weights, values = torch.randn(n, lower, generator=g), torch.randn(n, upper, generator=g)
+    b = values if real else (values > 0.3).to(torch.uint8)
+    expected = torch.empty(lower, upper)
+    reference.statistics(weights, b, expected)
+    assert torch.equal(ops.statistics(weights, b), expected)
+
+
 def test_bernoulli_draws_with_the_given_probabilities() -> None:
     p = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).expand(40_000, 5).contiguous()
     mean = ops.bernoulli(p, torch.arange(40_000), seed=3).float().mean(0)

@@ -59,6 +59,8 @@ struct StatisticsScratch {
   uint64_t* bits;  // [kCountWords, n_upper]
 };
 
+constexpr int kMostSums = 2;
+
 // Weighted and centred statistics: sum over chains of factor lower (upper - its offset), less the product of the lower
 // offset and the upper difference. What is null counts as 1 for factors and 0 for all others.
 struct WeightingView {
@@ -99,6 +101,11 @@ struct Kernels {
   // Rows first .. first + n of out: units of the lower layer.
   void (*statistics)(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
                      int64_t first, int64_t n, const WeightingView& weighting, StatisticsScratch& scratch);
+
+  // out[n_sums, units] = sums over chains of factor value, for factors [n_chains, n_sums] and units first .. first + n;
+  // the bits of statistics, for n_sums <= kMostSums lower units
+  void (*weighted_sums)(float* out, const float* factors, int n_sums, ValuesView values, int64_t units,
+                        int64_t n_chains, int64_t first, int64_t n);
 
   // out[n_chains] = sums over units of (value - offset) offset
   void (*offset_products)(float* out, ValuesView values, int64_t units, const float* offsets, int64_t n_chains);

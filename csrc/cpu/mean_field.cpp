@@ -10,16 +10,35 @@
 namespace bm {
 namespace cpu {
 
+namespace {
+
+// Lets a reach cover further units, whose weights count `scale` times.
+void include(mean_field::Reach& reach, const mean_field::Reach& further, double scale) {
+  reach.sum = std::max(reach.sum, further.sum * scale);
+  for (const int limb : {mean_field::kHigh, mean_field::kLow})
+    reach.norms[limb] = std::max(reach.norms[limb], further.norms[limb] * scale);
+}
+
+}  // namespace
+
 // W_q of a coupling seen from one end, as limbs.
 class Limbs {
  public:
-  Limbs(const WeightsView& weights, const mean_field::Kernels& kernels) {
-    const size_t size = static_cast<size_t>(weights.inputs + mean_field::kQuad - 1) / mean_field::kQuad *
-                        mean_field::kQuad * weights.stride;
-    high_ = Array<uint8_t>(size);
-    low_ = Array<uint8_t>(size);
+  Limbs(const WeightsView& weights, const mean_field::Kernels& kernels, int threads) {
+    const int64_t quads = (weights.inputs + mean_field::kQuad - 1) / mean_field::kQuad;
+    const int64_t size = quads * mean_field::kQuad * mean_field::kPanelUnits;  // of a panel
+    const int panels = weights.stride / mean_field::kPanelUnits;
+    high_ = Array<uint8_t>(size * panels);
+    low_ = Array<uint8_t>(size * panels);
     steps_ = Array<float>(weights.stride);
-    reach_ = kernels.split(high_.data(), low_.data(), steps_.data(), weights);
+    std::vector<mean_field::Reach> reaches(panels);
+    constexpr double kPerWeight = 10;
+#pragma omp parallel for num_threads(useful_threads(kPerWeight* weights.inputs* weights.outputs, threads))
+    for (int p = 0; p < panels; p++) {
+      const int32_t unit = p * mean_field::kPanelUnits;
+      reaches[p] = kernels.split(high_.data() + p * size, low_.data() + p * size, steps_.data() + unit, weights, unit);
+    }
+    for (const mean_field::Reach& reach : reaches) include(reach_, reach, 1);
   }
   mean_field::LimbsView view() const { return {high_.data(), low_.data(), steps_.data()}; }
   const mean_field::Reach& reach() const { return reach_; }
@@ -27,7 +46,7 @@ class Limbs {
  private:
   Array<uint8_t> high_, low_;
   Array<float> steps_;
-  mean_field::Reach reach_;
+  mean_field::Reach reach_{};
 };
 
 namespace {
@@ -90,10 +109,10 @@ class Work {
 };
 
 // Split on first use by whoever comes first.
-const Limbs& limbs_of(const Machine& machine, const InputView& input, const mean_field::Kernels& kernels) {
+const Limbs& limbs_of(const Machine& machine, const InputView& input, const mean_field::Kernels& kernels, int threads) {
   const std::lock_guard lock(machine.limbs_mutex);
   std::shared_ptr<const Limbs>& limbs = machine.limbs[2 * input.coupling + input.transposed];
-  if (!limbs) limbs = std::make_shared<const Limbs>(input.weights, kernels);
+  if (!limbs) limbs = std::make_shared<const Limbs>(input.weights, kernels, threads);
   return *limbs;
 }
 
@@ -103,7 +122,7 @@ struct Split {
   std::vector<Fineness> fineness;
 };
 
-Split split(const Machine& machine, const ProgramView& program, const mean_field::Kernels& kernels) {
+Split split(const Machine& machine, const ProgramView& program, const mean_field::Kernels& kernels, int threads) {
   Split split;
   if (!kernels.split) return split;
   // By layer: the largest of all inputs that lead from it.
@@ -111,13 +130,9 @@ Split split(const Machine& machine, const ProgramView& program, const mean_field
   for (int i = 0; i < program.n_updates; i++)
     for (int j = 0; j < program.updates[i].n_inputs; j++) {
       const InputView& input = program.updates[i].inputs[j];
-      const Limbs& limbs = limbs_of(machine, input, kernels);
+      const Limbs& limbs = limbs_of(machine, input, kernels, threads);
       split.limbs.push_back(limbs.view());
-      mean_field::Reach& reach = reaches[input.layer];
-      const double scale = std::abs(static_cast<double>(input.scale));
-      reach.sum = std::max(reach.sum, limbs.reach().sum * scale);
-      for (const int limb : {mean_field::kHigh, mean_field::kLow})
-        reach.norms[limb] = std::max(reach.norms[limb], limbs.reach().norms[limb] * scale);
+      include(reaches[input.layer], limbs.reach(), std::abs(static_cast<double>(input.scale)));
     }
   for (int i = 0; i < program.n_updates; i++) {
     const mean_field::Reach& reach = reaches[program.updates[i].layer];
@@ -171,7 +186,7 @@ void mean_field(const Machine& machine, const Program& program, const std::vecto
   staying.lay_out(cpu::dense_layers(cpu::shares_on(machine, inputs.data(), what.n_cases), what.n_cases, threads),
                   threads);
   moving.lay_out(std::vector<bool>(machine.n_layers()), threads);
-  const cpu::Split split = cpu::split(machine, moving.view(), kernels);
+  const cpu::Split split = cpu::split(machine, moving.view(), kernels, threads);
   const cpu::ThreadScratch scratch(machine, threads);
   std::atomic<bool> stop{false};
   std::vector<cpu::StopState> stops(threads, {&stop, nullptr, cpu::StopState::Clock::now()});

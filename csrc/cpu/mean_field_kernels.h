@@ -91,8 +91,8 @@ struct Kernels {
   void (*iterate)(MachineView machine, ProgramView moving, float* const* means, const LayerWork* work,
                   const LimbsView* limbs, const Iterations& what, int64_t first, int32_t n, Scratch scratch);
 
-  // Splits W_q into limbs; null where `iterate` takes none.
-  Reach (*split)(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights);
+  // Splits W_q of the outputs from `unit` on into the limbs of a panel; null where `iterate` takes none.
+  Reach (*split)(uint8_t* high, uint8_t* low, float* steps, const WeightsView& weights, int32_t unit);
 };
 
 }  // namespace mean_field

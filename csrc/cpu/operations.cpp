@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "cpu/work.h"
@@ -38,7 +39,7 @@ std::vector<double> shares_on(const Machine& machine, const ValuesView* values, 
     if (values[i].real) continue;
     const auto* states = static_cast<const uint8_t*>(values[i].data);
     const int64_t n = std::min(n_chains, kSampleChains) * machine.layer(i).units;
-    shares[i] = static_cast<double>(std::count(states, states + n, 1)) / static_cast<double>(n);
+    shares[i] = static_cast<double>(std::accumulate(states, states + n, int32_t{0})) / static_cast<double>(n);
   }
   return shares;
 }
@@ -136,6 +137,15 @@ void check_argument(const char* name, Values values, int64_t n) {
 void run_statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
                     const WeightingView& weighting, int threads) {
   threads = useful_threads(static_cast<double>(n_lower) * n_upper * n_chains, threads);
+  if (lower.real && n_lower <= kMostSums && !weighting.factors) {
+#pragma omp parallel for num_threads(threads)
+    for (int t = 0; t < threads; t++) {
+      const Part p = part(n_upper, t, threads, kPad);
+      kernels().weighted_sums(out, static_cast<const float*>(lower.data), static_cast<int>(n_lower), upper, n_upper,
+                              n_chains, p.first, p.n);
+    }
+    return;
+  }
   std::vector<Array<StatisticsScratch>> scratch;
   std::vector<Array<uint64_t>> bits;
   for (int t = 0; t < threads; t++) {

@@ -12,9 +12,9 @@ namespace {
 typedef int16_t Eight __attribute__((vector_size(16)));
 
 // Transposes 8 x 8 values in registers: three rounds of interleaving rows that are half the rest apart.
-void transpose_tile(int16_t* to, int64_t to_stride, const int16_t* from, int64_t from_stride) {
+void transpose_eight(int16_t* to, const int16_t* from, int64_t stride) {
   Eight a[8], b[8];
-  for (int i = 0; i < 8; i++) std::memcpy(&a[i], from + i * from_stride, sizeof a[i]);
+  for (int i = 0; i < 8; i++) std::memcpy(&a[i], from + i * stride, sizeof a[i]);
   for (int round = 0; round < 3; round++) {
     for (int i = 0; i < 4; i++) {
       b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
@@ -22,10 +22,23 @@ void transpose_tile(int16_t* to, int64_t to_stride, const int16_t* from, int64_t
     }
     for (int i = 0; i < 8; i++) a[i] = b[i];
   }
-  for (int i = 0; i < 8; i++) std::memcpy(to + i * to_stride, &a[i], sizeof a[i]);
+  for (int i = 0; i < 8; i++) std::memcpy(to + i * stride, &a[i], sizeof a[i]);
 }
 
-constexpr int64_t kLine = 32;  // weights of a cache line: each line of the transposed rows is written at once
+constexpr int64_t kLine = 32;  // weights of a cache line
+
+// Transposes n_rows x kLine values into n_columns rows of kLine, the rest of which is 0; a line at a time at both ends.
+// In between they lie close together: at the strides of rows, which may be powers of two, few lines would stay in the
+// first-level cache.
+void transpose_tile(int16_t* to, int64_t to_stride, int64_t n_columns, const int16_t* from, int64_t from_stride,
+                    int64_t n_rows) {
+  alignas(64) int16_t rows[kLine * kLine], columns[kLine * kLine];
+  for (int64_t i = 0; i < n_rows; i++) std::memcpy(rows + i * kLine, from + i * from_stride, kLine * sizeof *rows);
+  std::fill(rows + n_rows * kLine, rows + kLine * kLine, int16_t{0});
+  for (int64_t i = 0; i < kLine; i += 8)
+    for (int64_t j = 0; j < kLine; j += 8) transpose_eight(columns + j * kLine + i, rows + i * kLine + j, kLine);
+  for (int64_t j = 0; j < n_columns; j++) std::memcpy(to + j * to_stride, columns + j * kLine, kLine * sizeof *columns);
+}
 
 }  // namespace
 
@@ -64,16 +77,12 @@ WeightsView CouplingWeights::shape(bool transposed) const {
 
 void CouplingWeights::transpose(int16_t* rows, int64_t first, int64_t n) const {
   const int64_t stride = padded(lower_), from_stride = padded(upper_);
-  for (int64_t j = 0; j < upper_; j += 8) {
-    for (int64_t i = first; i < first + n; i += 8) {
-      const int16_t* from = rows_.data() + i * from_stride + j;
-      int16_t* to = rows + j * stride + i;
-      if (i + 8 <= lower_ && j + 8 <= upper_) {
-        transpose_tile(to, stride, from, from_stride);
-        continue;
-      }
-      for (int64_t y = 0; y < std::min<int64_t>(8, upper_ - j); y++)
-        for (int64_t x = 0; x < 8; x++) to[y * stride + x] = i + x < lower_ ? from[x * from_stride + y] : int16_t{0};
+  for (int64_t i = first; i < first + n; i += kLine) {
+    for (int64_t j = 0; j < upper_; j += kLine) {
+      for (int64_t next = j + kLine; next < std::min<int64_t>(j + 2 * kLine, upper_); next++)
+        __builtin_prefetch(rows + next * stride + i, 1);  // to write: no prefetcher of a core follows such strides
+      transpose_tile(rows + j * stride + i, stride, std::min(kLine, upper_ - j), rows_.data() + i * from_stride + j,
+                     from_stride, std::clamp<int64_t>(lower_ - i, 0, kLine));
     }
   }
 }

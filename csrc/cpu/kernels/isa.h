@@ -19,6 +19,8 @@ void free_energy(double* out, MachineView machine, ProgramView summed, const boo
                  int64_t n, Scratch scratch);
 void statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper, int64_t n_chains,
                 int64_t first, int64_t n, const WeightingView& weighting, StatisticsScratch& scratch);
+void weighted_sums(float* out, const float* factors, int n_sums, ValuesView values, int64_t units, int64_t n_chains,
+                   int64_t first, int64_t n);
 void offset_products(float* out, ValuesView values, int64_t units, const float* offsets, int64_t n_chains);
 void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, int64_t units, uint64_t seed,
                uint32_t sweep, uint32_t layer_and_purpose, int64_t first, int64_t n);

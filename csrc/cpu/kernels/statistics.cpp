@@ -24,8 +24,7 @@ static inline void pack(uint64_t* __restrict bits, const uint8_t* __restrict sta
     for (int64_t u = 0; u < n_units; u++) bits[u] |= static_cast<uint64_t>(states[c * stride + u]) << c;
 }
 
-// --- a panel of chains
-// ------------------------------------------------------------------------------------------------
+// --- a panel of chains ----------------------------------------------------------------------------------------------
 
 template <class T>
 static inline void load_row(float* __restrict to, const T* __restrict from, const float* __restrict offsets,
@@ -339,41 +338,6 @@ void statistics(float* out, ValuesView lower, int64_t n_lower, ValuesView upper,
   } else {
     add_panels(out, lower, n_lower, upper, n_upper, n_chains, first, n, weighting, scratch);
   }
-}
-
-// --- sums of one layer
-// ------------------------------------------------------------------------------------------------
-
-constexpr int kDotLanes = 16;  // of every dot product: fixed, so that the order is the same on every instruction set
-
-template <class T>
-static float offset_product(const T* values, const float* offsets, int64_t units) {
-  constexpr int kVectors = kDotLanes / kFloatLanes;
-  Floats sums[kVectors] = {};
-  for (int64_t unit = 0; unit < units; unit += kDotLanes) {
-    alignas(64) float value[kDotLanes] = {}, offset[kDotLanes] = {};
-    if (units - unit >= kDotLanes) {
-      for (int i = 0; i < kDotLanes; i++) value[i] = values[unit + i], offset[i] = offsets[unit + i];
-    } else {
-      for (int i = 0; unit + i < units; i++) value[i] = values[unit + i], offset[i] = offsets[unit + i];
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) {
-      const Floats o = load<Floats>(offset + v * kFloatLanes);
-      sums[v] = fma(load<Floats>(value + v * kFloatLanes) - o, o, sums[v]);
-    }
-  }
-  alignas(64) float lanes[kDotLanes];
-  for (int v = 0; v < kVectors; v++) store(lanes + v * kFloatLanes, sums[v]);
-  for (int half = kDotLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
-void offset_products(float* out, ValuesView values, int64_t units, const float* offsets, int64_t n_chains) {
-  for (int64_t c = 0; c < n_chains; c++)
-    out[c] = values.real ? offset_product(static_cast<const float*>(values.data) + c * units, offsets, units)
-                         : offset_product(static_cast<const uint8_t*>(values.data) + c * units, offsets, units);
 }
 
 }  // namespace bm::cpu::BM_ISA
