@@ -12,6 +12,13 @@ namespace bm::cpu {
 
 constexpr int32_t kBlockChains = 128;  // chains whose fields are computed together, at most
 
+constexpr int32_t kRunInputs = 48;  // whose rounded sums fit 16 bits
+
+// The largest size of the sum of some weights of a unit: from inputs of one run, and from all.
+struct SumBounds {
+  int64_t run, all;
+};
+
 // What chains keep from one sweep to the next: for each input sums of rows, and the states that they are the sums of.
 // Zeros belong together.
 struct KeptView {
@@ -116,6 +123,7 @@ struct Kernels {
   uint32_t (*largest_magnitude)(const float* values, int64_t n);  // bits of the largest |value|; NaN is the largest
   uint8_t (*largest_byte)(const uint8_t* bytes, int64_t n);
   void (*quantise)(int16_t* out, const float* values, int64_t n, float scale);
+  SumBounds (*sum_bounds)(WeightsView weights);  // above the true ones by a few percent at most
 
   const mean_field::Kernels* mean_field;
   const lookup::Kernels* lookup;  // null where the instruction set has none

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <vector>
 
+#include "cpu/rounding.h"
 #include "cpu/weights.h"
 #include "ops.h"
 
@@ -62,6 +63,9 @@ class ProgramPlan {
 
   // Fetches the rows of weights, and marks the inputs that come from dense layers.
   void lay_out(const std::vector<bool>& is_dense, int threads);
+
+  // After lay_out: which updates take rounded sums, where it pays.
+  void round_sums(const Outlook& outlook, int threads);
   ProgramPlan(const ProgramPlan&) = delete;
   ProgramPlan& operator=(const ProgramPlan&) = delete;
   ProgramView view() const { return {static_cast<int>(updates_.size()), updates_.data()}; }

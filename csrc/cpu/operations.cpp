@@ -44,13 +44,26 @@ std::vector<double> shares_on(const Machine& machine, const ValuesView* values, 
   return shares;
 }
 
-std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads) {
-  // Rows cost what entries do from this share on, and tables what so many chains add. Measured: docs/kernels.md
-  constexpr double kShare = 0.21, kChains = 10;
+namespace {
+
+// Rows cost what entries do from `share` on, and tables what `chains` chains add.
+std::vector<bool> tables_layers(double share, double chains, const std::vector<double>& shares, int64_t n_chains,
+                                int threads) {
   const int64_t together = std::clamp<int64_t>(n_chains / threads, 1, kBlockChains);
-  std::vector<bool> is_dense;
-  for (const double share : shares) is_dense.push_back(share > kShare + kChains / static_cast<double>(together));
-  return is_dense;
+  std::vector<bool> pay;
+  for (const double of_layer : shares) pay.push_back(of_layer > share + chains / static_cast<double>(together));
+  return pay;
+}
+
+}  // namespace
+
+// Measured: docs/kernels.md
+std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads) {
+  return tables_layers(0.21, 10, shares, n_chains, threads);
+}
+
+std::vector<bool> rounded_layers(const std::vector<double>& shares, int64_t n_chains, int threads) {
+  return tables_layers(0.15, 4, shares, n_chains, threads);
 }
 
 namespace {

@@ -25,6 +25,7 @@ constexpr int64_t kGrain = 64;        // chains at which parts are cut, where th
 constexpr int64_t kFirstLook = 1, kFollowing = 2;
 constexpr double kKeptShare = 0.8;               // of the rows that are on: sums are kept where fewer flip
 constexpr int64_t kMostKept = int64_t{1} << 28;  // bytes
+constexpr double kDenseShare = 0.1;              // of a sweep's multiply-adds: lookups only where so many are dense
 
 // Copies of the states of all layers, as bytes.
 class StateCopies {
@@ -65,6 +66,34 @@ double share_of_rows(const ProgramView& program, const std::vector<double>& shar
       all += products;
     }
   return all > 0 ? added / all : 0;
+}
+
+// Of the multiply-adds of a sweep, the share that the dense kernel has to do.
+double share_of_dense(const ProgramView& program) {
+  double dense = 0, all = 0;
+  for (int i = 0; i < program.n_updates; i++)
+    for (int j = 0; j < program.updates[i].n_inputs; j++) {
+      const InputView& input = program.updates[i].inputs[j];
+      const double products = static_cast<double>(input.weights.inputs) * input.weights.outputs;
+      dense += input.dense && !input.rounded ? products : 0;
+      all += products;
+    }
+  return all > 0 ? dense / all : 0;
+}
+
+double most_beta(const Sweep& what) {
+  double most = what.beta ? 0 : 1;
+  for (int64_t c = 0; what.beta && c < what.n_chains; c++)
+    most = std::max(most, std::abs(static_cast<double>(what.beta[c])));
+  return most;
+}
+
+double most_base(const Machine& machine, const Sweep& what) {
+  double most = 0;
+  for (size_t i = 0; i < what.base.size(); i++)
+    for (int32_t u = 0; u < machine.layer(static_cast<int>(i)).units; u++)
+      most = std::max(most, std::abs(static_cast<double>(what.base[i][u])));
+  return most;
 }
 
 // Tables in registers serve one block of chains: they cost the same for all chains of a register and however many rows
@@ -168,18 +197,23 @@ struct SweepRun::State {
     if (along.anneal) annealing = *along.anneal;
     stops[0].interrupted = &interrupted;
     check_values(machine, copies.values(), std::vector<bool>(machine.n_layers(), true), what.n_chains, threads);
-    choose(shares_on(machine, copies.values(), what.n_chains));
+    const std::vector<double> on = shares_on(machine, copies.values(), what.n_chains);
+    choose(on, on);
   }
 
-  // Which kernels run from here on, given the shares of rows that they would have to add.
-  void choose(const std::vector<double>& shares) {
+  // Which kernels run from here on, given the shares of units that are on and of rows that would have to be added.
+  void choose(const std::vector<double>& on, const std::vector<double>& added) {
     unpack();
     lookup_parts.clear();
     const int64_t n_chains = what.n_chains;
+    plan.lay_out(dense_layers(added, n_chains, threads), threads);
+    if (!along.anneal)
+      plan.round_sums({rounded_layers(added, n_chains, threads), on, most_beta(what), most_base(machine, what)},
+                      threads);
     const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done;  // sweeps that tables would serve
-    const auto tables =
-        along.anneal ? std::nullopt : choose_lookup(machine, plan.view(), shares, n_chains, sure, threads);
-    if (tables) {
+    const bool wanted = !along.anneal && (along.gap || share_of_dense(plan.view()) > kDenseShare);
+    if (const auto tables =
+            wanted ? choose_lookup(machine, plan.view(), added, n_chains, sure, threads) : std::nullopt) {
       for (int t = 0; t < threads; t++) {
         const Part p = chains(t);
         lookup_parts.push_back(lookup_part(machine, plan.view(), view, p.first, p.n, *tables, threads));
@@ -187,7 +221,6 @@ struct SweepRun::State {
       }
       return;
     }
-    plan.lay_out(dense_layers(shares, n_chains, threads), threads);
     if (!along.gap || energies) return;
     Block upward;
     for (int i = 0; i < machine.n_couplings(); i++) upward.push_back({machine.coupling(i).upper, {{i, false, 1.}}});
@@ -201,7 +234,7 @@ struct SweepRun::State {
     std::vector<double> added = before.shares_flipped(copies.values());
     for (size_t i = 0; i < on.size(); i++) added[i] = std::min(added[i], on[i]);
     keeps = share_of_rows(plan.view(), added) < kKeptShare * share_of_rows(plan.view(), on) && take_kept();
-    choose(keeps ? added : on);
+    choose(on, keeps ? added : on);
   }
 
   // Memory for what is kept, the first time that it is wanted; false where that is too much or cannot be had.

@@ -30,20 +30,31 @@ struct WeightsView {
   const int16_t* rows;  // [inputs, stride], 64-byte aligned, zero beyond the last output
 };
 
+// How sums of W_q are rounded: weights down to multiples of 2^fine, of which the sums of one run of inputs fit 16 bits,
+// and these down to multiples of 2^coarse, of which the sums of all do.
+struct Rounding {
+  int fine, coarse;
+};
+
 struct InputView {
   int coupling;
   bool transposed;
   int layer;     // the source
   float scale;   // of the integer sum: the input's own scale times 2^-f
   bool dense;    // so many of its states are 1 that the dense kernel is faster
+  bool rounded;  // so many that draws take rounded sums; then `rounding` says how
+  Rounding rounding;
   int64_t kept;  // where sums of these rows begin in what is kept of a chain, in bytes; the states follow
   WeightsView weights;
+  const int16_t* columns;  // [outputs, padded inputs], the same weights by output; null unless the update is rounded
 };
 
 struct UpdateView {
   int layer;
   int n_inputs;
   const InputView* inputs;  // [n_inputs]
+  bool rounded;             // some input is
+  float slack;  // of rounded updates: the most that floats may add to what rounding of sums changes a field by
 };
 
 // One sweep: the updates of all blocks in order. Within a block the order does not matter.

@@ -99,6 +99,15 @@ const int16_t* CouplingWeights::rows(bool transposed, int threads) const {
   return transposed_.data();
 }
 
+const SumBounds& CouplingWeights::bounds(bool transposed) const {
+  std::call_once(bounds_once_[transposed], [&] {
+    WeightsView weights = shape(transposed);
+    weights.rows = rows(transposed, 1);
+    bounds_[transposed] = kernels().sum_bounds(weights);
+  });
+  return bounds_[transposed];
+}
+
 void CouplingWeights::read(int16_t* out) const {
   for (int64_t i = 0; i < lower_; i++) std::copy_n(rows_.data() + i * padded(upper_), upper_, out + i * upper_);
 }

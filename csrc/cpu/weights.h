@@ -6,7 +6,7 @@
 #include <mutex>
 #include <new>
 
-#include "cpu/views.h"
+#include "cpu/kernels.h"
 
 namespace bm::cpu {
 
@@ -41,15 +41,17 @@ class CouplingWeights {
 
   WeightsView shape(bool transposed) const;  // without rows
   const int16_t* rows(bool transposed, int threads) const;
-  void read(int16_t* out) const;  // [lower, upper]
+  const SumBounds& bounds(bool transposed) const;  // of the sums of rows
+  void read(int16_t* out) const;                   // [lower, upper]
 
  private:
   void transpose(int16_t* rows, int64_t first, int64_t n) const;  // columns of the transposed rows
 
   int32_t lower_, upper_;
   Array<int16_t> rows_;
-  mutable std::once_flag once_;
+  mutable std::once_flag once_, bounds_once_[2];
   mutable Array<int16_t> transposed_;
+  mutable SumBounds bounds_[2];
 };
 
 }  // namespace bm::cpu

@@ -86,6 +86,9 @@ std::vector<double> shares_on(const Machine& machine, const ValuesView* values, 
 // Per layer: whether the dense kernel pays, given the shares of their rows that would have to be added otherwise.
 std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads);
 
+// The same for rounded sums.
+std::vector<bool> rounded_layers(const std::vector<double>& shares, int64_t n_chains, int threads);
+
 // Throws std::invalid_argument, naming the layer, where a layer that is read has a binary value above 1 or a real one
 // that is not finite.
 void check_values(const Machine& machine, const ValuesView* values, const std::vector<bool>& is_read, int64_t n_chains,

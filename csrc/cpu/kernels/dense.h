@@ -61,10 +61,11 @@ static inline int32_t subset_groups(int32_t inputs) {
 }
 
 // indices[n_groups]: for each four inputs the place of their subset in `high` of a table, in bytes; groups are padded
-// by empty subsets.
-static inline void index_subsets(uint16_t* __restrict indices, int32_t n_groups, const uint8_t* __restrict states,
-                                 int32_t units) {
+// by empty subsets. Returns how many inputs are on.
+static inline int32_t index_subsets(uint16_t* __restrict indices, int32_t n_groups, const uint8_t* __restrict states,
+                                    int32_t units) {
   const int32_t whole = units / kSubsetInputs;
+  int32_t n_on = 0;
   for (int32_t g = 0; g < whole; g++) {
     uint32_t four;  // bytes of 0 or 1
     memcpy(&four, states + g * kSubsetInputs, sizeof four);
@@ -73,6 +74,8 @@ static inline void index_subsets(uint16_t* __restrict indices, int32_t n_groups,
   for (int32_t g = whole; g < n_groups; g++) indices[g] = 0;
   for (int32_t u = whole * kSubsetInputs; u < units; u++)
     indices[whole] += static_cast<uint16_t>((states[u] << u % kSubsetInputs) * sizeof(HalfBytes));
+  for (int32_t u = 0; u < units; u++) n_on += states[u];
+  return n_on;
 }
 
 // sums[n] += the entries that each of n chains takes from n_tables tables

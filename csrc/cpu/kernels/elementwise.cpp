@@ -34,6 +34,40 @@ void quantise(int16_t* __restrict out, const float* __restrict values, int64_t n
   for (int64_t i = 0; i < n; i++) out[i] = static_cast<int16_t>(units::bits_of(values[i] * scale + kMagic));
 }
 
+// In units of 64, each weight rounded up to the next: 48 of at most 512 fit 16 bits.
+SumBounds sum_bounds(WeightsView weights) {
+  constexpr int kUnit = 6;
+  static_assert(kRunInputs << (15 - kUnit) < 1 << 16);
+  SumBounds bounds = {0, 0};
+  for (int32_t unit = 0; unit < weights.outputs; unit += kShortLanes) {
+    int32_t above[kShortLanes] = {}, below[kShortLanes] = {}, run = 0;
+    for (int32_t first = 0; first < weights.inputs; first += kRunInputs) {
+      const int32_t end = weights.inputs - first < kRunInputs ? weights.inputs : first + kRunInputs;
+      Words positive = Words{}, negative = Words{};
+      for (int32_t i = first; i < end; i++) {
+        const Shorts w = load<Shorts>(weights.rows + i * static_cast<int64_t>(weights.stride) + unit);
+        const Words sign = reinterpret_cast<Words>(w >> 15);
+        const Words size = (reinterpret_cast<Words>(w) ^ sign) >> kUnit;  // of -1 - w where w is negative
+        positive += size & ~sign;
+        negative += size & sign;
+      }
+      for (int u = 0; u < kShortLanes; u++) {
+        const int32_t up = positive[u] + end - first, down = negative[u] + end - first;
+        above[u] += up;
+        below[u] += down;
+        run = up > run ? up : run;
+        run = down > run ? down : run;
+      }
+    }
+    for (int u = 0; u < kShortLanes; u++) {
+      bounds.all = above[u] > bounds.all ? above[u] : bounds.all;
+      bounds.all = below[u] > bounds.all ? below[u] : bounds.all;
+    }
+    bounds.run = run > bounds.run ? run : bounds.run;
+  }
+  return {bounds.run << kUnit, bounds.all << kUnit};
+}
+
 uint8_t largest_byte(const uint8_t* bytes, int64_t n) {
   uint8_t largest = 0;
   for (int64_t i = 0; i < n; i++) largest = bytes[i] > largest ? bytes[i] : largest;

@@ -157,7 +157,7 @@ void free_energy(double* out, MachineView machine, ProgramView summed, const boo
     for (int i = 0; i < summed.n_updates; i++) {
       const LayerView& layer = machine.layers[summed.updates[i].layer];
       const float* layer_base = base ? base[summed.updates[i].layer] : nullptr;
-      block_fields(machine, summed.updates[i], values, chain, block, scratch, {never, nullptr});
+      block_fields(machine, summed.updates[i], values, chain, block, scratch, nullptr, {never, nullptr});
       for (int32_t c = 0; c < block; c++) {
         const float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
         float* tempered = reinterpret_cast<float*>(scratch.sums);

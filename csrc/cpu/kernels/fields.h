@@ -9,7 +9,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/kernels/dense.h"
+#include "cpu/kernels/rounded.h"
 #include "cpu/kernels/vector.h"
 #if defined(__AVX512BW__)
 #include "cpu/kernels/avx512.h"
@@ -292,8 +292,9 @@ static inline void copy_biases(float* fields, const LayerView& layer, int32_t n)
 
 // scratch.fields[n, padded units of the updated layer] for chains first .. first + n, at most
 // kBlockChains; false if asked to stop.
+// reach: [n], grows by what rounding of sums may change fields by; null where they must be exact
 static inline bool block_fields(MachineView machine, const UpdateView& update, const ValuesView* values, int64_t first,
-                                int32_t n, Scratch scratch, StopView stop) {
+                                int32_t n, Scratch scratch, float* reach, StopView stop) {
   const LayerView& layer = machine.layers[update.layer];
   if (stop.requested()) return false;
   float* const fields = scratch.fields;
@@ -304,12 +305,14 @@ static inline bool block_fields(MachineView machine, const UpdateView& update, c
     const int64_t start = first * input.weights.inputs;
     const auto* states = static_cast<const uint8_t*>(source.data);
     const auto* reals = static_cast<const float*>(source.data);
+    const bool rounded = reach && input.rounded;
     bool goes_on;
-    if (!source.real && !input.dense) {
+    if (!source.real && !input.dense && !rounded) {
       goes_on = add_binary_input(fields, from, input, states + start, first, n, scratch, stop);
     } else {
       if (from != fields) copy_biases(fields, layer, n);
       goes_on = source.real ? add_real_input(fields, input, reals + start, n, stop)
+                : rounded   ? add_rounded_input(fields, reach, input, states + start, n, scratch.rows, stop)
                             : add_dense_input(fields, input, states + start, n, scratch.rows, stop);
     }
     if (!goes_on) return false;

@@ -1,6 +1,7 @@
 // Block Gibbs sweeps and means of one layer, a block of chains at a time, so that the rows of W_q for a tile of output
 // units are read from the second-level cache by all of its chains.
 #include "cpu/kernels/anneal.h"
+#include "cpu/kernels/doubt.h"
 #include "cpu/kernels/isa.h"
 
 namespace bm::cpu::BM_ISA {
@@ -35,8 +36,10 @@ static void draw_softmax_chain(const float* x, const LayerView& layer, uint8_t* 
   state[on] = 1;
 }
 
-static void draw_chain(float* x, const LayerView& layer, int index, const SweepView& what, int64_t sweep,
-                       int64_t chain) {
+// reach: of the fields, which come from rounded sums; null where they are exact
+static void draw_chain(float* x, const LayerView& layer, const UpdateView& update, const SweepView& what,
+                       const ValuesView* values, const float* reach, int64_t sweep, int64_t chain) {
+  const int index = update.layer;
   const float* beta = what.anneal ? what.anneal->betas + sweep + 1 : what.beta ? what.beta + chain : nullptr;
   const float* base = what.base ? what.base[index] : nullptr;
   const int64_t start = chain * layer.units;
@@ -52,6 +55,7 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
     draw_softmax_chain(x, layer, static_cast<uint8_t*>(what.states[index]) + start, clamp, means, words[0]);
     return;
   }
+  const Doubt doubt(reach ? tempered_reach(*reach, update.slack, beta, base) : 0.f);
   constexpr int kTiles = 2;  // whose random numbers hide each other's latencies
   alignas(64) uint32_t drawn_words[kTiles * kPad];
   for (int32_t unit = 0; unit < layer.units; unit += kPad) {
@@ -71,7 +75,18 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
     } else {
       alignas(64) uint8_t drawn[kPad];
       uint8_t* state = static_cast<uint8_t*>(what.states[index]) + start + unit;
-      tile_decisions(drawn, x + unit, words);
+      if (reach) {
+        uint64_t open = tile_likely_decisions(drawn, x + unit, words, doubt);
+        for (; open; open &= open - 1) {
+          const int u = __builtin_ctzll(open);
+          if (u >= n) break;
+          float field = exact_field(layer, update, values, chain, unit + u);
+          temper(&field, beta, base ? base + unit + u : nullptr, 1);
+          drawn[u] = units::decide(field, words[u]);
+        }
+      } else {
+        tile_decisions(drawn, x + unit, words);
+      }
       if (clamp) keep_held(drawn, state, clamp + unit, n);
       memcpy(state, drawn, n);
       if (means && clamp)
@@ -79,6 +94,11 @@ static void draw_chain(float* x, const LayerView& layer, int index, const SweepV
     }
     if (means) memcpy(means + unit, mean, n * sizeof(float));
   }
+}
+
+// Annealing changes all inverse temperatures in every sweep, and means take exact fields.
+static bool takes_rounded(const UpdateView& update, const SweepView& what, int64_t sweep) {
+  return update.rounded && !what.anneal && !(what.means[update.layer] && sweep + 1 == what.n_sweeps);
 }
 
 bool sweep(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values, int64_t first,
@@ -90,11 +110,16 @@ bool sweep(MachineView machine, ProgramView program, const SweepView& what, cons
       for (int i = 0; i < program.n_updates; i++) {
         const UpdateView& update = program.updates[i];
         const LayerView& layer = machine.layers[update.layer];
-        if (!block_fields(machine, update, values, chain, block, scratch, stop)) return false;
+        float reach[kBlockChains];
+        for (int32_t c = 0; c < block; c++) reach[c] = update.slack;
+        const bool rounded = takes_rounded(update, what, s);
+        if (!block_fields(machine, update, values, chain, block, scratch, rounded ? reach : nullptr, stop))
+          return false;
         if (what.anneal && i < what.anneal->n_summed)
           weigh_fields(layer, what.base[update.layer], *what.anneal, s, scratch.fields, chain, block);
         for (int32_t c = 0; c < block; c++)
-          draw_chain(scratch.fields + c * static_cast<int64_t>(layer.padded), layer, update.layer, what, s, chain + c);
+          draw_chain(scratch.fields + c * static_cast<int64_t>(layer.padded), layer, update, what, values,
+                     rounded ? reach + c : nullptr, s, chain + c);
       }
     }
   }
@@ -106,7 +131,7 @@ void layer_means(float* out, MachineView machine, UpdateView update, const Value
   const LayerView& layer = machine.layers[update.layer];
   for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
     const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
-    block_fields(machine, update, values, chain, block, scratch, {never, nullptr});
+    block_fields(machine, update, values, chain, block, scratch, nullptr, {never, nullptr});
     for (int32_t c = 0; c < block; c++) {
       float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
       const float* beta = how.beta ? how.beta + chain + c : nullptr;

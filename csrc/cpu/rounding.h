@@ -1,0 +1,28 @@
+// Whether draws may take rounded sums, and how these are rounded.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace bm::cpu {
+
+// The finest rounding by which sums fit 16 bits, given their bounds and the number of inputs.
+Rounding finest_rounding(const SumBounds& bounds, int32_t inputs);
+
+// What sums so rounded may be off by, in units of W_q, with a share of the inputs on.
+double rounding_reach(const Rounding& rounding, int32_t inputs, double share_on);
+
+// Whether it pays to make up for draws in doubt: those whose random numbers fall within `reach` of a field. A unit's
+// probability grows by at most a quarter of what its field does. weights: those that one unit reads.
+bool few_in_doubt(double reach, int64_t units, int64_t weights);
+
+// What a sweep is like, as far as it can be told when it begins.
+struct Outlook {
+  std::vector<bool> is_many;     // per layer: so many states are on that rounded sums are the fastest
+  std::vector<double> share_on;  // per layer
+  double most_beta;              // sizes of the largest inverse temperature and
+  double most_base;              // of the largest base bias
+};
+
+}  // namespace bm::cpu
