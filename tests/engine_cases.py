@@ -19,14 +19,21 @@ from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 
 SIZES = ((1, 1), (3, 4), (5, 63), (64, 65), (65, 129), (257, 3), (300, 513))
 
+FAR = 1e7  # a bias that makes floats so coarse that draws of its layer take no rounded sums
 
-def make_machine(graph: Graph, seed: int = 0, scale: float = 0.4, device: torch.device | str = "cpu") -> Machine:
+
+def make_machine(
+    graph: Graph, seed: int = 0, scale: float = 0.4, device: torch.device | str = "cpu", *, far: bool = False
+) -> Machine:
+    """far: draws take no rounded sums."""
     g = torch.Generator().manual_seed(seed)
     weights = [
         scale * torch.randn(graph.layers[c.lower].units, graph.layers[c.upper].units, generator=g)
         for c in graph.couplings
     ]
     biases = [0.5 * torch.randn(layer.units, generator=g) for layer in graph.layers]
+    for bias in biases if far else []:
+        bias[-1] = FAR
     precisions = [
         0.5 + torch.rand(layer.units, generator=g) if layer.kind is Kind.GAUSSIAN else None for layer in graph.layers
     ]

@@ -21,8 +21,8 @@ bool few_in_doubt(double reach, int64_t units, int64_t weights);
 struct Outlook {
   std::vector<bool> is_many;     // per layer: so many states are on that rounded sums are the fastest
   std::vector<double> share_on;  // per layer
-  double most_beta;              // sizes of the largest inverse temperature and
-  double most_base;              // of the largest base bias
+  double most_beta;              // the highest inverse temperature
+  double most_base;              // the largest size of a base bias
 };
 
 }  // namespace bm::cpu

@@ -83,8 +83,7 @@ double share_of_dense(const ProgramView& program) {
 
 double most_beta(const Sweep& what) {
   double most = what.beta ? 0 : 1;
-  for (int64_t c = 0; what.beta && c < what.n_chains; c++)
-    most = std::max(most, std::abs(static_cast<double>(what.beta[c])));
+  for (int64_t c = 0; what.beta && c < what.n_chains; c++) most = std::max(most, static_cast<double>(what.beta[c]));
   return most;
 }
 

@@ -20,7 +20,7 @@ struct Doubt {
 // What temper makes of a reach; slack: the part of it that is due to floats, of base biases too.
 static inline float tempered_reach(float reach, float slack, const float* beta, const float* base) {
   if (!beta) return reach;
-  return __builtin_fabsf(*beta) * reach + (base ? __builtin_fabsf(1.f - *beta) * slack : 0.f);
+  return *beta * reach + (base ? __builtin_fabsf(1.f - *beta) * slack : 0.f);
 }
 
 // Bit u: whether unit u of a tile of 64 is in doubt; what is drawn for the others. fma(u, e, u) never falls as e rises.
