@@ -1,8 +1,8 @@
 """Mean field and updates of a Bernoulli DBM in bm_fast and torch, behind the interface of trainers.py.
 
 Every library computes the fields of the data once and makes all iterations, whatever has come to rest. With a tolerance
-bm_fast leaves out each case that has come to rest, and torch stops once all have. Weights and data of mean field are
-random, or those of a trained machine; updates take the centred gradient with as many chains as a batch has rows.
+bm_fast leaves out each case that has come to rest, and torch stops once all have. Weights and data are random, or those
+of a trained machine; updates take the centred gradient with as many chains as a batch has rows.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def torch_mean_field(
     return means
 
 
-def trained(checkpoint: Path, data: str, n_cases: int) -> Problem:
-    """A DBM of Bernoulli layers that was saved, and the first test cases of the data set that it was trained on."""
+def trained(checkpoint: Path, data: str, split: str, n_cases: int | None = None) -> Problem:
+    """A DBM of Bernoulli layers that was saved, and the first cases of the data set that it was trained on."""
     from bm_fast import DBM
     from bm_fast.data import load
 
@@ -53,10 +53,17 @@ def trained(checkpoint: Path, data: str, n_cases: int) -> Problem:
     if dbm.log_precision is not None or dbm.n_classes is not None:
         raise ValueError(f"--checkpoint {checkpoint}: expected a DBM of Bernoulli layers without labels")
     dataset = load(data)
-    images = dataset.split("test")
-    cases = dataset.binarised().split("test") if images.is_floating_point() else images
-    weights, biases = (tuple(value.detach() for value in values) for values in (dbm.weights, dbm.biases))
+    images = dataset.split(split)
+    cases = dataset.binarised().split(split) if images.is_floating_point() else images
+    weights, biases = (tuple(value.detach().clone() for value in values) for values in (dbm.weights, dbm.biases))
     return Problem(dbm.units, weights, biases, cases[:n_cases].float())
+
+
+def untrained(units: tuple[int, ...]) -> Problem:
+    """Small random weights, and rows with as many ones as digits have."""
+    rows = random_rows(units[0])
+    weights = tuple(torch.randn(a, b) * 0.01 for a, b in itertools.pairwise(units))
+    return Problem(units, weights, (torch.logit(rows.mean(0)), *(torch.zeros(n) for n in units[1:])), rows)
 
 
 # --- mean field -------------------------------------------------------------------------------------------------------
@@ -104,37 +111,39 @@ class TorchMeanField(Trainer):
 # --- updates ----------------------------------------------------------------------------------------------------------
 
 
-def first_visible_bias(n_visible: int) -> Tensor:
-    return torch.logit(random_rows(n_visible).mean(0))
+WARMING = 20  # updates that let chains leave their start
 
 
 class BmFastUpdate(Fitted):
     """With torch's SGD."""
 
-    def __init__(self, units: tuple[int, ...], batch: int) -> None:
+    def __init__(self, problem: Problem, batch: int) -> None:
         from bm_fast import DBM
         from bm_fast.training import MeanFieldPCD
         from bm_fast.training import Trainer as DBMTrainer
 
-        dbm = DBM(units)
+        dbm = DBM(problem.units)
         with torch.no_grad():
-            dbm.biases[0].copy_(first_visible_bias(units[0]))
+            for own, given in zip((*dbm.weights, *dbm.biases), (*problem.weights, *problem.biases), strict=True):
+                own.copy_(given)
         optimizer = torch.optim.SGD(dbm.parameters(), lr=LEARNING_RATE)
         estimator = MeanFieldPCD(n_chains=batch, sweeps=SWEEPS, iterations=ITERATIONS, tolerance=0.0)
         trainer = DBMTrainer(dbm, optimizer, estimator, batch_size=batch)
-        super().__init__(trainer, random_rows(units[0]).to(torch.uint8))
+        super().__init__(trainer, problem.visible.to(torch.uint8))
+        self.run(WARMING)
 
 
 class TorchUpdate(Trainer):
     """Parameters are updated in place; the last layers drawn give their means to the gradient."""
 
-    def __init__(self, units: tuple[int, ...], batch: int, *, compiled: bool = False) -> None:
-        self.weights = [torch.randn(a, b) * 0.01 for a, b in itertools.pairwise(units)]
-        self.biases = [first_visible_bias(units[0]), *(torch.zeros(n) for n in units[1:])]
-        self.offsets = [torch.zeros(n) for n in units]
-        self.batches = shuffled(random_rows(units[0]), batch)
-        self.chains = [torch.zeros(batch, n) for n in units]
+    def __init__(self, problem: Problem, batch: int, *, compiled: bool = False) -> None:
+        self.weights = [weight.clone() for weight in problem.weights]
+        self.biases = [bias.clone() for bias in problem.biases]
+        self.offsets = [torch.zeros(n) for n in problem.units]
+        self.batches = shuffled(problem.visible, batch)
+        self.chains = [torch.zeros(batch, n) for n in problem.units]
         self.step = torch.compile(self.update) if compiled else self.update
+        self.run(WARMING)
 
     def sweep(self, chains: list[Tensor], *, last: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Even layers first, then odd ones; states, and what the gradient takes of each layer."""
@@ -182,8 +191,8 @@ MEAN_FIELD: dict[str, Callable[[Problem, float], Trainer]] = {
     "torch-compile": lambda problem, tolerance: TorchMeanField(problem, tolerance, compiled=True),
 }
 
-DEEP_TRAINERS: dict[str, Callable[[tuple[int, ...], int], Trainer]] = {
+DEEP_TRAINERS: dict[str, Callable[[Problem, int], Trainer]] = {
     "bm_fast": BmFastUpdate,
     "torch": TorchUpdate,
-    "torch-compile": lambda units, batch: TorchUpdate(units, batch, compiled=True),
+    "torch-compile": lambda problem, batch: TorchUpdate(problem, batch, compiled=True),
 }

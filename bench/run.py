@@ -76,6 +76,7 @@ WORKLOADS = {
         ("s/60,000 rows",),
     ),
     "dbm": Workload("Update of a DBM", "rows and chains", "update", ("s/60,000 rows",)),
+    "dbm, trained": Workload("Update of a trained DBM", "rows and chains", "update", ("s/60,000 rows",)),
 }
 
 Row = dict[str, Any]
@@ -99,7 +100,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="a saved DBM: mean field is that of this machine, on test data",
+        help="a saved DBM: mean field on test data and updates on training data are those of this machine",
     )
     parser.add_argument("--data", default="mnist", help="what that was trained on")
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
@@ -205,7 +206,7 @@ def time_mean_field(n_cases: int, options: argparse.Namespace) -> None:
         return
     from bm_fast.dbm import TOLERANCE
 
-    problem = trained(options.checkpoint, options.data, n_cases)
+    problem = trained(options.checkpoint, options.data, "test", n_cases)
     time_inference("mean field, trained", problem, 0.0, options)
     time_inference("mean field, to rest", problem, TOLERANCE, options)
 
@@ -218,9 +219,12 @@ def time_inference(workload: str, problem: Problem, tolerance: float, options: a
 
 
 def time_dbm(batch: int, options: argparse.Namespace) -> None:
-    from deep import DEEP_TRAINERS
+    from deep import DEEP_TRAINERS, trained, untrained
 
-    time_trainers("dbm", DEEP, batch, options, {name: partial(make, DEEP) for name, make in DEEP_TRAINERS.items()})
+    is_trained = options.checkpoint is not None
+    problem = trained(options.checkpoint, options.data, "train") if is_trained else untrained(DEEP)
+    makers = {name: partial(make, problem) for name, make in DEEP_TRAINERS.items()}
+    time_trainers("dbm, trained" if is_trained else "dbm", problem.units, batch, options, makers)
 
 
 def time_trainers(

@@ -55,18 +55,18 @@ def test_a_small_run_saves_its_table(tmp_path: Path) -> None:
     assert saved["environment"]["processor"] in table
 
 
-def test_mean_field_of_a_trained_machine_is_timed(tmp_path: Path) -> None:
+def test_mean_field_and_updates_of_a_trained_machine_are_timed(tmp_path: Path) -> None:
     checkpoint = tmp_path / "dbm.safetensors"
     DBM((64, 6, 5), weight_scale=1.0).save(checkpoint)
     small = (
-        "--models --batches --deep-batches --cases 9 --threads 1 --calls 1 --seconds 0.001 --libraries bm_fast torch"
+        "--models --batches --deep-batches 8 --cases 9 --threads 1 --calls 1 --seconds 0.001 --libraries bm_fast torch"
     )
     trained = ["--checkpoint", str(checkpoint), "--data", "digits", "--name", str(tmp_path / "small")]
     subprocess.run([sys.executable, str(RUN), *small.split(), *trained], check=True, capture_output=True)
     rows = json.loads((tmp_path / "small.json").read_text())["results"]
     assert [(row["workload"], row["model"], row["library"]) for row in rows] == [
         (workload, "64-6-5", library)
-        for workload in ("mean field, trained", "mean field, to rest")
+        for workload in ("mean field, trained", "mean field, to rest", "dbm, trained")
         for library in ("bm_fast", "torch")
     ]
 
