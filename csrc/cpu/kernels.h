@@ -37,6 +37,7 @@ struct Scratch {
   uint16_t* rows;  // [kBlockChains, 2, padded]
   int32_t* sums;   // [padded]
   float* fields;   // [kBlockChains, padded]
+  int32_t* exact;  // [inputs of an update, kBlockChains, padded], sums of W_q; null where no interactions are wanted
   KeptView kept;
 };
 
@@ -96,9 +97,9 @@ struct Kernels {
   void (*energy)(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first,
                  int64_t n, Scratch scratch);
 
-  // upward: as for energy.
+  // upward: as for energy; interactions: [n_chains, couplings], as a sweep leaves them, or null.
   void (*gap)(double* out, MachineView machine, ProgramView upward, const GapView& biases, const ValuesView* values,
-              int64_t first, int64_t n, Scratch scratch);
+              const int64_t* interactions, int64_t first, int64_t n, Scratch scratch);
 
   // out: [n_betas, n_chains]; is_summed: [n_layers].
   void (*free_energy)(double* out, MachineView machine, ProgramView summed, const bool* is_summed,

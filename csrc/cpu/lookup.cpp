@@ -182,7 +182,7 @@ class LookupPart {
       chosen_[on].chains[c / kBlock] |= uint64_t{1} << c % kBlock;
       if (!wants_gap) continue;
       for (int i = 0; i < update.n_inputs; i++)
-        if (!is_updated_after(program, index, update.inputs[i].layer))
+        if (update.inputs[i].settled)
           totals(update.inputs[i].coupling)[block * kBlock + c] += softmax_sums_[i * sums + on * kTile + c];
       totals(machine_.n_couplings())[block * kBlock + c] += sweep_.gap->biases[update.layer][on];
     }
@@ -268,18 +268,12 @@ class LookupPart {
                    const uint64_t (*drawn)[kMaxBlocks]) {
     const UpdateView& update = program.updates[index];
     for (int i = 0; i < update.n_inputs; i++)
-      if (!is_updated_after(program, index, update.inputs[i].layer))
+      if (update.inputs[i].settled)
         run_.add_drawn(totals(update.inputs[i].coupling) + block * kBlock, sums_[i], drawn, blocks);
     int64_t biases[kUnits] = {};
     for (int u = 0; u < kUnits && unit + u < machine_.layer(update.layer).units; u++)
       biases[u] = sweep_.gap->biases[update.layer][unit + u];
     run_.add_drawn_values(totals(machine_.n_couplings()) + block * kBlock, biases, drawn, blocks);
-  }
-
-  static bool is_updated_after(const ProgramView& program, int index, int layer) {
-    for (int i = index + 1; i < program.n_updates; i++)
-      if (program.updates[i].layer == layer) return true;
-    return false;
   }
 
   void write_means(int layer, int64_t unit, int64_t block, int blocks) {

@@ -62,22 +62,15 @@ ProgramPlan::ProgramPlan(const Machine& machine, const Program& program) : machi
   inputs_.reserve(n_inputs);
   for (const Block& block : program) {
     for (const Update& update : block) {
-      updates_.push_back(
-          {update.layer, static_cast<int>(update.inputs.size()), inputs_.data() + inputs_.size(), false, 0.f});
+      updates_.push_back({update.layer, static_cast<int>(update.inputs.size()), inputs_.data() + inputs_.size()});
+      for (InputView& input : inputs_) input.settled &= input.layer != update.layer;
       for (const Input& input : update.inputs) {
         const CouplingParameters& coupling = machine.coupling(input.coupling);
         const int source = input.transposed ? coupling.upper : coupling.lower;
         const WeightsView weights = machine.weights(input.coupling).shape(input.transposed);
-        inputs_.push_back({input.coupling,
-                           input.transposed,
-                           source,
+        inputs_.push_back({input.coupling, input.transposed, source,
                            static_cast<float>(input.scale * std::ldexp(1., -coupling.fraction_bits)),
-                           false,
-                           false,
-                           {},
-                           machine.kept(input.coupling, input.transposed),
-                           weights,
-                           nullptr});
+                           machine.kept(input.coupling, input.transposed), weights, true});
       }
     }
   }

@@ -47,7 +47,7 @@ void gap(double* out, const Machine& machine, const GapBiases& biases, const std
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n_chains, t, threads);
     cpu::kernels().gap(out, machine.view(), plan.view(), {biases.biases.data(), biases.bits, biases.has_base},
-                       states.data(), p.first, p.n, scratch[t]);
+                       states.data(), nullptr, p.first, p.n, scratch[t]);
   }
 }
 

@@ -25,7 +25,7 @@ constexpr int64_t kGrain = 64;        // chains at which parts are cut, where th
 constexpr int64_t kFirstLook = 1, kFollowing = 2;
 constexpr double kKeptShare = 0.8;               // of the rows that are on: sums are kept where fewer flip
 constexpr int64_t kMostKept = int64_t{1} << 28;  // bytes
-constexpr double kDenseShare = 0.1;              // of a sweep's multiply-adds: lookups only where so many are dense
+constexpr double kDenseShare = 0.15;             // of a sweep's multiply-adds: lookups only where so many are dense
 
 // Copies of the states of all layers, as bytes.
 class StateCopies {
@@ -68,17 +68,31 @@ double share_of_rows(const ProgramView& program, const std::vector<double>& shar
   return all > 0 ? added / all : 0;
 }
 
-// Of the multiply-adds of a sweep, the share that the dense kernel has to do.
-double share_of_dense(const ProgramView& program) {
+// Of the multiply-adds of a sweep, the share that the dense kernel has to do. per_gap: sweeps for each energy gap,
+// which takes the exact sums of settled inputs; 0: no gaps
+double share_of_dense(const ProgramView& program, int64_t per_gap) {
   double dense = 0, all = 0;
   for (int i = 0; i < program.n_updates; i++)
     for (int j = 0; j < program.updates[i].n_inputs; j++) {
       const InputView& input = program.updates[i].inputs[j];
       const double products = static_cast<double>(input.weights.inputs) * input.weights.outputs;
-      dense += input.dense && !input.rounded ? products : 0;
+      const double exact = !input.rounded ? 1 : per_gap && input.settled ? 1 / static_cast<double>(per_gap) : 0;
+      dense += input.dense ? exact * products : 0;
       all += products;
     }
   return all > 0 ? dense / all : 0;
+}
+
+int most_inputs(const ProgramView& program) {
+  int most = 0;
+  for (int i = 0; i < program.n_updates; i++) most = std::max(most, program.updates[i].n_inputs);
+  return most;
+}
+
+bool is_binary(const Machine& machine) {
+  for (int i = 0; i < machine.n_layers(); i++)
+    if (machine.layer(i).kind == Kind::kGaussian) return false;
+  return true;
 }
 
 double most_beta(const Sweep& what) {
@@ -176,12 +190,13 @@ struct SweepRun::State {
         work(multiply_adds(plan.view(), what.n_chains)),
         threads(useful_threads(work * static_cast<double>(most_sweeps), most_threads)),
         copies(machine, states, what.n_chains),
-        scratch(machine, threads),
+        scratch(machine, threads, along.gap ? most_inputs(plan.view()) : 0),
         base(machine, what.base),
         no_means(machine.n_layers()),
         n_sweeps(most_sweeps),
         stops(threads, {&stop, nullptr, Clock::now()}),
         seconds_per_sweep(work / kSlowestRate / threads) {
+    if (along.gap && is_binary(machine)) interactions = Array<int64_t>(what.n_chains * machine.n_couplings());
     view = {copies.states(),
             0,
             what.seed,
@@ -192,6 +207,8 @@ struct SweepRun::State {
             what.clamp.data(),
             no_means.data(),
             along.gap,
+            interactions.size() ? interactions.data() : nullptr,
+            machine.n_couplings(),
             along.anneal ? &annealing : nullptr};
     if (along.anneal) annealing = *along.anneal;
     stops[0].interrupted = &interrupted;
@@ -210,7 +227,8 @@ struct SweepRun::State {
       plan.round_sums({rounded_layers(added, n_chains, threads), on, most_beta(what), most_base(machine, what)},
                       threads);
     const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done;  // sweeps that tables would serve
-    const bool wanted = !along.anneal && (along.gap || share_of_dense(plan.view()) > kDenseShare);
+    const int64_t per_gap = along.gap ? what.n_sweeps : 0;
+    const bool wanted = !along.anneal && share_of_dense(plan.view(), per_gap) > kDenseShare;
     if (const auto tables =
             wanted ? choose_lookup(machine, plan.view(), added, n_chains, sure, threads) : std::nullopt) {
       for (int t = 0; t < threads; t++) {
@@ -267,9 +285,7 @@ struct SweepRun::State {
     return !stop.load();
   }
 
-  bool looks() const {  // tables have gaps for nothing
-    return !along.gap && n_sweeps - next_look >= kFollowing * next_look;
-  }
+  bool looks() const { return n_sweeps - next_look >= kFollowing * next_look; }
 
   Part chains(int thread) const {
     return part(what.n_chains, thread, threads, what.n_chains >= kGrain * threads ? kGrain : 1);
@@ -286,7 +302,8 @@ struct SweepRun::State {
     Scratch own = scratch[t];
     if (keeps) own.kept = {kept.data(), machine.kept_bytes()};
     if (k.sweep(machine.view(), plan.view(), view, copies.values(), first, n, own, ask) && gaps)
-      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), first, n, scratch[t]);
+      k.gap(gaps, machine.view(), energies->view(), *view.gap, copies.values(), view.interactions, first, n,
+            scratch[t]);
   }
 
   const Machine& machine;
@@ -305,6 +322,7 @@ struct SweepRun::State {
   int64_t next_look = kFirstLook;                         // sweeps that are done when kernels are chosen again
   std::vector<std::shared_ptr<LookupPart>> lookup_parts;  // empty where other kernels run
   std::unique_ptr<ProgramPlan> energies;
+  Array<int64_t> interactions;  // of all chains; empty where no gaps are wanted, or some layer is real
   bool keeps = false;
   Array<uint8_t> kept;  // empty until it is wanted
   std::atomic<bool> stop{false};

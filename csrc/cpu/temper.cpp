@@ -44,6 +44,10 @@ int64_t temper(const Machine& machine, const Program& program, const std::vector
   RungsCopy copy(original, n_rungs, n_chains);
   const Rungs rungs = copy.view();
   std::vector<float> beta(n_chains);
+  const auto take_rungs = [&] {
+    for (int64_t c = 0; c < n_chains; c++) beta[c] = what.betas[rungs.rungs[c]];
+  };
+  take_rungs();
   std::vector<double> gaps(n_chains);
   const cpu::GapView gap = {what.gap.biases.data(), what.gap.bits, what.gap.has_base};
   const std::vector<const uint8_t*> no_clamp(machine.n_layers());
@@ -56,7 +60,7 @@ int64_t temper(const Machine& machine, const Program& program, const std::vector
   int64_t done = 0, kept = 0;  // rounds that the copies hold, and the caller's arrays
   cpu::Round round;
   while (done < what.n_rounds) {
-    for (int64_t c = 0; c < n_chains; c++) beta[c] = what.betas[rungs.rungs[c]];
+    take_rungs();
     const auto first_sweep = what.first_sweep + static_cast<uint32_t>(done * what.sweeps_per_round);
     if (!run.run(first_sweep, what.sweeps_per_round, done + 1 == what.n_rounds, gaps.data())) break;
     if (what.trace)

@@ -41,20 +41,22 @@ struct InputView {
   bool transposed;
   int layer;     // the source
   float scale;   // of the integer sum: the input's own scale times 2^-f
-  bool dense;    // so many of its states are 1 that the dense kernel is faster
-  bool rounded;  // so many that draws take rounded sums; then `rounding` says how
-  Rounding rounding;
   int64_t kept;  // where sums of these rows begin in what is kept of a chain, in bytes; the states follow
   WeightsView weights;
-  const int16_t* columns;  // [outputs, padded inputs], the same weights by output; null unless the update is rounded
+  bool settled = false;        // no later update of the sweep changes the source
+  bool dense = false;          // so many of its states are 1 that the dense kernel is faster
+  bool rounded = false;        // so many that draws take rounded sums
+  Rounding rounding = {0, 0};  // of rounded ones
+  const int16_t* columns =
+      nullptr;  // [outputs, padded inputs], the same weights by output; where the update is rounded
 };
 
 struct UpdateView {
   int layer;
   int n_inputs;
   const InputView* inputs;  // [n_inputs]
-  bool rounded;             // some input is
-  float slack;  // of rounded updates: the most that floats may add to what rounding of sums changes a field by
+  bool rounded = false;     // some input is
+  float slack = 0;          // of rounded updates: what floats may add to what rounding of sums changes a field by
 };
 
 // One sweep: the updates of all blocks in order. Within a block the order does not matter.
@@ -107,8 +109,10 @@ struct SweepView {
   const float* beta;            // [n_chains], or null: 1
   const float* const* base;     // per layer [padded], or null: none
   const uint8_t* const* clamp;  // per layer [n_chains, units], not 0 where a unit keeps its value; entries may be null
-  float* const* means;  // per layer [n_chains, units] for the means of the last of these sweeps; entries may be null
-  const GapView* gap;   // of the states after the last of these sweeps; null where it is not wanted
+  float* const* means;    // per layer [n_chains, units] for the means of the last of these sweeps; entries may be null
+  const GapView* gap;     // of the states after the last of these sweeps; null where it is not wanted
+  int64_t* interactions;  // [n_chains, couplings], then too: sums of W_q over pairs of units that are on; or null
+  int n_couplings;
   const AnnealView* anneal;  // in place of beta, and beside a base; null where chains keep their beta
 };
 

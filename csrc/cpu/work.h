@@ -12,22 +12,28 @@ namespace bm::cpu {
 // Working memory of every thread for the largest layer of a machine.
 class ThreadScratch {
  public:
-  ThreadScratch(const Machine& machine, int threads) {
+  // n_exact: inputs of an update whose sums are wanted beside fields, at most
+  ThreadScratch(const Machine& machine, int threads, int n_exact = 0) {
     int32_t size = 0;
     for (int i = 0; i < machine.n_layers(); i++) size = std::max(size, machine.layer(i).padded);
     for (int t = 0; t < threads; t++) {
       rows_.emplace_back(static_cast<size_t>(kBlockChains) * 2 * size);
       sums_.emplace_back(size);
       fields_.emplace_back(static_cast<size_t>(kBlockChains) * size);
+      if (n_exact) exact_.emplace_back(static_cast<size_t>(n_exact) * kBlockChains * size);
     }
   }
   Scratch operator[](int thread) const {
-    return {rows_[thread].data(), sums_[thread].data(), fields_[thread].data(), {}};
+    return {rows_[thread].data(),
+            sums_[thread].data(),
+            fields_[thread].data(),
+            exact_.empty() ? nullptr : exact_[thread].data(),
+            {}};
   }
 
  private:
   std::vector<Array<uint16_t>> rows_;
-  std::vector<Array<int32_t>> sums_;
+  std::vector<Array<int32_t>> sums_, exact_;
   std::vector<Array<float>> fields_;
 };
 

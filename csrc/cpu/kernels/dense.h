@@ -104,9 +104,9 @@ static inline void add_subsets(SubsetSum* __restrict sums, const SubsetTable* __
 }
 
 // fields[n, stride of the weights] += scale * sums, for n <= kBlockChains chains from `states` on; false if asked to
-// stop.
-static inline bool add_dense_input(float* fields, const InputView& input, const uint8_t* states, int32_t n,
-                                   uint16_t* indices, StopView stop) {
+// stop. exact: [n, stride], for the sums themselves; or null
+static inline bool add_dense_input(float* fields, int32_t* exact, const InputView& input, const uint8_t* states,
+                                   int32_t n, uint16_t* indices, StopView stop) {
   const WeightsView& weights = input.weights;
   const int32_t n_groups = subset_groups(weights.inputs);
   for (int32_t c = 0; c < n; c++)
@@ -140,7 +140,9 @@ static inline bool add_dense_input(float* fields, const InputView& input, const 
       }
     }
     for (int32_t c = 0; c < n; c++) {
-      float* __restrict to = fields + c * static_cast<int64_t>(weights.stride) + unit;
+      const int64_t place = c * static_cast<int64_t>(weights.stride) + unit;
+      float* __restrict to = fields + place;
+      if (exact) memcpy(exact + place, totals[c], sizeof totals[c]);
       for (int u = 0; u < kShortLanes; u++) to[u] = units::fma(static_cast<float>(totals[c][u]), input.scale, to[u]);
     }
   }

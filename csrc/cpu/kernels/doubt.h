@@ -9,11 +9,12 @@ namespace bm::cpu::BM_ISA {
 // Beyond exp(±reach), what exp_minus may be off by: twice 1.5e-7 (1 + 44.4), and a few roundings.
 constexpr float kSlack = 0x1p-15f;
 
-// exp(-x) of the exact field lies between `least` and `most` times that of the known one. Reaches are far below 44,
-// beyond which exp_minus is clamped.
+// exp(-x) of the exact field lies between `least` and `most` times that of the known one. Where exp_minus would be
+// clamped, all units are in doubt.
 struct Doubt {
   explicit Doubt(float reach)
-      : least(units::exp_minus(reach) * (1.f - kSlack)), most(units::exp_minus(-reach) * (1.f + kSlack)) {}
+      : least(reach < 40.f ? units::exp_minus(reach) * (1.f - kSlack) : 0.f),
+        most(reach < 40.f ? units::exp_minus(-reach) * (1.f + kSlack) : __builtin_inff()) {}
   float least, most;
 };
 

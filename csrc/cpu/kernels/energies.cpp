@@ -28,9 +28,7 @@ static double interaction(const InputView& input, const ValuesView* values, int 
   if (above.real)
     return dot(sums, real_state(above, weights.outputs, chain), weights.outputs) * static_cast<double>(input.scale);
   const uint8_t* state = binary_state(above, weights.outputs, chain);
-  int64_t total = 0;
-  for (int32_t u = 0; u < weights.outputs; u++) total += state[u] ? sums[u] : 0;
-  return static_cast<double>(total) * static_cast<double>(input.scale);
+  return static_cast<double>(sum_on(sums, state, weights.outputs)) * static_cast<double>(input.scale);
 }
 
 void energy(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first, int64_t n,
@@ -50,7 +48,7 @@ void energy(double* out, MachineView machine, ProgramView upward, const ValuesVi
 }
 
 void gap(double* out, MachineView machine, ProgramView upward, const GapView& biases, const ValuesView* values,
-         int64_t first, int64_t n, Scratch scratch) {
+         const int64_t* interactions, int64_t first, int64_t n, Scratch scratch) {
   const double grid = __builtin_ldexp(1., -biases.bits);
   for (int64_t chain = first; chain < first + n; chain++) {
     double total = 0;
@@ -63,11 +61,15 @@ void gap(double* out, MachineView machine, ProgramView upward, const GapView& bi
         if (layer.precisions && !biases.has_base) total += half_weighted_square(state, layer.precisions, layer.units);
       } else {
         const uint8_t* state = binary_state(values[i], layer.units, chain);
-        for (int32_t u = 0; u < layer.units; u++) on += state[u] ? static_cast<uint64_t>(biases.biases[i][u]) : 0;
+        on += static_cast<uint64_t>(sum_on(biases.biases[i], state, layer.units));
       }
     }
-    for (int i = 0; i < upward.n_updates; i++)
-      total -= interaction(upward.updates[i].inputs[0], values, upward.updates[i].layer, chain, scratch);
+    for (int i = 0; i < upward.n_updates; i++) {
+      const InputView& input = upward.updates[i].inputs[0];
+      total -= interactions
+                   ? static_cast<double>(interactions[chain * upward.n_updates + i]) * static_cast<double>(input.scale)
+                   : interaction(input, values, upward.updates[i].layer, chain, scratch);
+    }
     out[chain] = total - static_cast<double>(static_cast<int64_t>(on)) * grid;
   }
 }
@@ -157,7 +159,7 @@ void free_energy(double* out, MachineView machine, ProgramView summed, const boo
     for (int i = 0; i < summed.n_updates; i++) {
       const LayerView& layer = machine.layers[summed.updates[i].layer];
       const float* layer_base = base ? base[summed.updates[i].layer] : nullptr;
-      block_fields(machine, summed.updates[i], values, chain, block, scratch, nullptr, {never, nullptr});
+      block_fields(machine, summed.updates[i], values, chain, block, scratch, nullptr, nullptr, {never, nullptr});
       for (int32_t c = 0; c < block; c++) {
         const float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
         float* tempered = reinterpret_cast<float*>(scratch.sums);

@@ -253,9 +253,10 @@ static inline RowLists list_rows(uint16_t* lists, const InputView& input, const 
 }
 
 // fields[n, stride of the weights] = from + scale * sums, for n <= kBlockChains chains from `first` on, whose states
-// come first in `states`; false if asked to stop. from: [padded] for all chains, or the fields themselves.
-static inline bool add_binary_input(float* fields, const float* from, const InputView& input, const uint8_t* states,
-                                    int64_t first, int32_t n, Scratch scratch, StopView stop) {
+// come first in `states`; false if asked to stop. from: [padded] for all chains, or the fields themselves. exact: [n,
+// stride], for the sums themselves; or null
+static inline bool add_binary_input(float* fields, const float* from, int32_t* exact, const InputView& input,
+                                    const uint8_t* states, int64_t first, int32_t n, Scratch scratch, StopView stop) {
   const WeightsView& weights = input.weights;
   const KeptView& kept = scratch.kept;
   const Tiles tiles(weights);
@@ -276,6 +277,7 @@ static inline bool add_binary_input(float* fields, const float* from, const Inpu
       if (lists[c].from_zero) memset(sums, 0, width * sizeof(int32_t));
       add_rows(sums, weights.rows + unit, weights.stride, n_vectors, lists[c]);
       const int64_t place = c * static_cast<int64_t>(weights.stride) + unit;
+      if (exact) memcpy(exact + place, sums, width * sizeof(int32_t));
       add_scaled(fields + place, from == fields ? fields + place : from + unit, sums, input.scale, width);
     }
   }
@@ -293,8 +295,9 @@ static inline void copy_biases(float* fields, const LayerView& layer, int32_t n)
 // scratch.fields[n, padded units of the updated layer] for chains first .. first + n, at most
 // kBlockChains; false if asked to stop.
 // reach: [n], grows by what rounding of sums may change fields by; null where they must be exact
+// exact: as in Scratch, of inputs that are settled; null where they are not wanted
 static inline bool block_fields(MachineView machine, const UpdateView& update, const ValuesView* values, int64_t first,
-                                int32_t n, Scratch scratch, float* reach, StopView stop) {
+                                int32_t n, Scratch scratch, float* reach, int32_t* exact, StopView stop) {
   const LayerView& layer = machine.layers[update.layer];
   if (stop.requested()) return false;
   float* const fields = scratch.fields;
@@ -306,14 +309,16 @@ static inline bool block_fields(MachineView machine, const UpdateView& update, c
     const auto* states = static_cast<const uint8_t*>(source.data);
     const auto* reals = static_cast<const float*>(source.data);
     const bool rounded = reach && input.rounded;
+    int32_t* const sums =
+        exact && input.settled ? exact + static_cast<int64_t>(i) * kBlockChains * layer.padded : nullptr;
     bool goes_on;
     if (!source.real && !input.dense && !rounded) {
-      goes_on = add_binary_input(fields, from, input, states + start, first, n, scratch, stop);
+      goes_on = add_binary_input(fields, from, sums, input, states + start, first, n, scratch, stop);
     } else {
       if (from != fields) copy_biases(fields, layer, n);
       goes_on = source.real ? add_real_input(fields, input, reals + start, n, stop)
                 : rounded   ? add_rounded_input(fields, reach, input, states + start, n, scratch.rows, stop)
-                            : add_dense_input(fields, input, states + start, n, scratch.rows, stop);
+                            : add_dense_input(fields, sums, input, states + start, n, scratch.rows, stop);
     }
     if (!goes_on) return false;
     from = fields;

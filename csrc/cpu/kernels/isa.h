@@ -13,7 +13,7 @@ void layer_means(float* out, MachineView machine, UpdateView update, const Value
 void energy(double* out, MachineView machine, ProgramView upward, const ValuesView* values, int64_t first, int64_t n,
             Scratch scratch);
 void gap(double* out, MachineView machine, ProgramView upward, const GapView& biases, const ValuesView* values,
-         int64_t first, int64_t n, Scratch scratch);
+         const int64_t* interactions, int64_t first, int64_t n, Scratch scratch);
 void free_energy(double* out, MachineView machine, ProgramView summed, const bool* is_summed, const ValuesView* values,
                  int64_t n_chains, const float* betas, int64_t n_betas, const float* const* base, int64_t first,
                  int64_t n, Scratch scratch);

@@ -6,7 +6,7 @@ namespace bm::cpu::BM_ISA {
 
 static void constant_fields(float* fields, MachineView machine, UpdateView update, const ValuesView* values,
                             int64_t first, int32_t n, Scratch scratch, StopView stop) {
-  block_fields(machine, update, values, first, n, scratch, nullptr, stop);
+  block_fields(machine, update, values, first, n, scratch, nullptr, nullptr, stop);
   memcpy(fields, scratch.fields, static_cast<int64_t>(n) * machine.layers[update.layer].padded * sizeof(float));
 }
 

@@ -50,6 +50,32 @@ static inline double dot(const uint8_t* __restrict state, const double* __restri
 }
 #endif
 
+// Of the values of units that are on, without undefined overflow.
+template <class T>
+static inline int64_t sum_on(const T* __restrict values, const uint8_t* __restrict state, int32_t n) {
+  uint64_t total = 0;
+#if defined(__AVX512BW__)
+  __m512i sum = _mm512_setzero_si512();
+  for (int32_t u = 0; u < n; u += 64) {
+    const __mmask64 in_layer = n - u < 64 ? (__mmask64{1} << (n - u)) - 1 : ~__mmask64{0};
+    const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u);
+    const __mmask64 on = _mm512_test_epi8_mask(bytes, bytes);
+    for (int i = 0; i < 64 && u + i < n; i += 8) {
+      const auto eight = static_cast<__mmask8>(on >> i);
+      if constexpr (sizeof(T) == sizeof(int64_t)) {
+        sum = _mm512_add_epi64(sum, _mm512_maskz_loadu_epi64(eight, values + u + i));
+      } else {
+        sum = _mm512_add_epi64(sum, _mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(eight, values + u + i)));
+      }
+    }
+  }
+  total = static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+#else
+  for (int32_t u = 0; u < n; u++) total += state[u] ? static_cast<uint64_t>(int64_t{values[u]}) : 0;
+#endif
+  return static_cast<int64_t>(total);
+}
+
 static inline const uint8_t* binary_state(const ValuesView& values, int32_t units, int64_t chain) {
   return static_cast<const uint8_t*>(values.data) + chain * units;
 }

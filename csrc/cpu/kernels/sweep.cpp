@@ -3,6 +3,7 @@
 #include "cpu/kernels/anneal.h"
 #include "cpu/kernels/doubt.h"
 #include "cpu/kernels/isa.h"
+#include "cpu/kernels/sums.h"
 
 namespace bm::cpu::BM_ISA {
 
@@ -96,9 +97,30 @@ static void draw_chain(float* x, const LayerView& layer, const UpdateView& updat
   }
 }
 
+static bool leads_to_interactions(const UpdateView& update, const SweepView& what, int64_t sweep) {
+  bool settled = false;
+  for (int i = 0; i < update.n_inputs; i++) settled |= update.inputs[i].settled;
+  return settled && what.interactions && sweep + 1 == what.n_sweeps;
+}
+
 // Annealing changes all inverse temperatures in every sweep, and means take exact fields.
 static bool takes_rounded(const UpdateView& update, const SweepView& what, int64_t sweep) {
-  return update.rounded && !what.anneal && !(what.means[update.layer] && sweep + 1 == what.n_sweeps);
+  return update.rounded && !what.anneal && !(what.means[update.layer] && sweep + 1 == what.n_sweeps) &&
+         !leads_to_interactions(update, what, sweep);
+}
+
+// Of the settled inputs of a layer that has just been drawn.
+static void write_interactions(MachineView machine, const UpdateView& update, const SweepView& what,
+                               const int32_t* exact, int64_t chain, int32_t n) {
+  const LayerView& layer = machine.layers[update.layer];
+  for (int i = 0; i < update.n_inputs; i++) {
+    if (!update.inputs[i].settled) continue;
+    for (int32_t c = 0; c < n; c++) {
+      const int32_t* sums = exact + (static_cast<int64_t>(i) * kBlockChains + c) * layer.padded;
+      const uint8_t* state = static_cast<const uint8_t*>(what.states[update.layer]) + (chain + c) * layer.units;
+      what.interactions[(chain + c) * what.n_couplings + update.inputs[i].coupling] = sum_on(sums, state, layer.units);
+    }
+  }
 }
 
 bool sweep(MachineView machine, ProgramView program, const SweepView& what, const ValuesView* values, int64_t first,
@@ -113,13 +135,15 @@ bool sweep(MachineView machine, ProgramView program, const SweepView& what, cons
         float reach[kBlockChains];
         for (int32_t c = 0; c < block; c++) reach[c] = update.slack;
         const bool rounded = takes_rounded(update, what, s);
-        if (!block_fields(machine, update, values, chain, block, scratch, rounded ? reach : nullptr, stop))
+        int32_t* exact = leads_to_interactions(update, what, s) ? scratch.exact : nullptr;
+        if (!block_fields(machine, update, values, chain, block, scratch, rounded ? reach : nullptr, exact, stop))
           return false;
         if (what.anneal && i < what.anneal->n_summed)
           weigh_fields(layer, what.base[update.layer], *what.anneal, s, scratch.fields, chain, block);
         for (int32_t c = 0; c < block; c++)
           draw_chain(scratch.fields + c * static_cast<int64_t>(layer.padded), layer, update, what, values,
                      rounded ? reach + c : nullptr, s, chain + c);
+        if (exact) write_interactions(machine, update, what, exact, chain, block);
       }
     }
   }
@@ -131,7 +155,7 @@ void layer_means(float* out, MachineView machine, UpdateView update, const Value
   const LayerView& layer = machine.layers[update.layer];
   for (int64_t chain = first; chain < first + n; chain += kBlockChains) {
     const int32_t block = static_cast<int32_t>(first + n - chain < kBlockChains ? first + n - chain : kBlockChains);
-    block_fields(machine, update, values, chain, block, scratch, nullptr, {never, nullptr});
+    block_fields(machine, update, values, chain, block, scratch, nullptr, nullptr, {never, nullptr});
     for (int32_t c = 0; c < block; c++) {
       float* x = scratch.fields + c * static_cast<int64_t>(layer.padded);
       const float* beta = how.beta ? how.beta + chain + c : nullptr;
