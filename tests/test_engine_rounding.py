@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph
+from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops
 from bm_fast.parameters import MAX_WEIGHT
 from bm_fast.program import Input, Program, Update, gibbs_program
 from conftest import needs_native
@@ -205,6 +205,35 @@ def test_fields_that_cancel() -> None:
 def test_inverse_temperatures_scale_what_may_be_off(beta: float) -> None:
     machine = make_machine(chain_graph((500, 400)), scale=0.03)
     assert_same_path(machine, 100, 10, beta=torch.full((100,), beta))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-10, 2.0**-22])
+def test_tempering_of_fields_of_any_size(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that are off by as much as can be, by hundreds of a field or little: bounds hold at the betas of rungs."""
+    machine = on_one_side((1000 + torch.arange(256)).repeat(480, 1).float(), scale)
+    runs = []
+    for backend in ("native", "reference"):
+        monkeypatch.setenv("BM_FAST_BACKEND", backend)
+        here = Machine(machine.parameters)
+        chains = here.chains(40, seed=3)
+        for own, given in zip(chains.layers, all_on_but_the_last(here, 40), strict=True):
+            own.copy_(given)
+        ops.temper(ops.EnergyGap(here), chains, ops.Rungs.start(10, 4), torch.linspace(0.25, 1, 4), 1)
+        runs.append(chains.layers)
+    for got, expected in zip(*runs, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e35, 2e35, 2.0**-149, 5 * 2.0**-149])
+def test_scales_at_the_ends_of_the_range_of_floats(scale: float) -> None:
+    """Inverse temperatures make up for them: fields are 0, or of order 1 where floats have lost most digits."""
+    g = torch.Generator().manual_seed(5)
+    weights = torch.randint(-30_000, 30_000, (500, 300), generator=g).to(torch.int16)
+    machine = machine_of([torch.ones(500, 300)], [torch.zeros(500), torch.zeros(300)])
+    machine = Machine(dataclasses.replace(machine.parameters, weights=(weights,), fraction_bits=(0,)))
+    beta = torch.full((200,), 0.0 if scale > 1 else 1e37)
+    program: Program = ((Update(1, (Input(0, False, scale),)),),)
+    assert_same_path(machine, 200, 1, program=program, beta=beta)
 
 
 @pytest.mark.parametrize("bias", [20.0, 60.0, 1e4])

@@ -14,6 +14,8 @@ constexpr int32_t kBlockChains = 128;  // chains whose fields are computed toget
 
 constexpr int32_t kRunInputs = 48;  // whose rounded sums fit 16 bits
 
+constexpr int32_t kStripUnits = 1024;  // whose weights are added up together for that
+
 // The largest size of the sum of some weights of a unit: from inputs of one run, and from all.
 struct SumBounds {
   int64_t run, all;
@@ -124,7 +126,7 @@ struct Kernels {
   uint32_t (*largest_magnitude)(const float* values, int64_t n);  // bits of the largest |value|; NaN is the largest
   uint8_t (*largest_byte)(const uint8_t* bytes, int64_t n);
   void (*quantise)(int16_t* out, const float* values, int64_t n, float scale);
-  SumBounds (*sum_bounds)(WeightsView weights);  // above the true ones by a few percent at most
+  SumBounds (*sum_bounds)(WeightsView strip);  // above the true ones by at most 64 for each input
 
   const mean_field::Kernels* mean_field;
   const lookup::Kernels* lookup;  // null where the instruction set has none

@@ -5,12 +5,15 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/lookup_tables.h"
+#include "cpu/rounding.h"
 
 namespace bm::cpu {
 
 using namespace lookup;
 
 namespace {
+
+constexpr double kMostOpen = 0.025;  // draws in doubt, above which low limbs cost less. Measured: docs/kernels.md
 
 // Three blocks a tile are fastest, one is slowest: four blocks are two and two.
 int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kMaxBlocks)); }
@@ -36,6 +39,7 @@ class LookupPart {
     if (sweep.beta) beta_ = Array<float>(blocks_ * kBlock);
     if (sweep.gap) totals_ = Array<int64_t>((machine.n_couplings() + 1) * blocks_ * kBlock);
     for (int i = 0; i < program.n_updates; i++) make_room_for_softmax(program.updates[i]);
+    for (int i = 0; tables_ && i < program.n_updates; i++) find_rests(program.updates[i], threads);
     if (tables_) return;
     rows_.resize(2 * machine.n_couplings());
     for (int i = 0; i < program.n_updates; i++)
@@ -51,6 +55,7 @@ class LookupPart {
 
   bool run(const ProgramView& program, StopView stop) {
     if (sweep_.beta) std::copy_n(sweep_.beta + first_, n_, beta_.data());
+    for (Rests& rests : rests_) bound_by(rests);
     if (sweep_.gap) std::fill_n(totals_.data(), totals_.size(), 0);
     for (int64_t s = 0; s < sweep_.n_sweeps; s++)
       for (int i = 0; i < program.n_updates; i++)
@@ -110,6 +115,50 @@ class LookupPart {
     chosen_.resize(layer.units);
   }
 
+  // What the low limbs, which draws before the last of a round can do without, may add to fields of an update.
+  struct Rests {
+    double reach;                         // half of the most; the other half is put back
+    double slack;                         // of floats, which is in it
+    bool pays;                            // so few draws are then in doubt, at these temperatures
+    Array<float> least, most;             // [64 blocks], as in Decision
+    std::vector<const int16_t*> columns;  // of each input the weights [units, padded inputs]
+  };
+
+  void find_rests(const UpdateView& update, int threads) {
+    double most_base = 0;
+    const LayerView& layer = machine_.layer(update.layer);
+    for (int32_t u = 0; sweep_.base && u < layer.units; u++)
+      most_base = std::max(most_base, std::abs(static_cast<double>(sweep_.base[update.layer][u])));
+    Rests rests = {0,
+                   float_slack(machine_, update, most_base, threads),
+                   false,
+                   Array<float>(blocks_ * kBlock),
+                   Array<float>(blocks_ * kBlock),
+                   {}};
+    rests.reach = rests.slack;
+    for (int i = 0; i < update.n_inputs; i++) {
+      const InputView& input = update.inputs[i];
+      const double groups = tables_->directions[direction(input)].words * kWordGroups;
+      // and a half for each time that accumulators are emptied, at most once a group
+      rests.reach += std::abs(static_cast<double>(input.scale)) * groups * (kMostLow + 1) / 2;
+      rests.columns.push_back(machine_.weights(input.coupling).rows(!input.transposed, threads));
+    }
+    rests_.push_back(std::move(rests));
+  }
+
+  void bound_by(Rests& rests) const {
+    double most_reach = 0;
+    for (int64_t c = 0; c < n_; c++) {
+      const double beta = sweep_.beta ? beta_[c] : 1;
+      const double reach = beta * rests.reach + (sweep_.base ? std::abs(1 - beta) * rests.slack : 0);
+      const units::Doubt doubt = units::doubt_within(static_cast<float>(reach));
+      rests.least[c] = doubt.least;
+      rests.most[c] = doubt.most;
+      most_reach = std::max(most_reach, reach);
+    }
+    rests.pays = 0.5 * most_reach <= kMostOpen;
+  }
+
   // A group of four units is refreshed for all chains before the next, so that its tables stay in the nearest cache.
   bool run_update(const ProgramView& program, int index, int64_t sweep, StopView stop) {
     const UpdateView& update = program.updates[index];
@@ -127,6 +176,10 @@ class LookupPart {
     what.layer = static_cast<uint32_t>(update.layer);
     const bool wants_means = sweep_.means[update.layer] && sweep == sweep_.n_sweeps - 1;
     const bool wants_gap = sweep_.gap && sweep == sweep_.n_sweeps - 1;
+    bool has_settled = false;
+    for (int i = 0; i < update.n_inputs; i++) has_settled |= update.inputs[i].settled;
+    const Rests* rests =
+        tables_ && rests_[index].pays && !wants_means && !(wants_gap && has_settled) ? &rests_[index] : nullptr;
     for (int64_t unit = 0; unit < layer.units; unit += kUnits) {
       for (int u = 0; u < kUnits; u++) {  // biases are padded
         what.bias[u] = layer.biases[unit + u];
@@ -136,11 +189,15 @@ class LookupPart {
       for (int64_t block = 0; block < blocks_;) {
         if (stop.requested()) return false;
         const int blocks = tables_ ? tile_blocks(blocks_ - block) : 1;
-        for (int i = 0; i < update.n_inputs; i++) add_fields(sums_[i], update.inputs[i], unit / kUnits, block, blocks);
+        for (int i = 0; i < update.n_inputs; i++)
+          add_fields(sums_[i], update.inputs[i], unit / kUnits, block, blocks, !rests);
         what.first_chain = sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock);
         what.beta = sweep_.beta ? beta_.data() + block * kBlock : nullptr;
-        uint64_t drawn[kUnits][kMaxBlocks];
-        run_.decide(drawn, wants_means ? means_[0] : nullptr, what, chains_in(block, blocks));
+        what.least = rests ? rests->least.data() + block * kBlock : nullptr;
+        what.most = rests ? rests->most.data() + block * kBlock : nullptr;
+        uint64_t drawn[kUnits][kMaxBlocks], open[kUnits][kMaxBlocks];
+        run_.decide(drawn, open, numbers_[0], wants_means ? means_[0] : nullptr, what, chains_in(block, blocks));
+        if (rests) close(drawn, open, update, *rests, what, unit, block, blocks);
         for (int64_t u = layer.units - unit; u < kUnits; u++)  // their sums may be those of other units
           std::fill_n(drawn[u], kMaxBlocks, 0);
         place_units(update.layer, unit, block, blocks, drawn);
@@ -150,6 +207,39 @@ class LookupPart {
       }
     }
     return true;
+  }
+
+  // Draws the units that are in doubt from their exact fields.
+  void close(uint64_t (*drawn)[kMaxBlocks], const uint64_t (*open)[kMaxBlocks], const UpdateView& update,
+             const Rests& rests, const Decision& what, int64_t unit, int64_t block, int blocks) const {
+    const int64_t last = std::min<int64_t>(kUnits, machine_.layer(update.layer).units - unit);
+    for (int64_t u = 0; u < last; u++)
+      for (int b = 0; b < blocks; b++)
+        for (uint64_t left = open[u][b]; left; left &= left - 1) {
+          const int lane = __builtin_ctzll(left);
+          if (lane >= chains_in(block + b)) break;
+          const uint32_t chain = static_cast<uint32_t>(b * kBlock + lane);
+          float x = what.bias[u];
+          for (int i = 0; i < update.n_inputs; i++) {
+            const InputView& input = update.inputs[i];
+            const int n_in = input.weights.inputs;
+            const int32_t sum = run_.sum_of_words(states(input.layer, block + b) + lane,
+                                                  rests.columns[i] + (unit + u) * padded(n_in), n_in);
+            x = units::fma(static_cast<float>(sum), input.scale, x);
+          }
+          x = tempered(x, update.layer, unit + u, block * kBlock + chain);
+          if (units::decide(x, numbers_[u][chain]))
+            drawn[u][b] |= uint64_t{1} << lane;
+          else
+            drawn[u][b] &= ~(uint64_t{1} << lane);
+        }
+  }
+
+  // chain: of the part
+  float tempered(float x, int layer, int64_t unit, int64_t chain) const {
+    if (!sweep_.beta) return x;
+    const float beta = beta_[chain];
+    return sweep_.base ? units::fma(beta, x, (1.f - beta) * sweep_.base[layer][unit]) : beta * x;
   }
 
   // A softmax layer is small: its sums are kept for all units, and each chain then chooses one of them.
@@ -162,7 +252,7 @@ class LookupPart {
         if (stop.requested()) return false;
         for (int i = 0; i < update.n_inputs; i++)
           add_fields(softmax_sums_.data() + (i * groups + group) * kUnits * kTile, update.inputs[i], group, block,
-                     blocks);
+                     blocks, true);
       }
       choose_units(program, index, sweep, block, blocks);
       block += blocks;
@@ -207,11 +297,7 @@ class LookupPart {
       float x = layer.biases[u];
       for (int i = 0; i < update.n_inputs; i++)
         x = units::fma(static_cast<float>(softmax_sums_[i * sums + u * kTile + c]), update.inputs[i].scale, x);
-      if (sweep_.beta) {
-        const float beta = beta_[block * kBlock + c];
-        x = sweep_.base ? units::fma(beta, x, (1.f - beta) * sweep_.base[update.layer][u]) : beta * x;
-      }
-      softmax_fields_[u] = x;
+      softmax_fields_[u] = tempered(x, update.layer, u, block * kBlock + c);
     }
     uint32_t words[4] = {0, sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock + c),
                          sweep_.first_sweep + static_cast<uint32_t>(sweep),
@@ -221,9 +307,9 @@ class LookupPart {
                                   words[0]);
   }
 
-  void add_fields(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks) {
+  void add_fields(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks, bool exact) {
     if (tables_) {
-      add_from_tables(sums, input, unit_group, block, blocks);
+      add_from_tables(sums, input, unit_group, block, blocks, exact);
       return;
     }
     const int n_in = input.weights.inputs;
@@ -235,7 +321,8 @@ class LookupPart {
   }
 
   // While a group is at work, its tiles share the fetching of the next group's tables into the second-level cache.
-  void add_from_tables(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks) {
+  void add_from_tables(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks,
+                       bool exact) {
     const Direction& d = tables_->directions[direction(input)];
     const int64_t tiles = (blocks_ + kMaxBlocks - 1) / kMaxBlocks, tile = block / kMaxBlocks;
     constexpr int64_t kWordLines = kWordTable / kEntries;
@@ -245,7 +332,7 @@ class LookupPart {
       const int64_t here = d.offset(unit_group, word);
       const int64_t ahead = d.offset(unit_group + 1, word) + tile * lines * words * kEntries;
       run_.accumulate(sums, word > 0, states(input.layer, block) + static_cast<int64_t>(word) * kBlock,
-                      stride(input.layer), d.high.data() + here, d.low.data() + here, words, blocks,
+                      stride(input.layer), d.high.data() + here, exact ? d.low.data() + here : nullptr, words, blocks,
                       d.high.data() + ahead, d.low.data() + ahead, static_cast<int>(lines));
     }
   }
@@ -298,6 +385,7 @@ class LookupPart {
   std::vector<const int16_t*> rows_;    // [2 * couplings], the weights of each output unit in turn, where no tables are
   std::vector<Array<int16_t>> states_;  // per layer [blocks][words][64]
   std::vector<Array<uint64_t>> held_;   // per layer [blocks][units], empty where nothing is clamped
+  std::vector<Rests> rests_;            // of each update; empty where there are no tables
   Array<float> beta_;                   // [64 blocks]
   Array<int64_t> totals_;               // [couplings, then biases][64 blocks], of the gaps; empty where not wanted
   // Of the largest softmax layer: [inputs][unit groups][kUnits * kTile], a chain's tempered fields and held units, and
@@ -311,6 +399,7 @@ class LookupPart {
   std::vector<Chosen> chosen_;
   alignas(64) int32_t sums_[kMaxInputs][kUnits * kTile];
   alignas(64) float means_[kUnits][kTile];
+  alignas(64) uint32_t numbers_[kUnits][kTile];
 };
 
 bool lookup_suits(const Machine& machine, const ProgramView& program) {

@@ -21,6 +21,8 @@ constexpr int kTile = kBlock * kMaxBlocks;                   // chains per tile
 constexpr int kUnits = 4;                                    // output units per tile
 constexpr int kWordTable = kWordGroups * kUnits * kEntries;  // int16 table entries per state word, four units, one limb
 constexpr int kMaxInputs = 16;                               // couplings that may lead to one layer
+constexpr int kLowBits = 6;                                  // of table sums, in their low limbs
+constexpr int kMostLow = (1 << kLowBits) - 1;
 
 // How units lie in state words; the other bits are 0.
 struct Layout {
@@ -38,12 +40,13 @@ struct Decision {
   float scales[kMaxInputs];
   float bias[kUnits], base[kUnits];
   bool has_base;
-  const float* beta;  // [64 blocks] or null
+  const float* beta;          // [64 blocks] or null
+  const float *least, *most;  // [64 blocks], factors of exp(-x) between which that of the exact field lies; null: x is
   uint32_t key[2], unit_group, first_chain, sweep, layer;
 };
 
 struct Kernels {
-  // Subset sums of W_q for four output units over all input units, split as sum = 256 high + low, 0 <= low < 256.
+  // Subset sums of W_q for four output units over all input units, split as sum = 64 high + low, 0 <= low < 64.
   //   high, low [words][3][4][32]: entry s of input group g and unit u is the sum over the set bits of s
   //   weights   [4 rows][n_in] by `pitch`; rows from n_out on count as zero
   // Returns a number of words such that over any run of so many the high and the low sums fit 16 bits each.
@@ -52,6 +55,7 @@ struct Kernels {
 
   // sums[4][kTile] = (or +=) sum over `words` state words of the tables' entries, exact in int32.
   //   states: the first word of the first block; blocks lie `block_stride` int16 apart
+  // Without low tables, which may be null, halfway between the least and the most that these could add.
   //   ahead:  tables that are wanted soon; `lines_ahead` cache lines of each are fetched for every word
   void (*accumulate)(int32_t* sums, bool add, const int16_t* states, int64_t block_stride, const int16_t* high,
                      const int16_t* low, int words, int blocks, const int16_t* high_ahead, const int16_t* low_ahead,
@@ -62,7 +66,12 @@ struct Kernels {
   void (*accumulate_few)(int32_t* sums, const int16_t* states, const int16_t* const* rows, int n_in, int n_chains);
 
   // drawn[unit][block] = the units that turn on, one bit a chain; means[4][kTile] their probabilities unless null.
-  void (*decide)(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& what, int n_chains);
+  // open[unit][block] = those of which that is not certain; random[4][kTile] their random numbers then
+  void (*decide)(uint64_t (*drawn)[kMaxBlocks], uint64_t (*open)[kMaxBlocks], uint32_t* random, float* means,
+                 const Decision& what, int n_chains);
+
+  // The sum of one output unit's weights [n_in] over the inputs of one chain, whose words lie kBlock apart.
+  int32_t (*sum_of_words)(const int16_t* words, const int16_t* weights, int n_in);
 
   // Writes one unit's bits into its state words (64 words a block); `held` chains keep their bit.
   void (*place)(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held, int blocks);

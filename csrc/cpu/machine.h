@@ -71,6 +71,8 @@ class ProgramPlan {
   ProgramView view() const { return {static_cast<int>(updates_.size()), updates_.data()}; }
 
  private:
+  bool take_rounding(UpdateView& update, InputView* begin, InputView* end, const Outlook& outlook, int threads) const;
+
   const Machine& machine_;
   std::vector<UpdateView> updates_;
   std::vector<InputView> inputs_;

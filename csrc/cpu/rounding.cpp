@@ -12,19 +12,6 @@ constexpr int64_t kMostShort = 32767;
 
 int32_t runs(int32_t inputs) { return (inputs + kRunInputs - 1) / kRunInputs; }
 
-// Above the sizes of all fields of a layer, and of what they are on the way there.
-double largest_field(const Machine& machine, const UpdateView& update, double most_base) {
-  const LayerView& layer = machine.layer(update.layer);
-  double largest = most_base;
-  for (int32_t u = 0; u < layer.units; u++) largest = std::max(largest, std::abs(static_cast<double>(layer.biases[u])));
-  for (int i = 0; i < update.n_inputs; i++) {
-    const InputView& input = update.inputs[i];
-    const int64_t all = machine.weights(input.coupling).bounds(input.transposed).all;
-    largest += std::abs(static_cast<double>(input.scale)) * static_cast<double>(all);
-  }
-  return largest;
-}
-
 bool reads_binary_layers_alone(const Machine& machine, const UpdateView& update) {
   for (int i = 0; i < update.n_inputs; i++)
     if (machine.layer(update.inputs[i].layer).kind == Kind::kGaussian) return false;
@@ -48,6 +35,19 @@ double rounding_reach(const Rounding& rounding, int32_t inputs, double share_on)
   return 0.5 * (share_on * inputs * (fine - 1) + runs(inputs) * (coarse - fine));
 }
 
+double float_slack(const Machine& machine, const UpdateView& update, double most_base, int threads) {
+  const LayerView& layer = machine.layer(update.layer);
+  double largest = most_base;  // above the sizes of all fields, and of what they are on the way there
+  for (int32_t u = 0; u < layer.units; u++) largest = std::max(largest, std::abs(static_cast<double>(layer.biases[u])));
+  for (int i = 0; i < update.n_inputs; i++) {
+    const InputView& input = update.inputs[i];
+    const int64_t all = machine.weights(input.coupling).bounds(input.transposed, threads).all;
+    largest += std::abs(static_cast<double>(input.scale)) * static_cast<double>(all);
+  }
+  // For each input and each kernel two roundings, the same again for what is put back, and tempering: 2^-24 each.
+  return largest * (update.n_inputs + 1) * 0x1p-20;
+}
+
 bool few_in_doubt(double reach, int64_t units, int64_t weights) {
   // Weights by output that the second and third cache hold, and those that memory has to bring. Measured:
   // docs/kernels.md
@@ -60,32 +60,39 @@ void ProgramPlan::round_sums(const Outlook& outlook, int threads) {
   InputView* input = inputs_.data();
   for (UpdateView& update : updates_) {
     InputView* const end = input + update.n_inputs;
-    update.rounded = false;
-    for (InputView* i = input; i < end; i++) i->rounded = false;
-    const bool suits = machine_.layer(update.layer).kind == Kind::kBernoulli &&
-                       reads_binary_layers_alone(machine_, update) &&
-                       std::any_of(input, end, [&](const InputView& i) { return outlook.is_many[i.layer]; });
-    if (!suits) {
-      input = end;
-      continue;
-    }
-    // For each input and each side two roundings of floats, the same again for what is put back, and tempering.
-    double reach = largest_field(machine_, update, outlook.most_base) * (update.n_inputs + 1) * 0x1p-20;
-    update.slack = static_cast<float>(reach);
-    int64_t weights = 0;
-    for (InputView* i = input; i < end; i++) {
-      weights += i->weights.inputs;
-      if (!outlook.is_many[i->layer]) continue;
-      i->rounding = finest_rounding(machine_.weights(i->coupling).bounds(i->transposed), i->weights.inputs);
-      reach += std::abs(static_cast<double>(i->scale)) *
-               rounding_reach(i->rounding, i->weights.inputs, outlook.share_on[i->layer]);
-    }
-    update.rounded = few_in_doubt(reach * outlook.most_beta, machine_.layer(update.layer).units, weights);
-    for (; input < end; input++) {
-      input->rounded = update.rounded && outlook.is_many[input->layer];
-      if (update.rounded) input->columns = machine_.weights(input->coupling).rows(!input->transposed, threads);
-    }
+    update.rounded = take_rounding(update, input, end, outlook, threads);
+    for (; input < end; input++) input->rounded = update.rounded && outlook.is_many[input->layer];
   }
+}
+
+bool ProgramPlan::take_rounding(UpdateView& update, InputView* begin, InputView* end, const Outlook& outlook,
+                                int threads) const {
+  constexpr double kMostReach = 1e6;  // at any temperature: all that is computed with it stays finite
+  if (machine_.layer(update.layer).kind != Kind::kBernoulli || !reads_binary_layers_alone(machine_, update) ||
+      std::none_of(begin, end, [&](const InputView& input) { return outlook.is_many[input.layer]; }))
+    return false;
+  const double slack = float_slack(machine_, update, outlook.most_base, threads);
+  double reach = slack;
+  int64_t weights = 0;
+  for (InputView* input = begin; input < end; input++) {
+    weights += input->weights.inputs;
+    if (!outlook.is_many[input->layer]) continue;
+    input->rounding =
+        finest_rounding(machine_.weights(input->coupling).bounds(input->transposed, threads), input->weights.inputs);
+    reach += std::abs(static_cast<double>(input->scale)) *
+             rounding_reach(input->rounding, input->weights.inputs, outlook.share_on[input->layer]);
+  }
+  if (!(reach < kMostReach) ||
+      !few_in_doubt(outlook.most_beta * reach + outlook.most_rest * slack, machine_.layer(update.layer).units, weights))
+    return false;
+  update.slack = static_cast<float>(slack);
+  try {
+    for (InputView* input = begin; input < end; input++)
+      input->columns = machine_.weights(input->coupling).rows(!input->transposed, threads);
+  } catch (const std::bad_alloc&) {  // exact sums need no second copy of the weights
+    return false;
+  }
+  return true;
 }
 
 }  // namespace bm::cpu

@@ -95,18 +95,17 @@ bool is_binary(const Machine& machine) {
   return true;
 }
 
-double most_beta(const Sweep& what) {
-  double most = what.beta ? 0 : 1;
-  for (int64_t c = 0; what.beta && c < what.n_chains; c++) most = std::max(most, static_cast<double>(what.beta[c]));
-  return most;
-}
-
-double most_base(const Machine& machine, const Sweep& what) {
-  double most = 0;
+Outlook outlook(const Machine& machine, const Sweep& what, const std::vector<double>& on, std::vector<bool> is_many) {
+  Outlook outlook = {std::move(is_many), on, what.beta ? 0. : 1., 0, 0};
+  for (int64_t c = 0; what.beta && c < what.n_chains; c++) {
+    const double beta = what.beta[c];
+    outlook.most_beta = std::max(outlook.most_beta, beta);
+    if (!what.base.empty()) outlook.most_rest = std::max(outlook.most_rest, std::abs(1 - beta));
+  }
   for (size_t i = 0; i < what.base.size(); i++)
     for (int32_t u = 0; u < machine.layer(static_cast<int>(i)).units; u++)
-      most = std::max(most, std::abs(static_cast<double>(what.base[i][u])));
-  return most;
+      outlook.most_base = std::max(outlook.most_base, std::abs(static_cast<double>(what.base[i][u])));
+  return outlook;
 }
 
 // Tables in registers serve one block of chains: they cost the same for all chains of a register and however many rows
@@ -223,9 +222,7 @@ struct SweepRun::State {
     lookup_parts.clear();
     const int64_t n_chains = what.n_chains;
     plan.lay_out(dense_layers(added, n_chains, threads), threads);
-    if (!along.anneal)
-      plan.round_sums({rounded_layers(added, n_chains, threads), on, most_beta(what), most_base(machine, what)},
-                      threads);
+    if (!along.anneal) plan.round_sums(outlook(machine, what, on, rounded_layers(added, n_chains, threads)), threads);
     const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done;  // sweeps that tables would serve
     const int64_t per_gap = along.gap ? what.n_sweeps : 0;
     const bool wanted = !along.anneal && share_of_dense(plan.view(), per_gap) > kDenseShare;

@@ -99,11 +99,20 @@ const int16_t* CouplingWeights::rows(bool transposed, int threads) const {
   return transposed_.data();
 }
 
-const SumBounds& CouplingWeights::bounds(bool transposed) const {
+const SumBounds& CouplingWeights::bounds(bool transposed, int threads) const {
   std::call_once(bounds_once_[transposed], [&] {
-    WeightsView weights = shape(transposed);
-    weights.rows = rows(transposed, 1);
-    bounds_[transposed] = kernels().sum_bounds(weights);
+    const WeightsView all = shape(transposed);
+    const int16_t* own = rows(transposed, threads);
+    const Kernels& k = kernels();
+    int64_t run = 0, total = 0;
+#pragma omp parallel for num_threads(useful_threads(1. * all.inputs * all.outputs, threads)) reduction(max : run, total)
+    for (int32_t unit = 0; unit < all.outputs; unit += kStripUnits) {
+      const SumBounds bounds =
+          k.sum_bounds({all.inputs, std::min(kStripUnits, all.outputs - unit), all.stride, own + unit});
+      run = std::max(run, bounds.run);
+      total = std::max(total, bounds.all);
+    }
+    bounds_[transposed] = {run, total};
   });
   return bounds_[transposed];
 }

@@ -41,8 +41,8 @@ class CouplingWeights {
 
   WeightsView shape(bool transposed) const;  // without rows
   const int16_t* rows(bool transposed, int threads) const;
-  const SumBounds& bounds(bool transposed) const;  // of the sums of rows
-  void read(int16_t* out) const;                   // [lower, upper]
+  const SumBounds& bounds(bool transposed, int threads) const;  // of sums of rows
+  void read(int16_t* out) const;                                // [lower, upper]
 
  private:
   void transpose(int16_t* rows, int64_t first, int64_t n) const;  // columns of the transposed rows

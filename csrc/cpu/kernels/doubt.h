@@ -6,19 +6,8 @@
 
 namespace bm::cpu::BM_ISA {
 
-// Beyond exp(±reach), what exp_minus may be off by: twice 1.5e-7 (1 + 44.4), and a few roundings.
-constexpr float kSlack = 0x1p-15f;
-
-// exp(-x) of the exact field lies between `least` and `most` times that of the known one. Where exp_minus would be
-// clamped, all units are in doubt.
-struct Doubt {
-  explicit Doubt(float reach)
-      : least(reach < 40.f ? units::exp_minus(reach) * (1.f - kSlack) : 0.f),
-        most(reach < 40.f ? units::exp_minus(-reach) * (1.f + kSlack) : __builtin_inff()) {}
-  float least, most;
-};
-
-// What temper makes of a reach; slack: the part of it that is due to floats, of base biases too.
+// What temper makes of a reach. What floats add to it, `slack`, is in proportion to the largest field or base bias: the
+// base's own share of a tempered field adds the like.
 static inline float tempered_reach(float reach, float slack, const float* beta, const float* base) {
   if (!beta) return reach;
   return *beta * reach + (base ? __builtin_fabsf(1.f - *beta) * slack : 0.f);
@@ -26,7 +15,7 @@ static inline float tempered_reach(float reach, float slack, const float* beta, 
 
 // Bit u: whether unit u of a tile of 64 is in doubt; what is drawn for the others. fma(u, e, u) never falls as e rises.
 static inline uint64_t tile_likely_decisions(uint8_t* __restrict to, const float* __restrict x,
-                                             const uint32_t* __restrict words, const Doubt& doubt) {
+                                             const uint32_t* __restrict words, const units::Doubt& doubt) {
 #if defined(__AVX512BW__)
   const __m512 least = _mm512_set1_ps(doubt.least), most = _mm512_set1_ps(doubt.most);
   uint64_t surely_on = 0, maybe_on = 0;

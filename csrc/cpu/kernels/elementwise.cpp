@@ -34,38 +34,35 @@ void quantise(int16_t* __restrict out, const float* __restrict values, int64_t n
   for (int64_t i = 0; i < n; i++) out[i] = static_cast<int16_t>(units::bits_of(values[i] * scale + kMagic));
 }
 
-// In units of 64, each weight rounded up to the next: 48 of at most 512 fit 16 bits.
-SumBounds sum_bounds(WeightsView weights) {
+// In units of 64, rounded down, and one more for each input: 48 of at most 511, and 48, fit 16 bits.
+SumBounds sum_bounds(WeightsView strip) {
   constexpr int kUnit = 6;
   static_assert(kRunInputs << (15 - kUnit) < 1 << 16);
-  SumBounds bounds = {0, 0};
-  for (int32_t unit = 0; unit < weights.outputs; unit += kShortLanes) {
-    int32_t above[kShortLanes] = {}, below[kShortLanes] = {}, run = 0;
-    for (int32_t first = 0; first < weights.inputs; first += kRunInputs) {
-      const int32_t end = weights.inputs - first < kRunInputs ? weights.inputs : first + kRunInputs;
-      Words positive = Words{}, negative = Words{};
-      for (int32_t i = first; i < end; i++) {
-        const Shorts w = load<Shorts>(weights.rows + i * static_cast<int64_t>(weights.stride) + unit);
-        const Words sign = reinterpret_cast<Words>(w >> 15);
-        const Words size = (reinterpret_cast<Words>(w) ^ sign) >> kUnit;  // of -1 - w where w is negative
-        positive += size & ~sign;
-        negative += size & sign;
-      }
-      for (int u = 0; u < kShortLanes; u++) {
-        const int32_t up = positive[u] + end - first, down = negative[u] + end - first;
-        above[u] += up;
-        below[u] += down;
-        run = up > run ? up : run;
-        run = down > run ? down : run;
+  const int32_t n = strip.outputs;
+  int32_t above[kStripUnits] = {}, below[kStripUnits] = {}, most = 0, most_of_run = 0;
+  for (int32_t first = 0; first < strip.inputs; first += kRunInputs) {
+    const int32_t end = strip.inputs - first < kRunInputs ? strip.inputs : first + kRunInputs;
+    uint16_t positive[kStripUnits] = {}, negative[kStripUnits] = {};
+    for (int32_t i = first; i < end; i++) {
+      const int16_t* __restrict w = strip.rows + i * static_cast<int64_t>(strip.stride);
+      for (int32_t u = 0; u < n; u++) {
+        positive[u] = static_cast<uint16_t>(positive[u] + ((w[u] > 0 ? w[u] : 0) >> kUnit));
+        negative[u] = static_cast<uint16_t>(negative[u] + ((w[u] < 0 ? ~w[u] : 0) >> kUnit));  // -1 - w
       }
     }
-    for (int u = 0; u < kShortLanes; u++) {
-      bounds.all = above[u] > bounds.all ? above[u] : bounds.all;
-      bounds.all = below[u] > bounds.all ? below[u] : bounds.all;
+    for (int32_t u = 0; u < n; u++) {
+      const int32_t up = positive[u] + end - first, down = negative[u] + end - first;
+      above[u] += up;
+      below[u] += down;
+      most_of_run = up > most_of_run ? up : most_of_run;
+      most_of_run = down > most_of_run ? down : most_of_run;
     }
-    bounds.run = run > bounds.run ? run : bounds.run;
   }
-  return {bounds.run << kUnit, bounds.all << kUnit};
+  for (int32_t u = 0; u < n; u++) {
+    most = above[u] > most ? above[u] : most;
+    most = below[u] > most ? below[u] : most;
+  }
+  return {static_cast<int64_t>(most_of_run) << kUnit, static_cast<int64_t>(most) << kUnit};
 }
 
 uint8_t largest_byte(const uint8_t* bytes, int64_t n) {

@@ -252,6 +252,11 @@ static inline RowLists list_rows(uint16_t* lists, const InputView& input, const 
   return {lists, nullptr, list_on(lists, state, units), 0, true};
 }
 
+// Whether one chain takes milliseconds.
+static inline bool is_slow(const WeightsView& weights) {
+  return static_cast<int64_t>(weights.inputs) * weights.stride > 1 << 22;
+}
+
 // fields[n, stride of the weights] = from + scale * sums, for n <= kBlockChains chains from `first` on, whose states
 // come first in `states`; false if asked to stop. from: [padded] for all chains, or the fields themselves. exact: [n,
 // stride], for the sums themselves; or null
@@ -265,7 +270,7 @@ static inline bool add_binary_input(float* fields, const float* from, int32_t* e
   for (int32_t c = 0; c < n; c++)
     lists[c] = list_rows(scratch.rows + 2 * c * size, input, states + c * static_cast<int64_t>(weights.inputs),
                          first + c, kept);
-  const bool slow = static_cast<int64_t>(weights.inputs) * weights.stride > 1 << 22;  // milliseconds for each chain
+  const bool slow = is_slow(weights);
   alignas(64) int32_t own[kMaxVectors * kShortLanes];
   for (int32_t tile = 0; tile < tiles.n; tile++) {
     const int32_t begin = tiles.begin(tile), n_vectors = tiles.begin(tile + 1) - begin;
@@ -292,8 +297,8 @@ static inline void copy_biases(float* fields, const LayerView& layer, int32_t n)
     memcpy(fields + c * static_cast<int64_t>(layer.padded), layer.biases, layer.padded * sizeof(float));
 }
 
-// scratch.fields[n, padded units of the updated layer] for chains first .. first + n, at most
-// kBlockChains; false if asked to stop.
+// scratch.fields[n, padded units of the updated layer] for chains first .. first + n, at most kBlockChains; false if
+// asked to stop.
 // reach: [n], grows by what rounding of sums may change fields by; null where they must be exact
 // exact: as in Scratch, of inputs that are settled; null where they are not wanted
 static inline bool block_fields(MachineView machine, const UpdateView& update, const ValuesView* values, int64_t first,

@@ -61,9 +61,10 @@ BM_UNITS void place_block(int16_t* words, int bit, uint64_t drawn, uint64_t held
   }
 }
 
-static void decide(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& what, int n_chains) {
+static void decide(uint64_t (*drawn)[kMaxBlocks], uint64_t (*open)[kMaxBlocks], uint32_t* numbers, float* means,
+                   const Decision& what, int n_chains) {
   constexpr int kStreams = kLanes / 16;
-  uint32_t on[kUnits][kTile / kLanes] = {};
+  uint32_t on[kUnits][kTile / kLanes] = {}, unsure[kUnits][kTile / kLanes] = {};
   for (int first = 0; first < n_chains; first += kLanes) {
     __m512i random[kUnits][kStreams];
 #pragma GCC unroll 2
@@ -81,7 +82,15 @@ static void decide(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& 
       for (int s = 0; s < kStreams; s++) {
         const int chain = first + 16 * s;
         const __m512 e = exp_minus(field(what, u, chain));
-        on[u][first / kLanes] |= static_cast<uint32_t>(turns_on(e, random[u][s])) << 16 * s;
+        if (what.least) {
+          const uint32_t surely = turns_on(_mm512_mul_ps(e, _mm512_load_ps(what.most + chain)), random[u][s]);
+          const uint32_t maybe = turns_on(_mm512_mul_ps(e, _mm512_load_ps(what.least + chain)), random[u][s]);
+          on[u][first / kLanes] |= surely << 16 * s;
+          unsure[u][first / kLanes] |= (surely ^ maybe) << 16 * s;
+          _mm512_store_si512(numbers + u * kTile + chain, random[u][s]);
+        } else {
+          on[u][first / kLanes] |= static_cast<uint32_t>(turns_on(e, random[u][s])) << 16 * s;
+        }
         if (means) {
           const __m512 one = _mm512_set1_ps(1.f);
           _mm512_store_ps(means + u * kTile + chain, _mm512_div_ps(one, _mm512_add_ps(one, e)));
@@ -89,7 +98,20 @@ static void decide(uint64_t (*drawn)[kMaxBlocks], float* means, const Decision& 
       }
   }
   for (int u = 0; u < kUnits; u++)
-    for (int b = 0; b < kMaxBlocks; b++) drawn[u][b] = on[u][2 * b] | static_cast<uint64_t>(on[u][2 * b + 1]) << 32;
+    for (int b = 0; b < kMaxBlocks; b++) {
+      drawn[u][b] = on[u][2 * b] | static_cast<uint64_t>(on[u][2 * b + 1]) << 32;
+      open[u][b] = unsure[u][2 * b] | static_cast<uint64_t>(unsure[u][2 * b + 1]) << 32;
+    }
+}
+
+static int32_t sum_of_words(const int16_t* words, const int16_t* weights, int n_in) {
+  static_assert(kWordUnits < 16);  // bits beyond the last unit are 0
+  __m256i sum = _mm256_setzero_si256();
+  for (int i = 0; i < n_in; i += kWordUnits, words += kBlock) {
+    const __m256i w = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(*words), weights + i);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, _mm256_set1_epi16(1)));
+  }
+  return _mm512_reduce_add_epi32(_mm512_zextsi256_si512(sum));
 }
 
 static void place(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held,
@@ -161,7 +183,7 @@ static void pack_masks(uint64_t* masks, const uint8_t* bytes, int64_t units, int
 }
 
 extern const lookup::Kernels lookup_kernels;
-const lookup::Kernels lookup_kernels = {build_tables, accumulate,       accumulate_few, decide, place,
+const lookup::Kernels lookup_kernels = {build_tables, accumulate,       accumulate_few, decide, sum_of_words, place,
                                         add_drawn,    add_drawn_values, pack,           unpack, pack_masks};
 
 }  // namespace bm::cpu::BM_ISA

@@ -9,12 +9,12 @@ namespace bm::cpu::BM_ISA {
 using namespace lookup;
 
 BM_UNITS void store_limbs(int16_t* high, int16_t* low, __m512i sums) {
-  _mm256_store_si256(reinterpret_cast<__m256i*>(high), _mm512_cvtepi32_epi16(_mm512_srai_epi32(sums, 8)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(high), _mm512_cvtepi32_epi16(_mm512_srai_epi32(sums, kLowBits)));
   _mm256_store_si256(reinterpret_cast<__m256i*>(low),
-                     _mm512_cvtepi32_epi16(_mm512_and_si512(sums, _mm512_set1_epi32(255))));
+                     _mm512_cvtepi32_epi16(_mm512_and_si512(sums, _mm512_set1_epi32(kMostLow))));
 }
 
-constexpr int kMaxLowWords = 65535 / 255 / kWordGroups;  // low sums are at most 255 a group
+constexpr int kMaxLowWords = 65535 / kMostLow / kWordGroups;  // low sums are at most kMostLow a group
 
 struct Extremes {  // of the sums over subsets of some weights
   int64_t positive, negative;
@@ -36,8 +36,8 @@ BM_UNITS Extremes word_extremes(const int16_t* weights, int n_in, int word) {
 // Whether high sums over `words` words with these extremes fit 16 bits; the floors of the high limbs take up to one
 // from each group's negative sum.
 BM_UNITS bool fits(const Extremes& e, int words) {
-  constexpr int64_t kLimit = int64_t{32767} * 256;
-  return e.positive < kLimit && e.negative - 256 * kWordGroups * words > -kLimit;
+  constexpr int64_t kLimit = int64_t{32767} << kLowBits;
+  return e.positive < kLimit && e.negative - (int64_t{kWordGroups} * words << kLowBits) > -kLimit;
 }
 
 // Largest length, up to `fit` words, such that no run of that many words can take a high sum out of 16 bits.
@@ -138,7 +138,15 @@ __attribute__((noinline)) static void accumulate_tile(int32_t* out, bool add, co
   for (int u = 0; u < kUnits; u++)
 #pragma GCC unroll 6
     for (int r = 0; r < kRegs; r++) _mm512_store_si512(&high[u][r * kLanes], sums[u][r]);
-  accumulate_limb<kRegs>(sums, states, block_stride, low_table, words, low_ahead, lines_ahead);
+  if (low_table) {
+    accumulate_limb<kRegs>(sums, states, block_stride, low_table, words, low_ahead, lines_ahead);
+  } else {
+    const __m512i middle = _mm512_set1_epi16(static_cast<int16_t>(words * kWordGroups * kMostLow / 2));
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; u++)
+#pragma GCC unroll 6
+      for (int r = 0; r < kRegs; r++) sums[u][r] = middle;
+  }
 #pragma GCC unroll 4
   for (int u = 0; u < kUnits; u++) {
 #pragma GCC unroll 6
@@ -148,7 +156,7 @@ __attribute__((noinline)) static void accumulate_tile(int32_t* out, bool add, co
       for (int half = 0; half < 2; half++) {
         const int at = r * kLanes + half * 16;
         const __m512i h = _mm512_cvtepi16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(&high[u][at])));
-        __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(h, 8), _mm512_cvtepu16_epi32(low[half]));
+        __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(h, kLowBits), _mm512_cvtepu16_epi32(low[half]));
         int32_t* to = out + u * kTile + at;
         if (add) sum = _mm512_add_epi32(sum, _mm512_load_si512(to));
         _mm512_store_si512(to, sum);

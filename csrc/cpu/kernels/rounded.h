@@ -63,7 +63,7 @@ static inline bool add_rounded_input(float* fields, float* __restrict reach, con
   for (int32_t c = 0; c < n; c++) {
     const int32_t n_on = index_subsets(indices + static_cast<int64_t>(c) * n_groups, n_groups,
                                        states + c * static_cast<int64_t>(weights.inputs), weights.inputs);
-    middle[c] = 0.5f * input.scale * (static_cast<float>(n_on) * lost + lost_by_runs);
+    middle[c] = input.scale * (0.5f * (static_cast<float>(n_on) * lost + lost_by_runs));
     reach[c] += __builtin_fabsf(middle[c]);
   }
   const float scale = input.scale * static_cast<float>(int64_t{1} << coarse);

@@ -56,7 +56,7 @@ static void draw_chain(float* x, const LayerView& layer, const UpdateView& updat
     draw_softmax_chain(x, layer, static_cast<uint8_t*>(what.states[index]) + start, clamp, means, words[0]);
     return;
   }
-  const Doubt doubt(reach ? tempered_reach(*reach, update.slack, beta, base) : 0.f);
+  const units::Doubt doubt = units::doubt_within(reach ? tempered_reach(*reach, update.slack, beta, base) : 0.f);
   constexpr int kTiles = 2;  // whose random numbers hide each other's latencies
   alignas(64) uint32_t drawn_words[kTiles * kPad];
   for (int32_t unit = 0; unit < layer.units; unit += kPad) {
@@ -140,9 +140,13 @@ bool sweep(MachineView machine, ProgramView program, const SweepView& what, cons
           return false;
         if (what.anneal && i < what.anneal->n_summed)
           weigh_fields(layer, what.base[update.layer], *what.anneal, s, scratch.fields, chain, block);
-        for (int32_t c = 0; c < block; c++)
+        bool slow = false;
+        for (int k = 0; k < update.n_inputs; k++) slow |= rounded && is_slow(update.inputs[k].weights);
+        for (int32_t c = 0; c < block; c++) {
+          if (slow && stop.requested()) return false;
           draw_chain(scratch.fields + c * static_cast<int64_t>(layer.padded), layer, update, what, values,
                      rounded ? reach + c : nullptr, s, chain + c);
+        }
         if (exact) write_interactions(machine, update, what, exact, chain, block);
       }
     }
