@@ -114,19 +114,6 @@ BM_UNITS float exp_minus(float x) {
   return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 
-// Of a field x that is known up to a reach: exp_minus of the exact field lies between `least` and `most` times that of
-// the known one. The slack is for what exp_minus may be off by, twice 1.5e-7 (1 + 44.4), and a few roundings; where it
-// would be clamped, nothing is certain.
-struct Doubt {
-  float least, most;
-};
-
-BM_UNITS Doubt doubt_within(float reach) {
-  constexpr float kSlack = 0x1p-15f;
-  if (!(reach < 40.f)) return {0.f, __builtin_inff()};
-  return {exp_minus(reach) * (1.f - kSlack), exp_minus(-reach) * (1.f + kSlack)};
-}
-
 // Whether a unit with field x turns on: u < 1 / (1 + exp(-x)), without the division.
 BM_UNITS bool decide(float x, uint32_t word) {
   const float u = uniform(word);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/dispatch.h"
+#include "cpu/doubt.h"
 #include "cpu/lookup_tables.h"
 #include "cpu/rounding.h"
 
@@ -151,7 +152,7 @@ class LookupPart {
     for (int64_t c = 0; c < n_; c++) {
       const double beta = sweep_.beta ? beta_[c] : 1;
       const double reach = beta * rests.reach + (sweep_.base ? std::abs(1 - beta) * rests.slack : 0);
-      const units::Doubt doubt = units::doubt_within(static_cast<float>(reach));
+      const Doubt doubt = doubt_within(static_cast<float>(std::min(reach, 1e30)));
       rests.least[c] = doubt.least;
       rests.most[c] = doubt.most;
       most_reach = std::max(most_reach, reach);
@@ -228,10 +229,8 @@ class LookupPart {
             x = units::fma(static_cast<float>(sum), input.scale, x);
           }
           x = tempered(x, update.layer, unit + u, block * kBlock + chain);
-          if (units::decide(x, numbers_[u][chain]))
-            drawn[u][b] |= uint64_t{1} << lane;
-          else
-            drawn[u][b] &= ~(uint64_t{1} << lane);
+          const uint64_t bit = uint64_t{1} << lane;
+          drawn[u][b] = units::decide(x, numbers_[u][chain]) ? drawn[u][b] | bit : drawn[u][b] & ~bit;
         }
   }
 

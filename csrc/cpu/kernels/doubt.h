@@ -2,6 +2,7 @@
 // fields, so that rounded sums change no bit.
 #pragma once
 
+#include "cpu/doubt.h"
 #include "cpu/kernels/draw.h"
 
 namespace bm::cpu::BM_ISA {
@@ -15,7 +16,7 @@ static inline float tempered_reach(float reach, float slack, const float* beta, 
 
 // Bit u: whether unit u of a tile of 64 is in doubt; what is drawn for the others. fma(u, e, u) never falls as e rises.
 static inline uint64_t tile_likely_decisions(uint8_t* __restrict to, const float* __restrict x,
-                                             const uint32_t* __restrict words, const units::Doubt& doubt) {
+                                             const uint32_t* __restrict words, const Doubt& doubt) {
 #if defined(__AVX512BW__)
   const __m512 least = _mm512_set1_ps(doubt.least), most = _mm512_set1_ps(doubt.most);
   uint64_t surely_on = 0, maybe_on = 0;

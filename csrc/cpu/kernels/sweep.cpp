@@ -56,7 +56,7 @@ static void draw_chain(float* x, const LayerView& layer, const UpdateView& updat
     draw_softmax_chain(x, layer, static_cast<uint8_t*>(what.states[index]) + start, clamp, means, words[0]);
     return;
   }
-  const units::Doubt doubt = units::doubt_within(reach ? tempered_reach(*reach, update.slack, beta, base) : 0.f);
+  const Doubt doubt = doubt_within(reach ? tempered_reach(*reach, update.slack, beta, base) : 0.f);
   constexpr int kTiles = 2;  // whose random numbers hide each other's latencies
   alignas(64) uint32_t drawn_words[kTiles * kPad];
   for (int32_t unit = 0; unit < layer.units; unit += kPad) {
