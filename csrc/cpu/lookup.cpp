@@ -4,17 +4,14 @@
 #include <cmath>
 
 #include "cpu/dispatch.h"
-#include "cpu/doubt.h"
+#include "cpu/lookup_rests.h"
 #include "cpu/lookup_tables.h"
-#include "cpu/rounding.h"
 
 namespace bm::cpu {
 
 using namespace lookup;
 
 namespace {
-
-constexpr double kMostOpen = 0.025;  // draws in doubt, above which low limbs cost less. Measured: docs/kernels.md
 
 // Three blocks a tile are fastest, one is slowest: four blocks are two and two.
 int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kMaxBlocks)); }
@@ -40,7 +37,10 @@ class LookupPart {
     if (sweep.beta) beta_ = Array<float>(blocks_ * kBlock);
     if (sweep.gap) totals_ = Array<int64_t>((machine.n_couplings() + 1) * blocks_ * kBlock);
     for (int i = 0; i < program.n_updates; i++) make_room_for_softmax(program.updates[i]);
-    for (int i = 0; tables_ && i < program.n_updates; i++) find_rests(program.updates[i], threads);
+    for (int i = 0; tables_ && i < program.n_updates; i++) {
+      const UpdateView& update = program.updates[i];
+      rests_.emplace_back(machine, update, sweep.base ? sweep.base[update.layer] : nullptr, blocks_ * kBlock, threads);
+    }
     if (tables_) return;
     rows_.resize(2 * machine.n_couplings());
     for (int i = 0; i < program.n_updates; i++)
@@ -56,7 +56,7 @@ class LookupPart {
 
   bool run(const ProgramView& program, StopView stop) {
     if (sweep_.beta) std::copy_n(sweep_.beta + first_, n_, beta_.data());
-    for (Rests& rests : rests_) bound_by(rests);
+    for (LookupRests& rests : rests_) rests.bound(sweep_.beta ? beta_.data() : nullptr, n_);
     if (sweep_.gap) std::fill_n(totals_.data(), totals_.size(), 0);
     for (int64_t s = 0; s < sweep_.n_sweeps; s++)
       for (int i = 0; i < program.n_updates; i++)
@@ -116,50 +116,6 @@ class LookupPart {
     chosen_.resize(layer.units);
   }
 
-  // What the low limbs, which draws before the last of a round can do without, may add to fields of an update.
-  struct Rests {
-    double reach;                         // half of the most; the other half is put back
-    double slack;                         // of floats, which is in it
-    bool pays;                            // so few draws are then in doubt, at these temperatures
-    Array<float> least, most;             // [64 blocks], as in Decision
-    std::vector<const int16_t*> columns;  // of each input the weights [units, padded inputs]
-  };
-
-  void find_rests(const UpdateView& update, int threads) {
-    double most_base = 0;
-    const LayerView& layer = machine_.layer(update.layer);
-    for (int32_t u = 0; sweep_.base && u < layer.units; u++)
-      most_base = std::max(most_base, std::abs(static_cast<double>(sweep_.base[update.layer][u])));
-    Rests rests = {0,
-                   float_slack(machine_, update, most_base, threads),
-                   false,
-                   Array<float>(blocks_ * kBlock),
-                   Array<float>(blocks_ * kBlock),
-                   {}};
-    rests.reach = rests.slack;
-    for (int i = 0; i < update.n_inputs; i++) {
-      const InputView& input = update.inputs[i];
-      const double groups = tables_->directions[direction(input)].words * kWordGroups;
-      // and a half for each time that accumulators are emptied, at most once a group
-      rests.reach += std::abs(static_cast<double>(input.scale)) * groups * (kMostLow + 1) / 2;
-      rests.columns.push_back(machine_.weights(input.coupling).rows(!input.transposed, threads));
-    }
-    rests_.push_back(std::move(rests));
-  }
-
-  void bound_by(Rests& rests) const {
-    double most_reach = 0;
-    for (int64_t c = 0; c < n_; c++) {
-      const double beta = sweep_.beta ? beta_[c] : 1;
-      const double reach = beta * rests.reach + (sweep_.base ? std::abs(1 - beta) * rests.slack : 0);
-      const Doubt doubt = doubt_within(static_cast<float>(std::min(reach, 1e30)));
-      rests.least[c] = doubt.least;
-      rests.most[c] = doubt.most;
-      most_reach = std::max(most_reach, reach);
-    }
-    rests.pays = 0.5 * most_reach <= kMostOpen;
-  }
-
   // A group of four units is refreshed for all chains before the next, so that its tables stay in the nearest cache.
   bool run_update(const ProgramView& program, int index, int64_t sweep, StopView stop) {
     const UpdateView& update = program.updates[index];
@@ -179,7 +135,7 @@ class LookupPart {
     const bool wants_gap = sweep_.gap && sweep == sweep_.n_sweeps - 1;
     bool has_settled = false;
     for (int i = 0; i < update.n_inputs; i++) has_settled |= update.inputs[i].settled;
-    const Rests* rests =
+    const LookupRests* rests =
         tables_ && rests_[index].pays && !wants_means && !(wants_gap && has_settled) ? &rests_[index] : nullptr;
     for (int64_t unit = 0; unit < layer.units; unit += kUnits) {
       for (int u = 0; u < kUnits; u++) {  // biases are padded
@@ -212,7 +168,7 @@ class LookupPart {
 
   // Draws the units that are in doubt from their exact fields.
   void close(uint64_t (*drawn)[kMaxBlocks], const uint64_t (*open)[kMaxBlocks], const UpdateView& update,
-             const Rests& rests, const Decision& what, int64_t unit, int64_t block, int blocks) const {
+             const LookupRests& rests, const Decision& what, int64_t unit, int64_t block, int blocks) const {
     const int64_t last = std::min<int64_t>(kUnits, machine_.layer(update.layer).units - unit);
     for (int64_t u = 0; u < last; u++)
       for (int b = 0; b < blocks; b++)
@@ -384,7 +340,7 @@ class LookupPart {
   std::vector<const int16_t*> rows_;    // [2 * couplings], the weights of each output unit in turn, where no tables are
   std::vector<Array<int16_t>> states_;  // per layer [blocks][words][64]
   std::vector<Array<uint64_t>> held_;   // per layer [blocks][units], empty where nothing is clamped
-  std::vector<Rests> rests_;            // of each update; empty where there are no tables
+  std::vector<LookupRests> rests_;      // of each update; empty where there are no tables
   Array<float> beta_;                   // [64 blocks]
   Array<int64_t> totals_;               // [couplings, then biases][64 blocks], of the gaps; empty where not wanted
   // Of the largest softmax layer: [inputs][unit groups][kUnits * kTile], a chain's tempered fields and held units, and
