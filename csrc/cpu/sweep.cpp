@@ -282,7 +282,8 @@ struct SweepRun::State {
     return !stop.load();
   }
 
-  bool looks() const { return n_sweeps - next_look >= kFollowing * next_look; }
+  // Not in tempering: some rungs are cold and some hot, and sums that are kept pay for the former alone.
+  bool looks() const { return !along.gap && n_sweeps - next_look >= kFollowing * next_look; }
 
   Part chains(int thread) const {
     return part(what.n_chains, thread, threads, what.n_chains >= kGrain * threads ? kGrain : 1);
