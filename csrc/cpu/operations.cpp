@@ -46,7 +46,7 @@ std::vector<double> shares_on(const Machine& machine, const ValuesView* values, 
 
 namespace {
 
-// Rows cost what entries do from `share` on, and tables what `chains` chains add.
+// Rows cost what entries do from `share` on, and tables what `chains` chains add. Measured: docs/kernels.md
 std::vector<bool> tables_layers(double share, double chains, const std::vector<double>& shares, int64_t n_chains,
                                 int threads) {
   const int64_t together = std::clamp<int64_t>(n_chains / threads, 1, kBlockChains);
@@ -57,7 +57,6 @@ std::vector<bool> tables_layers(double share, double chains, const std::vector<d
 
 }  // namespace
 
-// Measured: docs/kernels.md
 std::vector<bool> dense_layers(const std::vector<double>& shares, int64_t n_chains, int threads) {
   return tables_layers(0.21, 10, shares, n_chains, threads);
 }

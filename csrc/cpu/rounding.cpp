@@ -49,8 +49,7 @@ double float_slack(const Machine& machine, const UpdateView& update, double most
 }
 
 bool few_in_doubt(double reach, int64_t units, int64_t weights) {
-  // Weights by output that the second and third cache hold, and those that memory has to bring. Measured:
-  // docs/kernels.md
+  // A draw in doubt costs little where caches hold the weights of all units, and a wait for memory where they do not.
   constexpr int64_t kCached = int64_t{4} << 20;
   const bool cached = units * weights * static_cast<int64_t>(sizeof(int16_t)) <= kCached;
   return 0.5 * reach <= (cached ? 0.05 : 0.003);
@@ -67,7 +66,7 @@ void ProgramPlan::round_sums(const Outlook& outlook, int threads) {
 
 bool ProgramPlan::take_rounding(UpdateView& update, InputView* begin, InputView* end, const Outlook& outlook,
                                 int threads) const {
-  constexpr double kMostReach = 1e6;  // at any temperature: all that is computed with it stays finite
+  constexpr double kMostReach = 1e6;  // before beta scales it: floats that are computed with it stay finite
   if (machine_.layer(update.layer).kind != Kind::kBernoulli || !reads_binary_layers_alone(machine_, update) ||
       std::none_of(begin, end, [&](const InputView& input) { return outlook.is_many[input.layer]; }))
     return false;

@@ -103,7 +103,7 @@ static bool leads_to_interactions(const UpdateView& update, const SweepView& wha
   return settled && what.interactions && sweep + 1 == what.n_sweeps;
 }
 
-// Annealing changes all inverse temperatures in every sweep, and means take exact fields.
+// Annealing weighs chains by its fields, and means are made of them: both are exact.
 static bool takes_rounded(const UpdateView& update, const SweepView& what, int64_t sweep) {
   return update.rounded && !what.anneal && !(what.means[update.layer] && sweep + 1 == what.n_sweeps) &&
          !leads_to_interactions(update, what, sweep);
