@@ -12,6 +12,11 @@ namespace bm::cpu::BM_ISA {
 
 BM_UNITS __m512i lane_numbers() { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 
+BM_UNITS __mmask64 first_lanes(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
+
+// n bytes, at most 64, and zeros
+BM_UNITS __m512i load_bytes(const uint8_t* from, int64_t n) { return _mm512_maskz_loadu_epi8(first_lanes(n), from); }
+
 // Philox4x32-10 on 16 lanes and kStreams independent counters, interleaved to hide the latency of the multiplications.
 template <int kStreams>
 BM_UNITS void philox(__m512i (&c0)[kStreams], __m512i (&c1)[kStreams], __m512i (&c2)[kStreams], __m512i (&c3)[kStreams],

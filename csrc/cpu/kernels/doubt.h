@@ -53,8 +53,7 @@ static inline int32_t sum_of_weights(const int16_t* __restrict weights, const ui
 #if defined(__AVX512BW__)
   __m512i sums = _mm512_setzero_si512();
   for (int32_t i = 0; i < n; i += 64) {
-    const __mmask64 in_layer = n - i < 64 ? (__mmask64{1} << (n - i)) - 1 : ~__mmask64{0};
-    const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, states + i);
+    const __m512i bytes = load_bytes(states + i, n - i);
     const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes));
     const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(bytes, 1));
     sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_load_si512(weights + i), low));

@@ -129,8 +129,7 @@ static inline int32_t list_on(uint16_t* __restrict list, const uint8_t* __restri
 #if defined(__AVX512BW__)
   __m512i indices = lane_numbers();
   for (int32_t u = 0; u < units; u += 64) {
-    const __mmask64 in_layer = units - u < 64 ? (__mmask64{1} << (units - u)) - 1 : ~__mmask64{0};
-    const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u);
+    const __m512i bytes = load_bytes(state + u, units - u);
     const uint64_t on = _mm512_test_epi8_mask(bytes, bytes);
     for (int i = 0; i < 64; i += 16, indices = _mm512_add_epi32(indices, _mm512_set1_epi32(16)))
       n += append(list + n, on >> i, indices);
@@ -154,8 +153,7 @@ static inline RowLists list_changes(uint16_t* __restrict turned_on, uint16_t* __
 #if defined(__AVX512BW__)
   __m512i indices = lane_numbers();
   for (int32_t u = 0; u < units; u += 64) {
-    const __mmask64 in_layer = units - u < 64 ? (__mmask64{1} << (units - u)) - 1 : ~__mmask64{0};
-    const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u), before = _mm512_load_si512(old + u);
+    const __m512i bytes = load_bytes(state + u, units - u), before = _mm512_load_si512(old + u);
     const uint64_t on = _mm512_test_epi8_mask(bytes, bytes), was_on = _mm512_test_epi8_mask(before, before);
     _mm512_store_si512(old + u, bytes);
     n_on += __builtin_popcountll(on);

@@ -38,12 +38,10 @@ static void transpose(uint64_t (&rows)[64]) {
   }
 }
 
-BM_UNITS __mmask64 tail(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
-
 // masks[unit] for 64 units: bit c set where the byte of chain c is not 0.
 BM_UNITS void gather_bits(uint64_t (&masks)[64], const uint8_t* bytes, int64_t pitch, int64_t units, int n_chains) {
   for (int c = 0; c < 64; c++) {
-    const __m512i x = c < n_chains ? _mm512_maskz_loadu_epi8(tail(units), bytes + c * pitch) : _mm512_setzero_si512();
+    const __m512i x = c < n_chains ? load_bytes(bytes + c * pitch, units) : _mm512_setzero_si512();
     masks[c] = _mm512_test_epi8_mask(x, x);
   }
   transpose(masks);
@@ -169,7 +167,8 @@ static void unpack(uint8_t* states, Layout layout, const int16_t* words, int64_t
     }
     transpose(masks);
     for (int c = 0; c < n_chains; c++)
-      _mm512_mask_storeu_epi8(states + c * units + first, tail(units - first), _mm512_maskz_set1_epi8(masks[c], 1));
+      _mm512_mask_storeu_epi8(states + c * units + first, first_lanes(units - first),
+                              _mm512_maskz_set1_epi8(masks[c], 1));
   }
 }
 

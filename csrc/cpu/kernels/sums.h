@@ -1,8 +1,11 @@
-// Sums over the units of a state or field in double, each in one fixed order.
+// Sums over the units of a state or field: in double, each in one fixed order, or exact.
 #pragma once
 
 #include "cpu/kernels/vector.h"
 #include "cpu/views.h"
+#if defined(__AVX512BW__)
+#include "cpu/kernels/avx512.h"
+#endif
 
 namespace bm::cpu::BM_ISA {
 
@@ -38,8 +41,7 @@ static inline double dot(const A* __restrict a, const B* __restrict b, int32_t n
 static inline double dot(const uint8_t* __restrict state, const double* __restrict values, int32_t n) {
   Doubles sum[kParts] = {};
   for (int32_t u = 0; u < n; u += 64) {
-    const __mmask64 in_layer = n - u < 64 ? (__mmask64{1} << (n - u)) - 1 : ~__mmask64{0};
-    const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u);
+    const __m512i bytes = load_bytes(state + u, n - u);
     const __mmask64 on = _mm512_test_epi8_mask(bytes, bytes);
     for (int i = 0; i < 64 && u + i < n; i += kLanes) {
       const auto eight = static_cast<__mmask8>(on >> i);
@@ -57,8 +59,7 @@ static inline int64_t sum_on(const T* __restrict values, const uint8_t* __restri
 #if defined(__AVX512BW__)
   __m512i sum = _mm512_setzero_si512();
   for (int32_t u = 0; u < n; u += 64) {
-    const __mmask64 in_layer = n - u < 64 ? (__mmask64{1} << (n - u)) - 1 : ~__mmask64{0};
-    const __m512i bytes = _mm512_maskz_loadu_epi8(in_layer, state + u);
+    const __m512i bytes = load_bytes(state + u, n - u);
     const __mmask64 on = _mm512_test_epi8_mask(bytes, bytes);
     for (int i = 0; i < 64 && u + i < n; i += 8) {
       const auto eight = static_cast<__mmask8>(on >> i);
