@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "cpu/dispatch.h"
 #include "cpu/lookup_rests.h"
-#include "cpu/lookup_tables.h"
+#include "cpu/lookup_sums.h"
+#include "cpu/work.h"
 
 namespace bm::cpu {
 
@@ -29,6 +31,8 @@ class LookupPart {
         tables_(tables == LookupTablesIn::kMachine ? machine.lookup_tables.get() : nullptr),
         layout_(tables_ ? kTabled : kInRegisters) {
     blocks_ = (n + kBlock - 1) / kBlock;
+    for (int64_t block = 0; block < blocks_; block += tiles_.back().blocks)
+      tiles_.push_back({block, tables_ ? tile_blocks(blocks_ - block) : 1});
     for (int layer = 0; layer < machine.n_layers(); layer++) {
       states_.emplace_back(blocks_ * stride(layer));
       std::fill_n(states_.back().data(), states_.back().size(), int16_t{0});  // bits of no unit stay 0
@@ -41,7 +45,10 @@ class LookupPart {
       const UpdateView& update = program.updates[i];
       rests_.emplace_back(machine, update, sweep.base ? sweep.base[update.layer] : nullptr, blocks_ * kBlock, threads);
     }
-    if (tables_) return;
+    if (tables_) {
+      sums_.emplace(*tables_, most_inputs(program));
+      return;
+    }
     rows_.resize(2 * machine.n_couplings());
     for (int i = 0; i < program.n_updates; i++)
       for (int j = 0; j < program.updates[i].n_inputs; j++) {
@@ -86,6 +93,7 @@ class LookupPart {
 
  private:
   static int direction(const InputView& input) { return 2 * input.coupling + input.transposed; }
+  StateWords words(int layer) const { return {states(layer, 0), stride(layer)}; }
   int64_t stride(int layer) const { return layout_.words(machine_.layer(layer).units) * kBlock; }
   int16_t* states(int layer, int64_t block) const { return states_[layer].data() + block * stride(layer); }
   int chains_in(int64_t block, int blocks = 1) const {
@@ -123,10 +131,6 @@ class LookupPart {
     if (layer.kind == Kind::kSoftmax) return run_softmax(program, index, sweep, stop);
     Decision what = {};
     what.inputs = update.n_inputs;
-    for (int i = 0; i < update.n_inputs; i++) {
-      what.sums[i] = sums_[i];
-      what.scales[i] = update.inputs[i].scale;
-    }
     what.has_base = sweep_.base != nullptr;
     what.key[0] = static_cast<uint32_t>(sweep_.seed), what.key[1] = static_cast<uint32_t>(sweep_.seed >> 32);
     what.sweep = sweep_.first_sweep + static_cast<uint32_t>(sweep);
@@ -137,30 +141,29 @@ class LookupPart {
     for (int i = 0; i < update.n_inputs; i++) has_settled |= update.inputs[i].settled;
     const LookupRests* rests =
         tables_ && rests_[index].pays && !wants_means && !(wants_gap && has_settled) ? &rests_[index] : nullptr;
+    for (int i = 0; i < update.n_inputs; i++) what.scales[i] = rests ? rests->scales[i] : update.inputs[i].scale;
     for (int64_t unit = 0; unit < layer.units; unit += kUnits) {
       for (int u = 0; u < kUnits; u++) {  // biases are padded
-        what.bias[u] = layer.biases[unit + u];
+        what.bias[u] = layer.biases[unit + u] + (rests ? static_cast<float>(rests->middle) : 0.f);
         if (what.has_base) what.base[u] = sweep_.base[update.layer][unit + u];
       }
       what.unit_group = static_cast<uint32_t>(unit / kUnits);
-      for (int64_t block = 0; block < blocks_;) {
-        if (stop.requested()) return false;
-        const int blocks = tables_ ? tile_blocks(blocks_ - block) : 1;
-        for (int i = 0; i < update.n_inputs; i++)
-          add_fields(sums_[i], update.inputs[i], unit / kUnits, block, blocks, !rests);
+      if (stop.requested()) return false;
+      for (size_t tile = 0; tile < tiles_.size(); tile++) {
+        const auto [block, blocks] = tiles_[tile];
+        add_sums(what, update, unit / kUnits, tile, rests == nullptr);
         what.first_chain = sweep_.first_chain + static_cast<uint32_t>(first_ + block * kBlock);
         what.beta = sweep_.beta ? beta_.data() + block * kBlock : nullptr;
         what.least = rests ? rests->least.data() + block * kBlock : nullptr;
         what.most = rests ? rests->most.data() + block * kBlock : nullptr;
         uint64_t drawn[kUnits][kMaxBlocks], open[kUnits][kMaxBlocks];
         run_.decide(drawn, open, numbers_[0], wants_means ? means_[0] : nullptr, what, chains_in(block, blocks));
-        if (rests) close(drawn, open, update, *rests, what, unit, block, blocks);
+        if (rests) close(drawn, open, update, *rests, unit, block, blocks);
         for (int64_t u = layer.units - unit; u < kUnits; u++)  // their sums may be those of other units
           std::fill_n(drawn[u], kMaxBlocks, 0);
         place_units(update.layer, unit, block, blocks, drawn);
         if (wants_means) write_means(update.layer, unit, block, blocks);
-        if (wants_gap) add_to_gaps(program, index, unit, block, blocks, drawn);
-        block += blocks;
+        if (wants_gap) add_to_gaps(program, index, what, unit, block, blocks, drawn);
       }
     }
     return true;
@@ -168,25 +171,27 @@ class LookupPart {
 
   // Draws the units that are in doubt from their exact fields.
   void close(uint64_t (*drawn)[kMaxBlocks], const uint64_t (*open)[kMaxBlocks], const UpdateView& update,
-             const LookupRests& rests, const Decision& what, int64_t unit, int64_t block, int blocks) const {
+             const LookupRests& rests, int64_t unit, int64_t block, int blocks) const {
     const int64_t last = std::min<int64_t>(kUnits, machine_.layer(update.layer).units - unit);
+    ExactInput inputs[kMaxInputs];
     for (int64_t u = 0; u < last; u++)
       for (int b = 0; b < blocks; b++)
         for (uint64_t left = open[u][b]; left; left &= left - 1) {
           const int lane = __builtin_ctzll(left);
           if (lane >= chains_in(block + b)) break;
           const uint32_t chain = static_cast<uint32_t>(b * kBlock + lane);
-          float x = what.bias[u];
           for (int i = 0; i < update.n_inputs; i++) {
             const InputView& input = update.inputs[i];
             const int n_in = input.weights.inputs;
-            const int32_t sum = run_.sum_of_words(states(input.layer, block + b) + lane,
-                                                  rests.columns[i] + (unit + u) * padded(n_in), n_in);
-            x = units::fma(static_cast<float>(sum), input.scale, x);
+            inputs[i] = {states(input.layer, block + b) + lane, rests.columns[i] + (unit + u) * padded(n_in), n_in,
+                         input.scale};
           }
-          x = tempered(x, update.layer, unit + u, block * kBlock + chain);
+          const bool on =
+              run_.decide_exactly(inputs, update.n_inputs, machine_.layer(update.layer).biases[unit + u],
+                                  sweep_.beta ? &beta_[block * kBlock + chain] : nullptr,
+                                  sweep_.base ? &sweep_.base[update.layer][unit + u] : nullptr, numbers_[u][chain]);
           const uint64_t bit = uint64_t{1} << lane;
-          drawn[u][b] = units::decide(x, numbers_[u][chain]) ? drawn[u][b] | bit : drawn[u][b] & ~bit;
+          drawn[u][b] = on ? drawn[u][b] | bit : drawn[u][b] & ~bit;
         }
   }
 
@@ -201,16 +206,14 @@ class LookupPart {
   bool run_softmax(const ProgramView& program, int index, int64_t sweep, StopView stop) {
     const UpdateView& update = program.updates[index];
     const int64_t groups = groups_of(machine_.layer(update.layer).units);
-    for (int64_t block = 0; block < blocks_;) {
-      const int blocks = tables_ ? tile_blocks(blocks_ - block) : 1;
+    for (size_t tile = 0; tile < tiles_.size(); tile++) {
       for (int64_t group = 0; group < groups; group++) {
         if (stop.requested()) return false;
         for (int i = 0; i < update.n_inputs; i++)
-          add_fields(softmax_sums_.data() + (i * groups + group) * kUnits * kTile, update.inputs[i], group, block,
-                     blocks, true);
+          std::copy_n(exact_sums(i, update.inputs[i], group, tile), kUnits * kTile,
+                      softmax_sums_.data() + (i * groups + group) * kUnits * kTile);
       }
-      choose_units(program, index, sweep, block, blocks);
-      block += blocks;
+      choose_units(program, index, sweep, tiles_[tile].block, tiles_[tile].blocks);
     }
     return true;
   }
@@ -262,34 +265,39 @@ class LookupPart {
                                   words[0]);
   }
 
-  void add_fields(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks, bool exact) {
-    if (tables_) {
-      add_from_tables(sums, input, unit_group, block, blocks, exact);
-      return;
+  // Those of all tiles that go together are made with the first of them.
+  void add_sums(Decision& what, const UpdateView& update, int64_t unit_group, size_t tile, bool exact) {
+    const size_t n = std::min(LookupSums::kTogether, tiles_.size() - tile), at = tile % LookupSums::kTogether;
+    for (int i = 0; i < update.n_inputs; i++) {
+      const InputView& input = update.inputs[i];
+      if (!sums_) {
+        what.sums[i] = exact_sums(i, input, unit_group, tile);
+        continue;
+      }
+      const std::span<const Tile> together = std::span(tiles_).subspan(tile, n);
+      if (at == 0 && exact)
+        sums_->add_exact(i, direction(input), words(input.layer), unit_group, together);
+      else if (at == 0)
+        sums_->add_high(i, direction(input), words(input.layer), unit_group, together);
+      what.sums[i] = sums_->exact(i, at);
+      what.high[i] = sums_->high(i, at);
+    }
+  }
+
+  // Of input i of an update, for four units of a tile.
+  const int32_t* exact_sums(int i, const InputView& input, int64_t unit_group, size_t tile) {
+    if (sums_) {
+      sums_->add_exact(i, direction(input), words(input.layer), unit_group, std::span(tiles_).subspan(tile, 1));
+      return sums_->exact(i, 0);
     }
     const int n_in = input.weights.inputs;
     const int16_t* rows[kUnits];  // the last of them stand for those that do not exist
     for (int u = 0; u < kUnits; u++)
       rows[u] = rows_[direction(input)] +
                 std::min<int64_t>(unit_group * kUnits + u, input.weights.outputs - 1) * padded(n_in);
-    run_.accumulate_few(sums, states(input.layer, block), rows, n_in, chains_in(block));
-  }
-
-  // While a group is at work, its tiles share the fetching of the next group's tables into the second-level cache.
-  void add_from_tables(int32_t* sums, const InputView& input, int64_t unit_group, int64_t block, int blocks,
-                       bool exact) {
-    const Direction& d = tables_->directions[direction(input)];
-    const int64_t tiles = (blocks_ + kMaxBlocks - 1) / kMaxBlocks, tile = block / kMaxBlocks;
-    constexpr int64_t kWordLines = kWordTable / kEntries;
-    const int64_t lines = unit_group + 1 < d.unit_groups ? (kWordLines + tiles - 1) / tiles : 0;
-    for (int word = 0; word < d.words; word += d.chunk_words) {
-      const int words = std::min(d.chunk_words, d.words - word);
-      const int64_t here = d.offset(unit_group, word);
-      const int64_t ahead = d.offset(unit_group + 1, word) + tile * lines * words * kEntries;
-      run_.accumulate(sums, word > 0, states(input.layer, block) + static_cast<int64_t>(word) * kBlock,
-                      stride(input.layer), d.high.data() + here, exact ? d.low.data() + here : nullptr, words, blocks,
-                      d.high.data() + ahead, d.low.data() + ahead, static_cast<int>(lines));
-    }
+    const int64_t block = tiles_[tile].block;
+    run_.accumulate_few(few_[i], states(input.layer, block), rows, n_in, chains_in(block));
+    return few_[i];
   }
 
   void place_units(int layer, int64_t unit, int64_t block, int blocks, const uint64_t (*drawn)[kMaxBlocks]) {
@@ -306,12 +314,14 @@ class LookupPart {
   int64_t* totals(int i) const { return totals_.data() + i * blocks_ * kBlock; }
 
   // The sums that four units were drawn from are what the couplings' energies need, once neither end changes any more.
-  void add_to_gaps(const ProgramView& program, int index, int64_t unit, int64_t block, int blocks,
+  void add_to_gaps(const ProgramView& program, int index, const Decision& what, int64_t unit, int64_t block, int blocks,
                    const uint64_t (*drawn)[kMaxBlocks]) {
     const UpdateView& update = program.updates[index];
     for (int i = 0; i < update.n_inputs; i++)
       if (update.inputs[i].settled)
-        run_.add_drawn(totals(update.inputs[i].coupling) + block * kBlock, sums_[i], drawn, blocks);
+        run_.add_drawn(totals(update.inputs[i].coupling) + block * kBlock, what.sums[i],
+                       machine_.weights(update.inputs[i].coupling).bounds(update.inputs[i].transposed, 1).all, drawn,
+                       blocks);
     int64_t biases[kUnits] = {};
     for (int u = 0; u < kUnits && unit + u < machine_.layer(update.layer).units; u++)
       biases[u] = sweep_.gap->biases[update.layer][unit + u];
@@ -335,6 +345,7 @@ class LookupPart {
   const Machine& machine_;
   const SweepView& sweep_;
   int64_t first_, n_, blocks_;
+  std::vector<Tile> tiles_;
   const LookupTables* tables_;  // null where they are made in registers
   Layout layout_;
   std::vector<const int16_t*> rows_;    // [2 * couplings], the weights of each output unit in turn, where no tables are
@@ -352,7 +363,8 @@ class LookupPart {
     uint64_t chains[kMaxBlocks];
   };
   std::vector<Chosen> chosen_;
-  alignas(64) int32_t sums_[kMaxInputs][kUnits * kTile];
+  std::optional<LookupSums> sums_;  // none where tables are made in registers, whose sums are `few_`
+  alignas(64) int32_t few_[kMaxInputs][kUnits * kTile];
   alignas(64) float means_[kUnits][kTile];
   alignas(64) uint32_t numbers_[kUnits][kTile];
 };

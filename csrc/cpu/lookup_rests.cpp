@@ -1,16 +1,16 @@
 #include "cpu/lookup_rests.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
-#include "cpu/doubt.h"
-#include "cpu/lookup_kernels.h"
+#include "cpu/lookup_tables.h"
 #include "cpu/rounding.h"
 
 namespace bm::cpu {
 namespace {
 
-constexpr double kMostOpen = 0.025;  // draws in doubt, above which low limbs cost less
+constexpr double kMostOpen = 0.05;  // draws in doubt, above which low limbs cost less
 
 double largest(const float* values, int32_t n) {
   double most = 0;
@@ -18,32 +18,54 @@ double largest(const float* values, int32_t n) {
   return most;
 }
 
+int64_t groups_of_inputs(const InputView& input) {
+  return (input.weights.inputs + lookup::kGroup - 1) / lookup::kGroup;
+}
+
 }  // namespace
 
 LookupRests::LookupRests(const Machine& machine, const UpdateView& update, const float* base, int64_t n_chains,
                          int threads)
-    : slack(float_slack(machine, update, largest(base, machine.layer(update.layer).units), threads)),
-      has_base(base != nullptr),
-      least(n_chains),
-      most(n_chains) {
-  reach = slack;
+    : has_base(base != nullptr), least(n_chains), most(n_chains) {
+  double lost = 0;
   for (int i = 0; i < update.n_inputs; i++) {
     const InputView& input = update.inputs[i];
-    const double groups = static_cast<double>(lookup::kTabled.words(input.weights.inputs)) * lookup::kWordGroups;
-    // and a half for each time that accumulators are emptied, at most once a group
-    reach += std::abs(static_cast<double>(input.scale)) * groups * (lookup::kMostLow + 1) / 2;
+    const Direction& d = machine.lookup_tables->directions[2 * input.coupling + input.transposed];
+    const int64_t of_chunk = ((int64_t{1} << d.coarse) - 1) << lookup::kLowBits;
+    const double half =
+        0.5 * input.scale * static_cast<double>(groups_of_inputs(input) * lookup::kMostLow + d.chunks() * of_chunk);
+    middle += half;
+    lost += std::abs(half);
+    scales.push_back(std::ldexp(input.scale, lookup::kLowBits + d.coarse));
     columns.push_back(machine.weights(input.coupling).rows(!input.transposed, threads));
   }
+  slack = float_slack(machine, update, largest(base, machine.layer(update.layer).units) + lost, threads);
+  reach = lost + slack;
+}
+
+bool high_limbs_do(const Machine& machine, const UpdateView& update, double most_beta) {
+  if (machine.layer(update.layer).kind != Kind::kBernoulli) return false;
+  constexpr double kRounding = 1.25;  // of sums of high limbs, at most about as much again as this leaves
+  double reach = 0;
+  for (int i = 0; i < update.n_inputs; i++) {
+    const InputView& input = update.inputs[i];
+    reach += 0.5 * std::abs(input.scale) * static_cast<double>(groups_of_inputs(input) * lookup::kMostLow);
+  }
+  return 0.5 * kRounding * most_beta * reach <= kMostOpen;
 }
 
 void LookupRests::bound(const float* beta, int64_t n) {
   double most_reach = 0;
   for (int64_t c = 0; c < n; c++) {
-    const double b = beta ? beta[c] : 1, own = b * reach + (has_base ? std::abs(1 - b) * slack : 0);
-    const Doubt doubt = doubt_within(static_cast<float>(std::min(own, 1e30)));
-    least[c] = doubt.least;
-    most[c] = doubt.most;
-    most_reach = std::max(most_reach, own);
+    const float b = beta ? beta[c] : 1.f;
+    Known& known = known_[(std::bit_cast<uint32_t>(b) * 2654435769u) >> (32 - kKnownBits)];  // multiplicative hashing
+    if (!known.is_set || known.beta != b) {
+      const double own = b * reach + (has_base ? std::abs(1. - b) * slack : 0);
+      known = {true, b, own, doubt_within(static_cast<float>(std::min(own, 1e30)))};
+    }
+    least[c] = known.doubt.least;
+    most[c] = known.doubt.most;
+    most_reach = std::max(most_reach, known.reach);
   }
   pays = 0.5 * most_reach <= kMostOpen;
 }

@@ -35,24 +35,30 @@ Direction build_direction(const CouplingWeights& weights, bool transposed, int t
   const int n_in = by_output.outputs, n_out = by_output.inputs, groups = static_cast<int>(groups_of(n_out));
   d.words = d.chunk_words = static_cast<int>(kTabled.words(n_in));
   d.unit_groups = groups;
-  d.high = TableMemory(d.offset(groups, 0));
-  d.low = TableMemory(d.offset(groups, 0));
+  d.high = TableMemory(d.place(groups, 0) * kWordTable);
+  d.low = TableMemory(d.place(groups, 0) * kLowWordTable);
   std::vector<int> fit(groups);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int g = 0; g < groups; g++) {
     const int64_t first = static_cast<int64_t>(g) * kUnits;
-    fit[g] = kernels().lookup->build_tables(d.high.data() + d.offset(g, 0), d.low.data() + d.offset(g, 0),
+    fit[g] = kernels().lookup->build_tables(d.high.data() + d.place(g, 0) * kWordTable,
+                                            d.low.data() + d.place(g, 0) * kLowWordTable,
                                             rows + first * by_output.stride, by_output.stride, n_in,
                                             static_cast<int>(std::min<int64_t>(kUnits, n_out - first)), d.words);
   }
   for (const int words : fit) d.chunk_words = std::min(d.chunk_words, words);
+  // Rounding down makes each group's high limb, and each chunk's share, smaller by less than one.
+  const int64_t most = (weights.bounds(transposed, threads).all >> kLowBits) + 1 + int64_t{d.words} * kWordGroups;
+  while ((most >> d.coarse) + 1 + d.chunks() > 32767) d.coarse++;
+  const int chunks = std::max(1, std::min(kMaxChunks, kMaxLowWords / d.chunk_words));
+  d.exact_words = std::min(d.words, chunks * d.chunk_words);
   return d;
 }
 
 }  // namespace
 
 int64_t lookup_bytes(const Machine& machine) {
-  constexpr int64_t kBytes = 2 * sizeof(int16_t) * kWordTable;  // high and low
+  constexpr int64_t kBytes = sizeof(int16_t) * (kWordTable + kLowWordTable);
   int64_t bytes = 0;
   for (int c = 0; c < machine.n_couplings(); c++) {
     const int64_t lower = machine.layer(machine.coupling(c).lower).units;

@@ -29,11 +29,20 @@ class TableMemory {
 // The tables of one direction of one coupling.
 struct Direction {
   int words = 0;        // state words of the input layer
-  int chunk_words = 0;  // words whose sums fit 16 bits: accumulators are emptied that often
+  int chunk_words = 0;  // words whose sums of high limbs fit 16 bits: accumulators are emptied that often
+  int coarse = 0;       // sums of high limbs over chunks, divided by 2^coarse, add up in 16 bits
+  int exact_words = 0;  // a few chunks, whose low limbs add up in 16 bits
   int64_t unit_groups = 0;
-  TableMemory high, low;  // [groups of four output units][words][kWordTable]
+  TableMemory high, low;  // [groups of four output units][words][kWordTable], [..][..][kLowWordTable]
 
-  int64_t offset(int64_t unit_group, int word) const { return (unit_group * words + word) * lookup::kWordTable; }
+  int64_t place(int64_t unit_group, int word) const { return unit_group * words + word; }
+  const int16_t* highs(int64_t unit_group, int word) const {
+    return high.data() + place(unit_group, word) * lookup::kWordTable;
+  }
+  const int16_t* lows(int64_t unit_group, int word) const {
+    return low.data() + place(unit_group, word) * lookup::kLowWordTable;
+  }
+  int chunks() const { return (words + chunk_words - 1) / chunk_words; }
 };
 
 struct LookupTables {

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <optional>
 
-#include "cpu/lookup.h"
+#include "cpu/lookup_choice.h"
 #include "cpu/run.h"
 #include "cpu/stop.h"
 
@@ -25,7 +25,6 @@ constexpr int64_t kGrain = 64;        // chains at which parts are cut, where th
 constexpr int64_t kFirstLook = 1, kFollowing = 2;
 constexpr double kKeptShare = 0.8;               // of the rows that are on: sums are kept where fewer flip
 constexpr int64_t kMostKept = int64_t{1} << 28;  // bytes
-constexpr double kDenseShare = 0.15;             // of a sweep's multiply-adds: lookups only where so many are dense
 
 // Copies of the states of all layers, as bytes.
 class StateCopies {
@@ -55,99 +54,24 @@ class StateCopies {
   std::vector<ValuesView> values_;
 };
 
-// Of the rows of W_q that a sweep reads, by shares of the units of each layer, the share that is added up.
-double share_of_rows(const ProgramView& program, const std::vector<double>& shares) {
-  double added = 0, all = 0;
-  for (int i = 0; i < program.n_updates; i++)
-    for (int j = 0; j < program.updates[i].n_inputs; j++) {
-      const InputView& input = program.updates[i].inputs[j];
-      const double products = static_cast<double>(input.weights.inputs) * input.weights.outputs;
-      added += products * shares[input.layer];
-      all += products;
-    }
-  return all > 0 ? added / all : 0;
-}
-
-// Of the multiply-adds of a sweep, the share that the dense kernel has to do. per_gap: sweeps for each energy gap,
-// which takes the exact sums of settled inputs; 0: no gaps
-double share_of_dense(const ProgramView& program, int64_t per_gap) {
-  double dense = 0, all = 0;
-  for (int i = 0; i < program.n_updates; i++)
-    for (int j = 0; j < program.updates[i].n_inputs; j++) {
-      const InputView& input = program.updates[i].inputs[j];
-      const double products = static_cast<double>(input.weights.inputs) * input.weights.outputs;
-      const double exact = !input.rounded ? 1 : per_gap && input.settled ? 1 / static_cast<double>(per_gap) : 0;
-      dense += input.dense ? exact * products : 0;
-      all += products;
-    }
-  return all > 0 ? dense / all : 0;
-}
-
-int most_inputs(const ProgramView& program) {
-  int most = 0;
-  for (int i = 0; i < program.n_updates; i++) most = std::max(most, program.updates[i].n_inputs);
-  return most;
-}
-
 bool is_binary(const Machine& machine) {
   for (int i = 0; i < machine.n_layers(); i++)
     if (machine.layer(i).kind == Kind::kGaussian) return false;
   return true;
 }
 
+double highest_beta(const Sweep& what) {
+  return what.beta ? std::max(0.f, *std::max_element(what.beta, what.beta + what.n_chains)) : 1.;
+}
+
 Outlook outlook(const Machine& machine, const Sweep& what, const std::vector<double>& on, std::vector<bool> is_many) {
-  Outlook outlook = {std::move(is_many), on, what.beta ? 0. : 1., 0, 0};
-  for (int64_t c = 0; what.beta && c < what.n_chains; c++) {
-    const double beta = what.beta[c];
-    outlook.most_beta = std::max(outlook.most_beta, beta);
-    if (!what.base.empty()) outlook.most_rest = std::max(outlook.most_rest, std::abs(1 - beta));
-  }
+  Outlook outlook = {std::move(is_many), on, highest_beta(what), 0, 0};
+  for (int64_t c = 0; what.beta && !what.base.empty() && c < what.n_chains; c++)
+    outlook.most_rest = std::max(outlook.most_rest, std::abs(1 - static_cast<double>(what.beta[c])));
   for (size_t i = 0; i < what.base.size(); i++)
     for (int32_t u = 0; u < machine.layer(static_cast<int>(i)).units; u++)
       outlook.most_base = std::max(outlook.most_base, std::abs(static_cast<double>(what.base[i][u])));
   return outlook;
-}
-
-// Tables in registers serve one block of chains: they cost the same for all chains of a register and however many rows
-// would be added, so that the former must be many and the latter not few.
-bool registers_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
-                   int64_t n_chains, int threads) {
-  constexpr int64_t kMostChains = 64, kTogether = 32;  // chains of a thread, of a register
-  constexpr double kFewestOnes = 0.4;
-  const int64_t each = (n_chains + threads - 1) / threads, lanes = (each + kTogether - 1) / kTogether * kTogether;
-  if (each > kMostChains || 8 * each < 7 * lanes) return false;
-  for (int i = 0; i < program.n_updates; i++)
-    for (int j = 0; j < program.updates[i].n_inputs; j++)
-      if (const int source = program.updates[i].inputs[j].layer;
-          shares[source] <= kFewestOnes && machine.layer(source).kind != Kind::kSoftmax)  // of these one alone is on
-        return false;
-  return true;
-}
-
-// Building the tables takes as long as the other kernels need for some hundred chains, and fetching them in each sweep
-// as long as the dense kernel needs for about 72; adding rows takes less the fewer they are, and for fewer than
-// kFewestRows always less than tables. Measured: docs/kernels.md.
-bool tables_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares, int64_t n_chains,
-                int64_t n_sweeps, int threads) {
-  constexpr int64_t kMostBytes = int64_t{1} << 31;
-  constexpr int64_t kFewestChains = 72, kFewestUpdates = 1024;  // chains of a thread; chains times sweeps
-  constexpr double kFewestRows = 0.18, kDense = 0.32;           // from which on rows cost what the dense kernel does
-  if (n_chains < kFewestChains * threads || lookup_bytes(machine) > kMostBytes) return false;
-  if (!machine.has_lookup_tables && n_chains * n_sweeps < kFewestUpdates) return false;
-  const double share = share_of_rows(program, shares);
-  return share >= kFewestRows &&
-         static_cast<double>(n_chains) * std::min(1., share / kDense) >= static_cast<double>(kFewestChains * threads);
-}
-
-// Which tables the lookup kernel takes, if it is to run; those of the machine are then there.
-std::optional<LookupTablesIn> choose_lookup(const Machine& machine, const ProgramView& program,
-                                            const std::vector<double>& shares, int64_t n_chains, int64_t n_sweeps,
-                                            int threads) {
-  if (!lookup_suits(machine, program)) return {};
-  if (registers_pay(machine, program, shares, n_chains, threads)) return LookupTablesIn::kRegisters;
-  if (tables_pay(machine, program, shares, n_chains, n_sweeps, threads) && lookup_prepare(machine, threads))
-    return LookupTablesIn::kMachine;
-  return {};
 }
 
 // The states of some chains as they were a sweep ago.
@@ -225,9 +149,8 @@ struct SweepRun::State {
     if (!along.anneal) plan.round_sums(outlook(machine, what, on, rounded_layers(added, n_chains, threads)), threads);
     const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done;  // sweeps that tables would serve
     const int64_t per_gap = along.gap ? what.n_sweeps : 0;
-    const bool wanted = !along.anneal && share_of_dense(plan.view(), per_gap) > kDenseShare;
-    if (const auto tables =
-            wanted ? choose_lookup(machine, plan.view(), added, n_chains, sure, threads) : std::nullopt) {
+    const Workload workload = {n_chains, sure, threads, per_gap, highest_beta(what)};
+    if (const auto tables = along.anneal ? std::nullopt : choose_lookup(machine, plan.view(), added, workload)) {
       for (int t = 0; t < threads; t++) {
         const Part p = chains(t);
         lookup_parts.push_back(lookup_part(machine, plan.view(), view, p.first, p.n, *tables, threads));

@@ -37,6 +37,12 @@ class ThreadScratch {
   std::vector<Array<float>> fields_;
 };
 
+inline int most_inputs(const ProgramView& program) {
+  int most = 0;
+  for (int i = 0; i < program.n_updates; i++) most = std::max(most, program.updates[i].n_inputs);
+  return most;
+}
+
 // Base biases copied to padded arrays; null where there is no base.
 class PaddedBase {
  public:

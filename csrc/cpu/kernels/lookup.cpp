@@ -9,7 +9,10 @@ namespace bm::cpu::BM_ISA {
 BM_UNITS __m512 field(const Decision& what, int unit, int chain) {
   __m512 x = _mm512_set1_ps(what.bias[unit]);
   for (int i = 0; i < what.inputs; i++) {
-    const __m512i sum = _mm512_load_si512(what.sums[i] + unit * kTile + chain);
+    const int at = unit * kTile + chain;
+    const __m512i sum =
+        what.least ? _mm512_cvtepi16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(what.high[i] + at)))
+                   : _mm512_load_si512(what.sums[i] + at);
     x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(what.scales[i]), x);
   }
   if (what.beta) {
@@ -112,6 +115,15 @@ static int32_t sum_of_words(const int16_t* words, const int16_t* weights, int n_
   return _mm512_reduce_add_epi32(_mm512_zextsi256_si512(sum));
 }
 
+static bool decide_exactly(const ExactInput* inputs, int n_inputs, float bias, const float* beta, const float* base,
+                           uint32_t random) {
+  float x = bias;
+  for (const ExactInput* in = inputs; in < inputs + n_inputs; in++)
+    x = units::fma(static_cast<float>(sum_of_words(in->words, in->weights, in->n_in)), in->scale, x);
+  if (beta) x = base ? units::fma(*beta, x, (1.f - *beta) * *base) : *beta * x;
+  return units::decide(x, random);
+}
+
 static void place(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held,
                   int blocks) {
   for (int b = 0; b < blocks; b++) place_block(words + b * block_stride, bit, drawn[b], held ? held[b] : 0);
@@ -131,15 +143,47 @@ BM_UNITS void add_terms(int64_t* totals, const uint64_t (*drawn)[kMaxBlocks], in
   }
 }
 
-static void add_drawn(int64_t* totals, const int32_t* sums, const uint64_t (*drawn)[kMaxBlocks], int blocks) {
-  add_terms(totals, drawn, blocks, [&](int u, int chain) __attribute__((always_inline)) {
-    return _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i*>(sums + u * kTile + chain)));
-  });
+// The same where four terms add up in 32 bits; `term(u, chain)` is that of 16 chains.
+template <class Term>
+BM_UNITS void add_narrow_terms(int64_t* totals, const uint64_t (*drawn)[kMaxBlocks], int blocks, Term term) {
+  for (int chain = 0; chain < blocks * kBlock; chain += 16) {
+    __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; u++) {
+      const auto on = static_cast<__mmask16>(drawn[u][chain / kBlock] >> chain % kBlock);
+      sum = _mm512_mask_add_epi32(sum, on, sum, term(u, chain));
+    }
+    const __m256i halves[2] = {_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1)};
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      int64_t* to = totals + chain + half * 8;
+      _mm512_store_si512(to, _mm512_add_epi64(_mm512_load_si512(to), _mm512_cvtepi32_epi64(halves[half])));
+    }
+  }
+}
+
+static void add_drawn(int64_t* totals, const int32_t* sums, int64_t most, const uint64_t (*drawn)[kMaxBlocks],
+                      int blocks) {
+  if (most <= kMostNarrow)
+    add_narrow_terms(totals, drawn, blocks, [&](int u, int chain) __attribute__((always_inline)) {
+      return _mm512_load_si512(sums + u * kTile + chain);
+    });
+  else
+    add_terms(totals, drawn, blocks, [&](int u, int chain) __attribute__((always_inline)) {
+      return _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i*>(sums + u * kTile + chain)));
+    });
 }
 
 static void add_drawn_values(int64_t* totals, const int64_t* values, const uint64_t (*drawn)[kMaxBlocks], int blocks) {
-  add_terms(totals, drawn, blocks,
-            [&](int u, int) __attribute__((always_inline)) { return _mm512_set1_epi64(values[u]); });
+  bool narrow = true;
+  for (int u = 0; u < kUnits; u++) narrow &= -kMostNarrow <= values[u] && values[u] <= kMostNarrow;
+  if (narrow)
+    add_narrow_terms(totals, drawn, blocks, [&](int u, int) __attribute__((always_inline)) {
+      return _mm512_set1_epi32(static_cast<int32_t>(values[u]));
+    });
+  else
+    add_terms(totals, drawn, blocks,
+              [&](int u, int) __attribute__((always_inline)) { return _mm512_set1_epi64(values[u]); });
 }
 
 static void pack(int16_t* words, Layout layout, const uint8_t* states, int64_t units, int n_chains) {
@@ -182,7 +226,8 @@ static void pack_masks(uint64_t* masks, const uint8_t* bytes, int64_t units, int
 }
 
 extern const lookup::Kernels lookup_kernels;
-const lookup::Kernels lookup_kernels = {build_tables, accumulate,       accumulate_few, decide, sum_of_words, place,
-                                        add_drawn,    add_drawn_values, pack,           unpack, pack_masks};
+const lookup::Kernels lookup_kernels = {build_tables, accumulate_high, accumulate_low, widen,     accumulate_few,
+                                        decide,       decide_exactly,  place,          add_drawn, add_drawn_values,
+                                        pack,         unpack,          pack_masks};
 
 }  // namespace bm::cpu::BM_ISA
