@@ -15,7 +15,7 @@ import torch
 
 from bm_fast import ops
 from bm_fast.chains import Chains
-from bm_fast.graph import Coupling, Graph, Layer, chain_graph
+from bm_fast.graph import Coupling, Graph, Kind, Layer, chain_graph
 from bm_fast.ops import EnergyGap, Machine, temper
 from bm_fast.program import Input, Program, Update, gibbs_program
 from bm_fast.rungs import Rungs
@@ -272,32 +272,67 @@ print(size("VmHWM:") - before)
     assert int(out) < 400e6
 
 
-@pytest.mark.parametrize("rest", [0, 1, 37, 63])
-@pytest.mark.parametrize("with_base", [False, True])
-def test_draws_without_low_limbs(rest: int, with_base: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums whose low limbs are none or the most there can be, as one input of each group of five alone has weights.
-
-    What is left out is then close to what may be left out, 0.04 of a field: bounds a twentieth below that let some of
-    260,000 draws of the first layer pass that are wrong.
-    """
-    n_lower, n_upper, n_ladders = 64, 200, 256
-    steps = torch.zeros(n_lower, n_upper)
-    steps[:, ::5] = 25_600 + rest
-    bias = torch.linspace(-1, 1, n_lower) - steps.sum(1) * 2.0**-15
-    machine = Machine.build(chain_graph((n_lower, n_upper)), [steps * 2.0**-15], [bias, torch.full((n_upper,), 2.0)])
-    base = [torch.randn(n, generator=torch.Generator().manual_seed(6)) for n in (n_lower, n_upper)]
+def assert_same_tempering(
+    machine: Machine,
+    base: list[torch.Tensor] | None,
+    n_ladders: int,
+    calls: list[tuple[tuple[float, float], int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Calls of so many rounds and sweeps with ladders of 16 rungs give the bits of the reference."""
     runs = []
     for backend in ("native", "reference"):
         monkeypatch.setenv("BM_FAST_BACKEND", backend)
         here = Machine(machine.parameters)
-        chains, rungs = here.chains(16 * n_ladders, seed=3), Rungs.start(n_ladders, 16)
-        chains.layers[1].fill_(1)
-        gap = EnergyGap(here, base if with_base else None)
-        temper(gap, chains, rungs, torch.linspace(0.9, 1, 16), 1)
-        temper(gap, chains, rungs, torch.linspace(0.1, 1, 16), 4, sweeps=2)
+        chains, rungs, gap = here.chains(16 * n_ladders, seed=3), Rungs.start(n_ladders, 16), EnergyGap(here, base)
+        for layer, states in zip(machine.graph.layers[1:], chains.layers[1:], strict=True):
+            if layer.kind is Kind.BERNOULLI:
+                states.fill_(1)
+        for (coldest, hottest), rounds, sweeps in calls:
+            temper(gap, chains, rungs, torch.linspace(hottest, coldest, 16), rounds, sweeps=sweeps)
         runs.append([*chains.layers, rungs.rungs])
     for got, expected in zip(*runs, strict=True):
         assert torch.equal(got, expected)
+
+
+def standard_normal(machine: Machine) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(6)
+    return [torch.randn(layer.units, generator=g) for layer in machine.graph.layers]
+
+
+@pytest.mark.parametrize("rest", [0, 15])
+@pytest.mark.parametrize("step", [3_008, 25_600])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_draws_without_low_limbs(rest: int, step: int, with_base: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums whose low limbs are none or the most there can be, as one input of each group of five alone has weights.
+
+    What is left out is then close to what may be left out, 0.04 of a field: bounds a twentieth below that let some of
+    260,000 draws of the first layer pass that are wrong. Sums of high limbs fit 16 bits with small steps, and are added
+    up in eight runs and rounded with large ones.
+    """
+    n_lower, n_upper = 64, 800
+    steps = torch.zeros(n_lower, n_upper)
+    steps[:, ::5] = step + rest
+    steps[0, 0] = 25_600  # the grid is given by the largest weight
+    bias = torch.linspace(-1, 1, n_lower) - steps.sum(1) * 2.0**-15
+    machine = Machine.build(chain_graph((n_lower, n_upper)), [steps * 2.0**-15], [bias, torch.full((n_upper,), 2.0)])
+    calls = [((1.0, 0.9), 1, 1), ((1.0, 0.1), 1, 1)]
+    assert_same_tempering(machine, standard_normal(machine) if with_base else None, 256, calls, monkeypatch)
+
+
+@pytest.mark.parametrize("units", [(203, 97), (784, 33), (150, 91, 64), (81, 70, 66, 90), (34, 41)])
+@pytest.mark.parametrize("n_classes", [None, 10])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_tempering_by_high_limbs(
+    units: tuple[int, ...], n_classes: int | None, with_base: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 ladders fill the tiles of two threads; the last case has more tiles than go together."""
+    graph, g = chain_graph(units, n_classes=n_classes), torch.Generator().manual_seed(2)
+    sizes = [layer.units for layer in graph.layers]
+    weights = [max(sizes) ** -0.5 * torch.randn(sizes[c.lower], sizes[c.upper], generator=g) for c in graph.couplings]
+    machine = Machine.build(graph, weights, [0.5 * torch.randn(n, generator=g) for n in sizes])
+    calls, n_ladders = [((1.0, 0.3), 3, 1), ((1.0, 0.0), 2, 3)], 210 if max(units) < 64 else 24
+    assert_same_tempering(machine, standard_normal(machine) if with_base else None, n_ladders, calls, monkeypatch)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
