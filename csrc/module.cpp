@@ -44,6 +44,8 @@ class Machine {
     bm::read_weights(at<int16_t>(out), *machine_, coupling);
   }
 
+  bool has_lookup_tables() const { return bm::has_lookup_tables(*machine_); }
+
   void sweep(const std::vector<std::vector<PlainUpdate>>& plain, const std::vector<Address>& states, int64_t n_chains,
              int64_t n_sweeps, uint64_t seed, uint32_t first_chain, int64_t first_sweep, Address beta,
              const std::vector<Address>& base, const std::vector<Address>& clamp, const std::vector<Address>& means,
@@ -253,6 +255,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::vector<PlainLayer>&, const std::vector<PlainCoupling>&, bool, int>(), py::arg("layers"),
            py::arg("couplings"), py::arg("are_values"), py::arg("threads"))
       .def("read_weights", &Machine::read_weights, py::arg("coupling"), py::arg("out"))
+      .def("has_lookup_tables", &Machine::has_lookup_tables)
       .def("sweep", &Machine::sweep, py::arg("program"), py::arg("states"), py::arg("n_chains"), py::arg("n_sweeps"),
            py::arg("seed"), py::arg("first_chain"), py::arg("first_sweep"), py::arg("beta"), py::arg("base"),
            py::arg("clamp"), py::arg("means"), py::arg("threads"), py::arg("sweeps_done"), py::arg("progress"))

@@ -40,6 +40,9 @@ std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>&
 // out[units of lower, units of upper] = W_q of a coupling.
 void read_weights(int16_t* out, const Machine& machine, int coupling);
 
+// Whether the tables of the lookup kernel have been built.
+bool has_lookup_tables(const Machine& machine);
+
 // --- what is run -----------------------------------------------------------------------------------------------------
 
 struct Input {

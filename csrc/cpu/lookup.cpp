@@ -317,11 +317,12 @@ class LookupPart {
   void add_to_gaps(const ProgramView& program, int index, const Decision& what, int64_t unit, int64_t block, int blocks,
                    const uint64_t (*drawn)[kMaxBlocks]) {
     const UpdateView& update = program.updates[index];
-    for (int i = 0; i < update.n_inputs; i++)
-      if (update.inputs[i].settled)
-        run_.add_drawn(totals(update.inputs[i].coupling) + block * kBlock, what.sums[i],
-                       machine_.weights(update.inputs[i].coupling).bounds(update.inputs[i].transposed, 1).all, drawn,
-                       blocks);
+    for (int i = 0; i < update.n_inputs; i++) {
+      const InputView& input = update.inputs[i];
+      if (!input.settled) continue;
+      const int64_t most = tables_ ? tables_->directions[direction(input)].most_sum : INT64_MAX;
+      run_.add_drawn(totals(input.coupling) + block * kBlock, what.sums[i], most, drawn, blocks);
+    }
     int64_t biases[kUnits] = {};
     for (int u = 0; u < kUnits && unit + u < machine_.layer(update.layer).units; u++)
       biases[u] = sweep_.gap->biases[update.layer][unit + u];

@@ -48,9 +48,10 @@ Direction build_direction(const CouplingWeights& weights, bool transposed, int t
   }
   for (const int words : fit) d.chunk_words = std::min(d.chunk_words, words);
   // Rounding down makes each group's high limb, and each chunk's share, smaller by less than one.
-  const int64_t most = (weights.bounds(transposed, threads).all >> kLowBits) + 1 + int64_t{d.words} * kWordGroups;
+  d.most_sum = weights.bounds(transposed, threads).all;
+  const int64_t most = (d.most_sum >> kLowBits) + 1 + int64_t{d.words} * kWordGroups;
   while ((most >> d.coarse) + 1 + d.chunks() > 32767) d.coarse++;
-  const int chunks = std::max(1, std::min(kMaxChunks, kMaxLowWords / d.chunk_words));
+  const int chunks = std::min(kMaxChunks, kMaxLowWords / d.chunk_words);
   d.exact_words = std::min(d.words, chunks * d.chunk_words);
   return d;
 }

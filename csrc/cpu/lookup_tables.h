@@ -33,6 +33,7 @@ struct Direction {
   int coarse = 0;       // sums of high limbs over chunks, divided by 2^coarse, add up in 16 bits
   int exact_words = 0;  // a few chunks, whose low limbs add up in 16 bits
   int64_t unit_groups = 0;
+  int64_t most_sum = 0;   // a bound of the sizes of sums
   TableMemory high, low;  // [groups of four output units][words][kWordTable], [..][..][kLowWordTable]
 
   int64_t place(int64_t unit_group, int word) const { return unit_group * words + word; }

@@ -53,6 +53,8 @@ std::shared_ptr<const Machine> build_machine(const std::vector<LayerParameters>&
 
 void read_weights(int16_t* out, const Machine& machine, int coupling) { machine.weights(coupling).read(out); }
 
+bool has_lookup_tables(const Machine& machine) { return machine.has_lookup_tables; }
+
 namespace cpu {
 
 ProgramPlan::ProgramPlan(const Machine& machine, const Program& program) : machine_(machine) {
