@@ -291,9 +291,11 @@ def assert_same_tempering(
         for layer, states in zip(machine.graph.layers[1:], chains.layers[1:], strict=True):
             if layer.kind is Kind.BERNOULLI:
                 states.fill_(1)
-        for (coldest, hottest), rounds, sweeps in calls:
-            temper(gap, chains, rungs, torch.linspace(hottest, coldest, 16), rounds, sweeps=sweeps)
-        runs.append([*chains.layers, rungs.rungs])
+        traces = [torch.empty(rounds, n_ladders, 16, dtype=torch.float64) for _, rounds, _ in calls]
+        for ((coldest, hottest), rounds, sweeps), trace in zip(calls, traces, strict=True):
+            temper(gap, chains, rungs, torch.linspace(hottest, coldest, 16), rounds, sweeps=sweeps, trace=trace)
+        assert backend != "native" or here._impl._compiled.has_lookup_tables()
+        runs.append([*chains.layers, rungs.rungs, *traces])
     for got, expected in zip(*runs, strict=True):
         assert torch.equal(got, expected)
 
@@ -331,7 +333,7 @@ def test_draws_without_low_limbs(rest: int, step: int, with_base: bool, monkeypa
 def test_tempering_by_high_limbs(
     units: tuple[int, ...], n_classes: int | None, with_base: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """24 ladders fill the tiles of two threads; the last case has more tiles than go together."""
+    """384 chains fill two tiles of three blocks; the last case has more tiles than go together."""
     graph, g = chain_graph(units, n_classes=n_classes), torch.Generator().manual_seed(2)
     sizes = [layer.units for layer in graph.layers]
     weights = [max(sizes) ** -0.5 * torch.randn(sizes[c.lower], sizes[c.upper], generator=g) for c in graph.couplings]
@@ -340,11 +342,28 @@ def test_tempering_by_high_limbs(
     assert_same_tempering(machine, standard_normal(machine) if with_base else None, n_ladders, calls, monkeypatch)
 
 
+def test_scales_beyond_the_range_of_floats_at_infinite_temperature() -> None:
+    """High limbs count 16 times as much as sums, which here is no float any more; a chain without inputs is a coin."""
+    graph = chain_graph((20, 30))
+    machine = Machine.build(graph, [torch.ones(20, 30)], [torch.zeros(20), torch.zeros(30)])
+    bits = machine.parameters.fraction_bits[0]
+    program: Program = ((Update(1, (Input(0, False, 3e37 * 2.0**bits),)),),)
+    chains = machine.chains(1024, seed=1)
+    chains.layers[0].copy_((torch.arange(1024) % 2).to(torch.uint8)[:, None])
+    few = part(chains.clone(), slice(0, FEW))
+    beta = torch.zeros(1024)
+    machine.sweep(program, chains, 1, beta=beta)
+    assert machine._impl._compiled.has_lookup_tables()
+    machine.sweep(program, few, 1, beta=beta[:FEW])
+    assert torch.equal(chains.layers[1][:FEW], few.layers[1])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("units", [(785, 500), (9, 33), (33, 34), (20, 35), (19, 36), (12, 35, 18), (12, 34, 18, 33)])
 def test_gaps_of_tempering_are_those_of_its_states(units: tuple[int, ...], threads: int) -> None:
     """With tables of both kinds, whose tiles of four units the last layer fills or not."""
     machine = machine_of(chain_graph(units))
+    build_tables(machine, gibbs_program(machine.graph))
     gap = EnergyGap(machine, [torch.full((n,), 0.5) for n in units])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

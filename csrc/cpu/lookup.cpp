@@ -53,7 +53,7 @@ class LookupPart {
     for (int i = 0; i < program.n_updates; i++)
       for (int j = 0; j < program.updates[i].n_inputs; j++) {
         const InputView& input = program.updates[i].inputs[j];
-        rows_[direction(input)] = machine.weights(input.coupling).rows(!input.transposed, threads);
+        rows_[direction_of(input)] = machine.weights(input.coupling).rows(!input.transposed, threads);
       }
   }
 
@@ -92,7 +92,6 @@ class LookupPart {
   }
 
  private:
-  static int direction(const InputView& input) { return 2 * input.coupling + input.transposed; }
   StateWords words(int layer) const { return {states(layer, 0), stride(layer)}; }
   int64_t stride(int layer) const { return layout_.words(machine_.layer(layer).units) * kBlock; }
   int16_t* states(int layer, int64_t block) const { return states_[layer].data() + block * stride(layer); }
@@ -276,9 +275,9 @@ class LookupPart {
       }
       const std::span<const Tile> together = std::span(tiles_).subspan(tile, n);
       if (at == 0 && exact)
-        sums_->add_exact(i, direction(input), words(input.layer), unit_group, together);
+        sums_->add_exact(i, direction_of(input), words(input.layer), unit_group, together);
       else if (at == 0)
-        sums_->add_high(i, direction(input), words(input.layer), unit_group, together);
+        sums_->add_high(i, direction_of(input), words(input.layer), unit_group, together);
       what.sums[i] = sums_->exact(i, at);
       what.high[i] = sums_->high(i, at);
     }
@@ -287,13 +286,13 @@ class LookupPart {
   // Of input i of an update, for four units of a tile.
   const int32_t* exact_sums(int i, const InputView& input, int64_t unit_group, size_t tile) {
     if (sums_) {
-      sums_->add_exact(i, direction(input), words(input.layer), unit_group, std::span(tiles_).subspan(tile, 1));
+      sums_->add_exact(i, direction_of(input), words(input.layer), unit_group, std::span(tiles_).subspan(tile, 1));
       return sums_->exact(i, 0);
     }
     const int n_in = input.weights.inputs;
     const int16_t* rows[kUnits];  // the last of them stand for those that do not exist
     for (int u = 0; u < kUnits; u++)
-      rows[u] = rows_[direction(input)] +
+      rows[u] = rows_[direction_of(input)] +
                 std::min<int64_t>(unit_group * kUnits + u, input.weights.outputs - 1) * padded(n_in);
     const int64_t block = tiles_[tile].block;
     run_.accumulate_few(few_[i], states(input.layer, block), rows, n_in, chains_in(block));
@@ -320,7 +319,7 @@ class LookupPart {
     for (int i = 0; i < update.n_inputs; i++) {
       const InputView& input = update.inputs[i];
       if (!input.settled) continue;
-      const int64_t most = tables_ ? tables_->directions[direction(input)].most_sum : INT64_MAX;
+      const int64_t most = tables_ ? tables_->directions[direction_of(input)].most_sum : INT64_MAX;
       run_.add_drawn(totals(input.coupling) + block * kBlock, what.sums[i], most, drawn, blocks);
     }
     int64_t biases[kUnits] = {};

@@ -36,9 +36,10 @@ double share_of_dense(const ProgramView& program, int64_t per_gap) {
 // would be added, so that the former must be many and the latter not few.
 bool registers_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
                    const Workload& workload) {
-  constexpr int64_t kMostChains = 64, kTogether = 32;  // chains of a thread, of a register
+  constexpr int64_t kMostChains = 64;  // of a thread
   constexpr double kFewestOnes = 0.4;
-  const int64_t each = chains_of_thread(workload), lanes = (each + kTogether - 1) / kTogether * kTogether;
+  const int64_t each = chains_of_thread(workload),
+                lanes = (each + lookup::kLanes - 1) / lookup::kLanes * lookup::kLanes;
   if (each > kMostChains || 8 * each < 7 * lanes) return false;
   for (int i = 0; i < program.n_updates; i++)
     for (int j = 0; j < program.updates[i].n_inputs; j++)
@@ -70,12 +71,11 @@ bool high_tables_pay(const Machine& machine, const ProgramView& program, const s
                      const Workload& workload) {
   constexpr double kRow = 28, kRounded = 4.1, kDense = 6.4;  // of the other kernels
   constexpr double kHigh = 2.5, kExact = 4.2, kFetch = 64, kBuild = 3000;
-  constexpr double kGain = 1.1;      // by which tables have to be better
-  constexpr int64_t kTogether = 64;  // chains that cost as much as one
+  constexpr double kGain = 1.1;  // by which tables have to be better
   if (workload.per_gap == 0) return false;
   const int64_t chains = chains_of_thread(workload);
   const auto n = static_cast<double>(chains);
-  const auto lanes = static_cast<double>((chains + kTogether - 1) / kTogether * kTogether);
+  const auto lanes = static_cast<double>((chains + lookup::kBlock - 1) / lookup::kBlock * lookup::kBlock);
   double tables = 0, others = 0, building = 0;
   for (int i = 0; i < program.n_updates; i++) {
     const UpdateView& update = program.updates[i];

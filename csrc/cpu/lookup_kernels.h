@@ -25,10 +25,11 @@ constexpr int kLowWordTable = kWordTable / kLowUnits;        // the same of low 
 constexpr int kMaxInputs = 16;                               // couplings that may lead to one layer
 constexpr int kLowBits = 4;                                  // of table sums, in their low limbs
 constexpr int kMostLow = (1 << kLowBits) - 1;
-constexpr int kMaxLowWords = 65535 / kMostLow / kWordGroups;  // over which low sums fit 16 bits,
-constexpr int kByteWords = 255 / kMostLow / kWordGroups;      // and bytes
-constexpr int64_t kMostNarrow = INT32_MAX / kUnits;           // sums of which four add up in 32 bits
-constexpr int kMaxChunks = 8;                                 // runs of words whose high sums are kept side by side
+constexpr int kByteWords = 255 / kMostLow / kWordGroups;  // over which low sums fit bytes
+constexpr int kRunWords = 20;                             // whose tables leave room in the first-level cache
+constexpr int64_t kMostNarrow = INT32_MAX / kUnits;       // sums of which four add up in 32 bits
+constexpr int kMaxChunks = 8;                             // runs of words whose high sums are kept side by side
+static_assert(kMaxChunks * kRunWords * kWordGroups * kMostLow < 1 << 16);  // low sums of as many
 
 // How units lie in state words; the other bits are 0.
 struct Layout {
@@ -65,7 +66,7 @@ struct Kernels {
   //   high      [words][3][4][32]: entry s of input group g and unit u is that of the sum over the set bits of s
   //   low       [words][3][2][32]: units 2 i in the low bytes of [i], 2 i + 1 in the high ones
   //   weights   [4 rows][n_in] by `pitch`; rows from n_out on count as zero
-  // Returns a number of words such that over any run of so many the high and the low sums fit 16 bits each.
+  // Returns a number of words, kRunWords at most, such that over any run of so many the high sums fit 16 bits.
   int (*build_tables)(int16_t* high, int16_t* low, const int16_t* weights, int64_t pitch, int n_in, int n_out,
                       int words);
 

@@ -30,7 +30,7 @@ LookupRests::LookupRests(const Machine& machine, const UpdateView& update, const
   double lost = 0;
   for (int i = 0; i < update.n_inputs; i++) {
     const InputView& input = update.inputs[i];
-    const Direction& d = machine.lookup_tables->directions[2 * input.coupling + input.transposed];
+    const Direction& d = machine.lookup_tables->directions[direction_of(input)];
     const int64_t of_chunk = ((int64_t{1} << d.coarse) - 1) << lookup::kLowBits;
     const double half =
         0.5 * input.scale * static_cast<double>(groups_of_inputs(input) * lookup::kMostLow + d.chunks() * of_chunk);
@@ -67,7 +67,7 @@ void LookupRests::bound(const float* beta, int64_t n) {
     most[c] = known.doubt.most;
     most_reach = std::max(most_reach, known.reach);
   }
-  pays = 0.5 * most_reach <= kMostOpen;
+  pays = reach < kMostReach && 0.5 * most_reach <= kMostOpen;
 }
 
 }  // namespace bm::cpu

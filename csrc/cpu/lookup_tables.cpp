@@ -51,8 +51,7 @@ Direction build_direction(const CouplingWeights& weights, bool transposed, int t
   d.most_sum = weights.bounds(transposed, threads).all;
   const int64_t most = (d.most_sum >> kLowBits) + 1 + int64_t{d.words} * kWordGroups;
   while ((most >> d.coarse) + 1 + d.chunks() > 32767) d.coarse++;
-  const int chunks = std::min(kMaxChunks, kMaxLowWords / d.chunk_words);
-  d.exact_words = std::min(d.words, chunks * d.chunk_words);
+  d.exact_words = std::min(d.words, kMaxChunks * d.chunk_words);
   return d;
 }
 

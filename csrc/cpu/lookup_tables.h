@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/lookup_kernels.h"
+#include "cpu/views.h"
 
 namespace bm::cpu {
 
@@ -29,9 +30,9 @@ class TableMemory {
 // The tables of one direction of one coupling.
 struct Direction {
   int words = 0;        // state words of the input layer
-  int chunk_words = 0;  // words whose sums of high limbs fit 16 bits: accumulators are emptied that often
+  int chunk_words = 0;  // words whose sums of high limbs fit 16 bits, and whose tables the nearest cache
   int coarse = 0;       // sums of high limbs over chunks, divided by 2^coarse, add up in 16 bits
-  int exact_words = 0;  // a few chunks, whose low limbs add up in 16 bits
+  int exact_words = 0;  // a few chunks
   int64_t unit_groups = 0;
   int64_t most_sum = 0;   // a bound of the sizes of sums
   TableMemory high, low;  // [groups of four output units][words][kWordTable], [..][..][kLowWordTable]
@@ -47,7 +48,9 @@ struct Direction {
 };
 
 struct LookupTables {
-  std::vector<Direction> directions;  // [2 * couplings], as in Machine::weights
+  std::vector<Direction> directions;  // [2 * couplings]
 };
+
+inline int direction_of(const InputView& input) { return 2 * input.coupling + input.transposed; }
 
 }  // namespace bm::cpu

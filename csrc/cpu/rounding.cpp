@@ -66,7 +66,6 @@ void ProgramPlan::round_sums(const Outlook& outlook, int threads) {
 
 bool ProgramPlan::take_rounding(UpdateView& update, InputView* begin, InputView* end, const Outlook& outlook,
                                 int threads) const {
-  constexpr double kMostReach = 1e6;  // before beta scales it: floats that are computed with it stay finite
   if (machine_.layer(update.layer).kind != Kind::kBernoulli || !reads_binary_layers_alone(machine_, update) ||
       std::none_of(begin, end, [&](const InputView& input) { return outlook.is_many[input.layer]; }))
     return false;

@@ -67,7 +67,7 @@ BM_UNITS void build_entries(int16_t* high, __m256i (&low)[2], const int16_t* w) 
 
 static int build_tables(int16_t* high, int16_t* low, const int16_t* weights, int64_t pitch, int n_in, int n_out,
                         int words) {
-  int fit = words < kMaxLowWords ? words : kMaxLowWords;
+  int fit = words < kRunWords ? words : kRunWords;
   for (int u = 0; u < n_out; u++) fit = words_that_fit(weights + u * pitch, n_in, fit);
   const int groups = words * kWordGroups, whole = n_in / kGroup;
   for (int g = 0; g < groups; g++, high += kUnits * kEntries) {
@@ -95,9 +95,9 @@ static int build_tables(int16_t* high, int16_t* low, const int16_t* weights, int
 // --- accumulation ----------------------------------------------------------------------------------------------------
 
 // sums[kRows][32 kRegs] over `words` words, wrapped to 16 bits (the caller keeps to what fits), of tables that have
-// kRows entries of 32 lanes for each group. The accumulators stay in registers. Two vpermw and two vpaddw are one asm
-// because GCC otherwise reorders the additions and spills, which costs a factor of two; where they take turns, that is
-// 7 % slower.
+// kRows entries of 32 lanes for each group. The accumulators stay in registers, but for one or two of 24. Two vpermw
+// and two vpaddw are one asm because GCC otherwise reorders the additions and spills more, which costs a factor of two;
+// where they take turns, that is 7 % slower, and with entries from memory 5 %.
 template <int kRows, int kRegs>
 BM_UNITS void accumulate_limb(__m512i (&sums)[kRows][kRegs], const int16_t* states, int64_t block_stride,
                               const int16_t* table, int words, const int16_t* ahead, int lines_ahead) {
