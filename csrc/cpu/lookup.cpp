@@ -136,10 +136,8 @@ class LookupPart {
     what.layer = static_cast<uint32_t>(update.layer);
     const bool wants_means = sweep_.means[update.layer] && sweep == sweep_.n_sweeps - 1;
     const bool wants_gap = sweep_.gap && sweep == sweep_.n_sweeps - 1;
-    bool has_settled = false;
-    for (int i = 0; i < update.n_inputs; i++) has_settled |= update.inputs[i].settled;
-    const LookupRests* rests =
-        tables_ && rests_[index].pays && !wants_means && !(wants_gap && has_settled) ? &rests_[index] : nullptr;
+    const bool exact = wants_means || (wants_gap && has_settled_input(update));
+    const LookupRests* rests = tables_ && rests_[index].pays && !exact ? &rests_[index] : nullptr;
     for (int i = 0; i < update.n_inputs; i++) what.scales[i] = rests ? rests->scales[i] : update.inputs[i].scale;
     for (int64_t unit = 0; unit < layer.units; unit += kUnits) {
       for (int u = 0; u < kUnits; u++) {  // biases are padded

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/lookup_rests.h"
+#include "cpu/work.h"
 
 namespace bm::cpu {
 
@@ -12,10 +13,6 @@ constexpr double kDenseShare = 0.15;  // of a sweep's multiply-adds: tables of e
 
 int64_t chains_of_thread(const Workload& workload) {
   return (workload.n_chains + workload.threads - 1) / workload.threads;
-}
-
-double multiply_adds_of(const InputView& input) {
-  return static_cast<double>(input.weights.inputs) * input.weights.outputs;
 }
 
 // Of the multiply-adds of a sweep, the share that the dense kernel has to do.

@@ -10,10 +10,11 @@ using namespace lookup;
 
 namespace {
 
-// Cache lines of a word's tables that each tile fetches of the next four units.
-int64_t lines_ahead(const Direction& d, int64_t unit_group, size_t tiles, int word_table) {
-  const int64_t lines = word_table / kEntries, n = static_cast<int64_t>(tiles);
-  return unit_group + 1 < d.unit_groups ? (lines + n - 1) / n : 0;
+// Cache lines of a word's tables that each tile fetches of the next four units: the first tiles do so for all.
+int64_t lines_ahead(const Direction& d, int64_t unit_group, std::span<const Tile> tiles, int word_table) {
+  if (tiles[0].block > 0 || unit_group + 1 == d.unit_groups) return 0;
+  const int64_t lines = word_table / kEntries, n = static_cast<int64_t>(tiles.size());
+  return (lines + n - 1) / n;
 }
 
 const int16_t* block_words(const StateWords& states, const Tile& tile, int word) {
@@ -57,7 +58,7 @@ void LookupSums::add_chunk(int16_t* sums, size_t pitch, bool add, int shift, con
                            const StateWords& states, int64_t unit_group, std::span<const Tile> tiles, int word,
                            int end) const {
   const int words = std::min(d.chunk_words, end - word);
-  const int64_t lines = lines_ahead(d, unit_group, tiles.size(), kWordTable);
+  const int64_t lines = lines_ahead(d, unit_group, tiles, kWordTable);
   const int16_t* ahead = d.highs(unit_group + 1, word);
   for (size_t t = 0; t < tiles.size(); t++, ahead += lines * words * kEntries)
     run_.accumulate_high(sums + t * pitch, add, shift, block_words(states, tiles[t], word), states.stride,
@@ -66,7 +67,7 @@ void LookupSums::add_chunk(int16_t* sums, size_t pitch, bool add, int shift, con
 
 void LookupSums::add_low(const Direction& d, const StateWords& states, int64_t unit_group, std::span<const Tile> tiles,
                          int begin, int end) {
-  const int64_t lines = lines_ahead(d, unit_group, tiles.size(), kLowWordTable);
+  const int64_t lines = lines_ahead(d, unit_group, tiles, kLowWordTable);
   for (int word = begin; word < end; word += kByteWords) {
     const int words = std::min(kByteWords, end - word);
     const int16_t* ahead = d.lows(unit_group + 1, word);

@@ -59,6 +59,13 @@ struct UpdateView {
   float slack = 0;          // of rounded updates: what floats may add to what rounding of sums changes a field by
 };
 
+// Whether some source changes no more in a sweep, so that sums that lead from it are those of the energy.
+inline bool has_settled_input(const UpdateView& update) {
+  bool settled = false;
+  for (int i = 0; i < update.n_inputs; i++) settled |= update.inputs[i].settled;
+  return settled;
+}
+
 // One sweep: the updates of all blocks in order. Within a block the order does not matter.
 struct ProgramView {
   int n_updates;

@@ -79,14 +79,17 @@ inline Part part(int64_t n, int i, int parts, int64_t grain = 1) {
   return {begin, end - begin};
 }
 
+// Of one chain.
+inline double multiply_adds_of(const InputView& input) {
+  return static_cast<double>(input.weights.inputs) * input.weights.outputs;
+}
+
 // For all updates of a program.
 inline double multiply_adds(const ProgramView& program, int64_t n_chains) {
   double total = 0;
   for (int i = 0; i < program.n_updates; i++)
-    for (int j = 0; j < program.updates[i].n_inputs; j++) {
-      const WeightsView& weights = program.updates[i].inputs[j].weights;
-      total += static_cast<double>(weights.inputs) * weights.outputs * static_cast<double>(n_chains);
-    }
+    for (int j = 0; j < program.updates[i].n_inputs; j++)
+      total += multiply_adds_of(program.updates[i].inputs[j]) * static_cast<double>(n_chains);
   return total;
 }
 

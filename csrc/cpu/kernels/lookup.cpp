@@ -1,4 +1,5 @@
 // Lookup kernels for AVX-512 BW: one vpermw returns the sum of four or five weights for 32 chains.
+#include "cpu/kernels/draw.h"
 #include "cpu/kernels/lookup_registers.h"
 #include "cpu/kernels/lookup_tables.h"
 
@@ -120,7 +121,7 @@ static bool decide_exactly(const ExactInput* inputs, int n_inputs, float bias, c
   float x = bias;
   for (const ExactInput* in = inputs; in < inputs + n_inputs; in++)
     x = units::fma(static_cast<float>(sum_of_words(in->words, in->weights, in->n_in)), in->scale, x);
-  if (beta) x = base ? units::fma(*beta, x, (1.f - *beta) * *base) : *beta * x;
+  temper(&x, beta, base, 1);
   return units::decide(x, random);
 }
 

@@ -12,8 +12,8 @@ namespace bm::cpu::BM_ISA {
 
 using namespace lookup;
 
-constexpr int kHighBits = 9;
-constexpr int kExactGroups = 128;
+constexpr int kLimbBits = 9;
+constexpr int kLimbGroups = 128;
 
 // Lane i: 1 in the low half if `bit` of i is set, 1 in the high half if the next bit is.
 template <int kBit>
@@ -31,7 +31,7 @@ BM_UNITS __m512i pair_sums(const int16_t* weights, __m512i subsets) {
 }
 
 // Moves the bits of the high limb to the upper word of 32.
-BM_UNITS __m512i high_up(__m512i sums) { return _mm512_slli_epi32(sums, 16 - kHighBits); }
+BM_UNITS __m512i high_up(__m512i sums) { return _mm512_slli_epi32(sums, 16 - kLimbBits); }
 
 // Lookups in two registers of chains, each added to a sum. In assembly because GCC otherwise reorders the additions and
 // spills, which costs a factor of two; permutes and additions that take turns are 15 % slower.
@@ -49,13 +49,13 @@ __attribute__((noinline)) static void widen(int32_t* sums, bool add, const Limbs
   for (int u = 0; u < kUnits; u++) {
     for (int chain = 0; chain < n_chains; chain += kLanes) {
       const __m512i low = _mm512_load_si512(&limbs[u][0][chain]), high = _mm512_load_si512(&limbs[u][1][chain]);
-      const __m512i rest = _mm512_sub_epi16(low, _mm512_slli_epi16(high, kHighBits));
+      const __m512i rest = _mm512_sub_epi16(low, _mm512_slli_epi16(high, kLimbBits));
       const __m256i highs[2] = {_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1)};
       const __m256i rests[2] = {_mm512_castsi512_si256(rest), _mm512_extracti64x4_epi64(rest, 1)};
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
         int32_t* to = sums + u * kTile + chain + half * 16;
-        __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(_mm512_cvtepi16_epi32(highs[half]), kHighBits),
+        __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(_mm512_cvtepi16_epi32(highs[half]), kLimbBits),
                                        _mm512_cvtepu16_epi32(rests[half]));
         if (add) sum = _mm512_add_epi32(sum, _mm512_load_si512(to));
         _mm512_store_si512(to, sum);
@@ -109,8 +109,8 @@ static void accumulate_few(int32_t* sums, const int16_t* states, const int16_t* 
   const auto tile = n_chains <= kLanes ? accumulate_few_tile<1> : accumulate_few_tile<2>;
   const int64_t groups = kInRegisters.words(n_in);
   alignas(64) Limbs limbs;
-  for (int64_t first = 0; first < groups; first += kExactGroups) {
-    tile(limbs, states + first * kBlock, rows, first, groups - first < kExactGroups ? groups : first + kExactGroups);
+  for (int64_t first = 0; first < groups; first += kLimbGroups) {
+    tile(limbs, states + first * kBlock, rows, first, groups - first < kLimbGroups ? groups : first + kLimbGroups);
     widen(sums, first > 0, limbs, n_chains);
   }
 }

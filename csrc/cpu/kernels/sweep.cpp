@@ -98,9 +98,7 @@ static void draw_chain(float* x, const LayerView& layer, const UpdateView& updat
 }
 
 static bool leads_to_interactions(const UpdateView& update, const SweepView& what, int64_t sweep) {
-  bool settled = false;
-  for (int i = 0; i < update.n_inputs; i++) settled |= update.inputs[i].settled;
-  return settled && what.interactions && sweep + 1 == what.n_sweeps;
+  return what.interactions && sweep + 1 == what.n_sweeps && has_settled_input(update);
 }
 
 // Annealing weighs chains by its fields, and means are made of them: both are exact.
