@@ -29,8 +29,9 @@ IN_REGISTERS = (28, 31, 32, 56, 61, 63, 64)  # some numbers of chains for which 
 
 
 def build_tables(machine: Machine, program: Program) -> None:
-    """By one sweep of as many chains as pay for them: kernels are chosen again after the first."""
-    machine.sweep(program, machine.chains(1024, seed=0), 1)
+    """By calls of one sweep, as kernels are chosen again after the first, of as many chains as pay for them."""
+    for _ in range(4):
+        machine.sweep(program, machine.chains(1024, seed=0), 1)
     assert machine._impl._compiled.has_lookup_tables()
 
 
@@ -61,8 +62,9 @@ def assert_same_path(
     assert n_chains in IN_REGISTERS or n_chains >= 72, "no lookups: rows would be compared with rows"
     build_tables(machine, program)
     all_at_once = machine.chains(n_chains, seed=5, first_chain=7)
-    for states in all_at_once.layers:
-        states[::2] = 1  # tables in registers are for states that are mostly on
+    for layer, states in zip(machine.graph.layers, all_at_once.layers, strict=True):
+        if layer.kind is Kind.BERNOULLI:
+            states[::2] = 1  # tables in registers are for states that are mostly on
     in_parts = all_at_once.clone()
     layers = [update.layer for block in program for update in block] if wants_means else []
     means, part_means = ({i: torch.zeros(n_chains, machine.graph.layers[i].units) for i in layers} for _ in range(2))
@@ -110,6 +112,46 @@ def test_every_option_on_a_tree_of_layers(n_chains: int) -> None:
     program = gibbs_program(graph, clamped=(3,))
     assert_same_path(machine, program, n_chains, beta=beta)
     assert_same_path(machine, program, n_chains, beta=beta, base=base, clamp=clamp, wants_means=True)
+
+
+def small_machine(graph: Graph, seed: int = 0) -> Machine:
+    """With fields of size one, so that the high limbs of sums do for nearly all draws."""
+    g, sizes = torch.Generator().manual_seed(seed), [layer.units for layer in graph.layers]
+    weights = [max(sizes) ** -0.5 * torch.randn(sizes[c.lower], sizes[c.upper], generator=g) for c in graph.couplings]
+    return Machine.build(graph, weights, [0.5 * torch.randn(n, generator=g) for n in sizes])
+
+
+@pytest.mark.parametrize("n_chains", [128, 200, 600])
+@pytest.mark.parametrize("n_classes", [None, 10])
+@pytest.mark.parametrize("units", [(203, 97), (151, 90, 64)])
+def test_plain_chains_by_high_limbs(units: tuple[int, ...], n_classes: int | None, n_chains: int) -> None:
+    machine, g = small_machine(chain_graph(units, n_classes=n_classes)), torch.Generator().manual_seed(1)
+    sizes = [layer.units for layer in machine.graph.layers]
+    beta = torch.rand(n_chains, generator=g)
+    base = [torch.randn(n, generator=g) for n in sizes]
+    clamp = {i: (torch.rand(n_chains, sizes[i], generator=g) < 0.3).to(torch.uint8) for i in (0, len(units) - 1)}
+    program = gibbs_program(machine.graph)
+    assert_same_path(machine, program, n_chains, n_sweeps=2)
+    assert_same_path(machine, program, n_chains, n_sweeps=2, beta=beta, base=base, clamp=clamp, wants_means=True)
+
+
+def test_calls_of_one_sweep_build_tables_once_those_before_would_have_paid() -> None:
+    machine = small_machine(chain_graph((203, 97)))
+    chains, calls = machine.chains(256, seed=0), 0
+    while not machine._impl._compiled.has_lookup_tables() and calls < 50:
+        machine.sweep(gibbs_program(machine.graph), chains, 1)
+        calls += 1
+    assert 1 < calls < 50
+
+
+def test_chains_that_flip_few_units_build_no_tables() -> None:
+    machine = small_machine(chain_graph((203, 97)))
+    program, cold = gibbs_program(machine.graph), torch.full((256,), 30.0)
+    chains = machine.chains(256, seed=0)
+    machine.sweep(program, chains, 100, beta=cold)
+    again = Machine(machine.parameters)
+    again.sweep(program, chains, 200, beta=cold)
+    assert not again._impl._compiled.has_lookup_tables()
 
 
 def test_scaled_and_left_out_inputs() -> None:
@@ -334,10 +376,7 @@ def test_tempering_by_high_limbs(
     units: tuple[int, ...], n_classes: int | None, with_base: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """384 chains fill two tiles of three blocks; the last case has more tiles than go together."""
-    graph, g = chain_graph(units, n_classes=n_classes), torch.Generator().manual_seed(2)
-    sizes = [layer.units for layer in graph.layers]
-    weights = [max(sizes) ** -0.5 * torch.randn(sizes[c.lower], sizes[c.upper], generator=g) for c in graph.couplings]
-    machine = Machine.build(graph, weights, [0.5 * torch.randn(n, generator=g) for n in sizes])
+    machine = small_machine(chain_graph(units, n_classes=n_classes), seed=2)
     calls, n_ladders = [((1.0, 0.3), 3, 1), ((1.0, 0.0), 2, 3)], 210 if max(units) < 64 else 24
     assert_same_tempering(machine, standard_normal(machine) if with_base else None, n_ladders, calls, monkeypatch)
 

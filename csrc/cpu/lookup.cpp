@@ -15,6 +15,8 @@ using namespace lookup;
 
 namespace {
 
+constexpr int64_t kUnitsPerQuestion = 32;  // of an update: asking whether to give up reads a clock
+
 // Three blocks a tile are fastest, one is slowest: four blocks are two and two.
 int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kMaxBlocks)); }
 
@@ -68,6 +70,7 @@ class LookupPart {
     for (int64_t s = 0; s < sweep_.n_sweeps; s++)
       for (int i = 0; i < program.n_updates; i++)
         if (!run_update(program, i, s, stop)) return false;
+    if (sweep_.gap) add_biases_to_gaps();
     return true;
   }
 
@@ -145,7 +148,7 @@ class LookupPart {
         if (what.has_base) what.base[u] = sweep_.base[update.layer][unit + u];
       }
       what.unit_group = static_cast<uint32_t>(unit / kUnits);
-      if (stop.requested()) return false;
+      if (unit % kUnitsPerQuestion == 0 && stop.requested()) return false;
       for (size_t tile = 0; tile < tiles_.size(); tile++) {
         const auto [block, blocks] = tiles_[tile];
         add_sums(what, update, unit / kUnits, tile, rests == nullptr);
@@ -160,7 +163,7 @@ class LookupPart {
           std::fill_n(drawn[u], kMaxBlocks, 0);
         place_units(update.layer, unit, block, blocks, drawn);
         if (wants_means) write_means(update.layer, unit, block, blocks);
-        if (wants_gap) add_to_gaps(program, index, what, unit, block, blocks, drawn);
+        if (wants_gap) add_to_gaps(update, what, block, blocks, drawn);
       }
     }
     return true;
@@ -229,7 +232,6 @@ class LookupPart {
       for (int i = 0; i < update.n_inputs; i++)
         if (update.inputs[i].settled)
           totals(update.inputs[i].coupling)[block * kBlock + c] += softmax_sums_[i * sums + on * kTile + c];
-      totals(machine_.n_couplings())[block * kBlock + c] += sweep_.gap->biases[update.layer][on];
     }
     for (int64_t u = 0; u < units; u++)
       run_.place(states(update.layer, block) + u / layout_.units * kBlock, stride(update.layer), layout_.bit(u),
@@ -311,19 +313,21 @@ class LookupPart {
   int64_t* totals(int i) const { return totals_.data() + i * blocks_ * kBlock; }
 
   // The sums that four units were drawn from are what the couplings' energies need, once neither end changes any more.
-  void add_to_gaps(const ProgramView& program, int index, const Decision& what, int64_t unit, int64_t block, int blocks,
+  void add_to_gaps(const UpdateView& update, const Decision& what, int64_t block, int blocks,
                    const uint64_t (*drawn)[kMaxBlocks]) {
-    const UpdateView& update = program.updates[index];
     for (int i = 0; i < update.n_inputs; i++) {
       const InputView& input = update.inputs[i];
       if (!input.settled) continue;
       const int64_t most = tables_ ? tables_->directions[direction_of(input)].most_sum : INT64_MAX;
       run_.add_drawn(totals(input.coupling) + block * kBlock, what.sums[i], most, drawn, blocks);
     }
-    int64_t biases[kUnits] = {};
-    for (int u = 0; u < kUnits && unit + u < machine_.layer(update.layer).units; u++)
-      biases[u] = sweep_.gap->biases[update.layer][unit + u];
-    run_.add_drawn_values(totals(machine_.n_couplings()) + block * kBlock, biases, drawn, blocks);
+  }
+
+  void add_biases_to_gaps() {
+    for (int layer = 0; layer < machine_.n_layers(); layer++)
+      for (int64_t b = 0; b < blocks_; b++)
+        run_.add_values(totals(machine_.n_couplings()) + b * kBlock, states(layer, b), layout_,
+                        sweep_.gap->biases[layer], machine_.layer(layer).units);
   }
 
   void write_means(int layer, int64_t unit, int64_t block, int blocks) {

@@ -61,15 +61,15 @@ bool exact_tables_pay(const Machine& machine, const ProgramView& program, const 
          static_cast<double>(workload.n_chains) * std::min(1., share / kDense) >= static_cast<double>(fewest_chains);
 }
 
-// In tempering, where high limbs do for most draws: by the picoseconds of a multiply-add, of fetching a weight's tables
-// and of building them, on one core of an AMD EPYC (Zen 4). Elsewhere sums that are kept, or rounded ones, come nearly
-// as fast without the memory: docs/kernels.md.
+// Where high limbs do for most draws: by the picoseconds of a multiply-add, of fetching a weight's tables and of
+// building them, on one core of an AMD EPYC (Zen 4). Measured: docs/kernels.md.
 bool high_tables_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
                      const Workload& workload) {
   constexpr double kRow = 28, kRounded = 4.1, kDense = 6.4;  // of the other kernels
-  constexpr double kHigh = 2.5, kExact = 4.2, kFetch = 64, kBuild = 3000;
+  constexpr double kHigh = 2.5, kExact = 4.2, kBuild = 3000;
+  constexpr int64_t kCached = int64_t{24} << 20;  // bytes of tables that stay in the last cache
+  const double fetch = lookup_bytes(machine) <= kCached ? 64 : 300;
   constexpr double kGain = 1.1;  // by which tables have to be better
-  if (workload.per_gap == 0) return false;
   const int64_t chains = chains_of_thread(workload);
   const auto n = static_cast<double>(chains);
   const auto lanes = static_cast<double>((chains + lookup::kBlock - 1) / lookup::kBlock * lookup::kBlock);
@@ -80,9 +80,9 @@ bool high_tables_pay(const Machine& machine, const ProgramView& program, const s
     for (int j = 0; j < update.n_inputs; j++) {
       const InputView& input = update.inputs[j];
       const double products = multiply_adds_of(input);
-      const double exact = input.settled ? 1 / static_cast<double>(workload.per_gap) : 0;
+      const double exact = workload.per_gap && input.settled ? 1 / static_cast<double>(workload.per_gap) : 0;
       const double product = high ? exact * kExact + (1 - exact) * kHigh : kExact;
-      tables += products * (product * lanes + kFetch);
+      tables += products * (product * lanes + fetch);
       const double rows = kRow * shares[input.layer];
       others += products * n *
                 (input.rounded ? exact * std::min(rows, kDense) + (1 - exact) * kRounded

@@ -98,11 +98,11 @@ struct Kernels {
   // Writes one unit's bits into its state words (64 words a block); `held` chains keep their bit.
   void (*place)(int16_t* words, int64_t block_stride, int bit, const uint64_t* drawn, const uint64_t* held, int blocks);
 
-  // totals[64 blocks] += over four units that a chain turned on, its sums[4][kTile], of which `most` is a bound; or,
-  // for every chain, `values[4]`.
+  // totals[64 blocks] += over four units that a chain turned on, its sums[4][kTile], of which `most` is a bound.
   void (*add_drawn)(int64_t* totals, const int32_t* sums, int64_t most, const uint64_t (*drawn)[kMaxBlocks],
                     int blocks);
-  void (*add_drawn_values)(int64_t* totals, const int64_t* values, const uint64_t (*drawn)[kMaxBlocks], int blocks);
+  // totals[64] of one block += over the units that are on in a chain, values[units].
+  void (*add_values)(int64_t* totals, const int16_t* words, Layout layout, const int64_t* values, int64_t units);
 
   // uint8 0/1 states [n_chains <= 64][units] to one block of state words, and back.
   void (*pack)(int16_t* words, Layout layout, const uint8_t* states, int64_t units, int n_chains);

@@ -147,7 +147,9 @@ struct SweepRun::State {
     const int64_t n_chains = what.n_chains;
     plan.lay_out(dense_layers(added, n_chains, threads), threads);
     if (!along.anneal) plan.round_sums(outlook(machine, what, on, rounded_layers(added, n_chains, threads)), threads);
-    const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done;  // sweeps that tables would serve
+    // Sweeps that tables would serve: those up to the first look, or all that are left and, as calls are likely to
+    // follow that are like those before, as many as the machine has seen.
+    const int64_t sure = done == 0 && looks() ? kFirstLook : n_sweeps - done + machine.chain_sweeps / n_chains;
     const int64_t per_gap = along.gap ? what.n_sweeps : 0;
     const Workload workload = {n_chains, sure, threads, per_gap, highest_beta(what)};
     if (const auto tables = along.anneal ? std::nullopt : choose_lookup(machine, plan.view(), added, workload)) {
@@ -202,6 +204,7 @@ struct SweepRun::State {
     for (int t = 0; t < threads; t++) run_part(t, gaps);
     seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(n);
     done += n;
+    machine.chain_sweeps += n * what.n_chains;
     return !stop.load();
   }
 
