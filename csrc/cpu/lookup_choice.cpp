@@ -66,6 +66,7 @@ bool exact_tables_pay(const Machine& machine, const ProgramView& program, const 
 bool high_tables_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
                      const Workload& workload) {
   constexpr double kRow = 28, kRounded = 4.1, kDense = 6.4;  // of the other kernels
+  constexpr double kFarRow = 56, kNearWeights = 2e6;         // rows of couplings with more weights than these
   constexpr double kHigh = 2.5, kExact = 4.2, kBuild = 3000;
   constexpr int64_t kCached = int64_t{24} << 20;  // bytes of tables that stay in the last cache
   const double fetch = lookup_bytes(machine) <= kCached ? 64 : 300;
@@ -83,7 +84,7 @@ bool high_tables_pay(const Machine& machine, const ProgramView& program, const s
       const double exact = workload.per_gap && input.settled ? 1 / static_cast<double>(workload.per_gap) : 0;
       const double product = high ? exact * kExact + (1 - exact) * kHigh : kExact;
       tables += products * (product * lanes + fetch);
-      const double rows = kRow * shares[input.layer];
+      const double rows = (products > kNearWeights ? kFarRow : kRow) * shares[input.layer];
       others += products * n *
                 (input.rounded ? exact * std::min(rows, kDense) + (1 - exact) * kRounded
                  : input.dense ? kDense
