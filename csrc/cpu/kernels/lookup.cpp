@@ -130,16 +130,6 @@ static void place(int16_t* words, int64_t block_stride, int bit, const uint64_t*
   for (int b = 0; b < blocks; b++) place_block(words + b * block_stride, bit, drawn[b], held ? held[b] : 0);
 }
 
-// totals[16] += sums of 32 bits
-BM_UNITS void add_widened(int64_t* totals, __m512i sums) {
-  const __m256i halves[2] = {_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1)};
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; half++) {
-    int64_t* to = totals + half * 8;
-    _mm512_store_si512(to, _mm512_add_epi64(_mm512_load_si512(to), _mm512_cvtepi32_epi64(halves[half])));
-  }
-}
-
 // totals[64 blocks] += for each chain the terms of the units that it turned on; `term(u, chain)` is that of 8 chains.
 template <class Term>
 BM_UNITS void add_terms(int64_t* totals, const uint64_t (*drawn)[kMaxBlocks], int blocks, Term term) {
@@ -164,7 +154,12 @@ BM_UNITS void add_narrow_terms(int64_t* totals, const uint64_t (*drawn)[kMaxBloc
       const auto on = static_cast<__mmask16>(drawn[u][chain / kBlock] >> chain % kBlock);
       sum = _mm512_mask_add_epi32(sum, on, sum, term(u, chain));
     }
-    add_widened(totals + chain, sum);
+    const __m256i halves[2] = {_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1)};
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      int64_t* to = totals + chain + half * 8;
+      _mm512_store_si512(to, _mm512_add_epi64(_mm512_load_si512(to), _mm512_cvtepi32_epi64(halves[half])));
+    }
   }
 }
 
@@ -180,55 +175,21 @@ static void add_drawn(int64_t* totals, const int32_t* sums, int64_t most, const 
     });
 }
 
-// The terms of some chains of a block, whose sum over all units fits 32 bits, and of fewer, for which it need not.
-struct NarrowTerms {
-  static constexpr int kChains = 16;
-  static __mmask16 on(const int16_t* words, int bit) {
-    const __m256i one = _mm256_set1_epi16(static_cast<int16_t>(1 << bit));
-    return _mm256_test_epi16_mask(_mm256_load_si256(reinterpret_cast<const __m256i*>(words)), one);
-  }
-  static __m512i add(__m512i sum, __mmask16 on, int64_t value) {
-    return _mm512_mask_add_epi32(sum, on, sum, _mm512_set1_epi32(static_cast<int32_t>(value)));
-  }
-  static void add_to(int64_t* totals, __m512i sum) { add_widened(totals, sum); }
-};
-
-struct WideTerms {
-  static constexpr int kChains = 8;
-  static __mmask8 on(const int16_t* words, int bit) {
-    const __m128i one = _mm_set1_epi16(static_cast<int16_t>(1 << bit));
-    return _mm_test_epi16_mask(_mm_load_si128(reinterpret_cast<const __m128i*>(words)), one);
-  }
-  static __m512i add(__m512i sum, __mmask8 on, int64_t value) {
-    return _mm512_mask_add_epi64(sum, on, sum, _mm512_set1_epi64(value));
-  }
-  static void add_to(int64_t* totals, __m512i sum) {
-    _mm512_store_si512(totals, _mm512_add_epi64(_mm512_load_si512(totals), sum));
-  }
-};
-
-template <class Terms>
-BM_UNITS void add_values_as(int64_t* totals, const int16_t* words, Layout layout, const int64_t* values,
-                            int64_t units) {
-  constexpr int kVectors = kBlock / Terms::kChains;
+static void add_values(int64_t* totals, const int16_t* words, Layout layout, const int64_t* values, int64_t units) {
+  constexpr int kChains = 8, kVectors = kBlock / kChains;
   __m512i sums[kVectors] = {};
   for (int64_t unit = 0; unit < units; words += kBlock)
-    for (int i = 0; i < layout.units && unit < units; i++, unit++)
+    for (int i = 0; i < layout.units && unit < units; i++, unit++) {
+      const __m128i one = _mm_set1_epi16(static_cast<int16_t>(1 << layout.bit(i)));
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; v++)
-        sums[v] = Terms::add(sums[v], Terms::on(words + v * Terms::kChains, layout.bit(i)), values[unit]);
-  for (int v = 0; v < kVectors; v++) Terms::add_to(totals + v * Terms::kChains, sums[v]);
-}
-
-static void add_values(int64_t* totals, const int16_t* words, Layout layout, const int64_t* values, int64_t units) {
-  bool narrow = true;
-  for (int64_t u = 0, most = 0; u < units && narrow; u++) {
-    narrow = -INT32_MAX <= values[u] && values[u] <= INT32_MAX;
-    most += values[u] < 0 ? -values[u] : values[u];
-    narrow &= most <= INT32_MAX;
-  }
-  const auto add = narrow ? add_values_as<NarrowTerms> : add_values_as<WideTerms>;
-  add(totals, words, layout, values, units);
+      for (int v = 0; v < kVectors; v++) {
+        const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(words + v * kChains));
+        const __mmask8 on = _mm_test_epi16_mask(eight, one);
+        sums[v] = _mm512_mask_add_epi64(sums[v], on, sums[v], _mm512_set1_epi64(values[unit]));
+      }
+    }
+  for (int64_t v = 0; v < kVectors; v++, totals += kChains)
+    _mm512_store_si512(totals, _mm512_add_epi64(_mm512_load_si512(totals), sums[v]));
 }
 
 static void pack(int16_t* words, Layout layout, const uint8_t* states, int64_t units, int n_chains) {
