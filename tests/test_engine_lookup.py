@@ -1,6 +1,6 @@
 """The lookup kernel against the rows kernel, which has other arithmetic: calls with few chains never use lookups.
 
-Where draws could take rounded sums, sweeps of many chains would not use lookups either.
+Nor do sweeps of many chains where draws could take rounded sums, as long as the tables that these need do not pay.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def test_calls_of_one_sweep_build_tables_once_those_before_would_have_paid() -> 
     assert 1 < calls < 50
 
 
-def test_chains_that_flip_few_units_build_no_tables() -> None:
+def test_long_calls_of_chains_that_flip_few_units_build_no_tables() -> None:
     machine = small_machine(chain_graph((203, 97)))
     program, cold = gibbs_program(machine.graph), torch.full((256,), 30.0)
     chains = machine.chains(256, seed=0)

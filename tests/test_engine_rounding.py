@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bm_fast import Coupling, Graph, Kind, Layer, Machine, chain_graph, ops
+from bm_fast.chains import Chains
 from bm_fast.parameters import MAX_WEIGHT
 from bm_fast.program import Input, Program, Update, gibbs_program
 from conftest import needs_native
@@ -17,11 +18,22 @@ from engine_cases import FAR, make_machine, tree
 pytestmark = needs_native
 
 FEW = 4  # chains per call that the rows kernel gets: rounding takes more than 0.15 + 4 / FEW of the inputs
+ROUNDED = 48  # chains per call that the rounded kernel gets whatever tables would save
 SWEEPS = 3
 
 
 def machine_of(weights: list[Tensor], biases: list[Tensor]) -> Machine:
     return Machine.build(chain_graph([len(bias) for bias in biases]), weights, biases)
+
+
+def assert_rounded(machine: Machine) -> None:
+    """Draws came from no lookups, which would have run in place of the rounded kernel."""
+    assert not machine._impl._compiled.has_lookup_tables()
+
+
+def sweep_in_parts(machine: Machine, program: Program, chains: Chains) -> None:
+    for start in range(0, chains.n_chains, ROUNDED):
+        machine.sweep(program, chains.select(start, min(start + ROUNDED, chains.n_chains)), 1)
 
 
 def assert_same_path(
@@ -61,6 +73,7 @@ def assert_same_path(
         assert torch.equal(together.layers[i], apart.layers[i]), layer.name
     for i in updated:
         assert torch.equal(means[i], own_means[i]), machine.graph.layers[i].name
+    assert_rounded(machine)
     return together.layers
 
 
@@ -147,8 +160,9 @@ def assert_same_as_exact(machine: Machine, program: Program, states: list[Tensor
         chains = which.chains(len(states[0]), seed=6)
         for own, given in zip(chains.layers, states, strict=True):
             own.copy_(given)
-        which.sweep(program, chains, 1)
+        sweep_in_parts(which, program, chains)
         drawn.append(chains.layers[1][:, :-1])
+    assert_rounded(machine)
     assert torch.equal(*drawn)
     assert 0.2 < float(drawn[0].double().mean()) < 0.8
 
@@ -259,6 +273,7 @@ def test_comparison_sees_one_grid_step() -> None:
     drawn = []
     for which in (wrong, right):
         chains = which.chains(40_000, seed=5)  # a few of whose 2,000,000 draws fall within the step
-        which.sweep(gibbs_program(which.graph), chains, 1)
+        sweep_in_parts(which, gibbs_program(which.graph), chains)
+        assert_rounded(which)
         drawn.append(chains.layers[1])
     assert not torch.equal(*drawn)

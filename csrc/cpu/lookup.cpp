@@ -15,7 +15,7 @@ using namespace lookup;
 
 namespace {
 
-constexpr int64_t kUnitsPerQuestion = 32;  // of an update: asking whether to give up reads a clock
+constexpr int64_t kUnitsPerQuestion = 32;  // of an update, between questions whether to stop, which read a clock
 
 // Three blocks a tile are fastest, one is slowest: four blocks are two and two.
 int tile_blocks(int64_t left) { return left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kMaxBlocks)); }

@@ -4,8 +4,8 @@
 // Some input units of a chain form an index into the sums of subsets of their weights, and one instruction looks up 32
 // chains. For few chains whose sums have to be exact the tables of four units are made in registers whenever they are
 // wanted. For many, tables of five units replace 160 multiply-adds by two instructions, at the price of memory 19 times
-// the size of the weights, built once per machine. Same integers as every other kernel, so
-// the same bits. docs/kernels.md has the arithmetic.
+// the size of the weights, built once per machine. Same integers as every other kernel, so the same bits.
+// docs/kernels.md has the arithmetic.
 #pragma once
 
 #include "cpu/machine.h"

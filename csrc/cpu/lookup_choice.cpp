@@ -62,19 +62,19 @@ bool exact_tables_pay(const Machine& machine, const ProgramView& program, const 
 }
 
 // Where high limbs do for most draws: by the picoseconds of a multiply-add, of fetching a weight's tables and of
-// building them, on one core of an AMD EPYC (Zen 4). Measured: docs/kernels.md.
+// building a byte of them, on one core of an AMD EPYC (Zen 4). docs/kernels.md says where they come from.
 bool high_tables_pay(const Machine& machine, const ProgramView& program, const std::vector<double>& shares,
                      const Workload& workload) {
   constexpr double kRow = 28, kRounded = 4.1, kDense = 6.4;  // of the other kernels
   constexpr double kFarRow = 56, kNearWeights = 2e6;         // rows of couplings with more weights than these
-  constexpr double kHigh = 2.5, kExact = 4.2, kBuild = 3000;
+  constexpr double kHigh = 2.5, kExact = 4.2, kBuildByte = 158;
   constexpr int64_t kCached = int64_t{24} << 20;  // bytes of tables that stay in the last cache
   const double fetch = lookup_bytes(machine) <= kCached ? 64 : 300;
   constexpr double kGain = 1.1;  // by which tables have to be better
   const int64_t chains = chains_of_thread(workload);
   const auto n = static_cast<double>(chains);
   const auto lanes = static_cast<double>((chains + lookup::kBlock - 1) / lookup::kBlock * lookup::kBlock);
-  double tables = 0, others = 0, building = 0;
+  double tables = 0, others = 0;
   for (int i = 0; i < program.n_updates; i++) {
     const UpdateView& update = program.updates[i];
     const bool high = high_limbs_do(machine, update, workload.most_beta);
@@ -89,12 +89,11 @@ bool high_tables_pay(const Machine& machine, const ProgramView& program, const s
                 (input.rounded ? exact * std::min(rows, kDense) + (1 - exact) * kRounded
                  : input.dense ? kDense
                                : rows);
-      building += products * kBuild;
     }
   }
   if (others < kGain * tables) return false;
-  return machine.has_lookup_tables ||
-         (others - tables) * static_cast<double>(workload.n_sweeps * workload.threads) > building;
+  return machine.has_lookup_tables || (others - tables) * static_cast<double>(workload.n_sweeps * workload.threads) >
+                                          kBuildByte * static_cast<double>(lookup_bytes(machine));
 }
 
 }  // namespace

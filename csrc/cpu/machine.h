@@ -40,7 +40,7 @@ class Machine {
   mutable std::once_flag lookup_once;
   mutable std::atomic<bool> has_lookup_tables{false};
   mutable std::shared_ptr<const cpu::LookupTables> lookup_tables;
-  mutable std::atomic<int64_t> chain_sweeps{0};  // so far, by which to tell whether building them will pay
+  mutable std::atomic<int64_t> chain_sweeps{0};  // in which they could have served
 
   // Split weights for mean field, by coupling and end; those that were wanted.
   mutable std::mutex limbs_mutex;

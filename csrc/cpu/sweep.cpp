@@ -204,7 +204,7 @@ struct SweepRun::State {
     for (int t = 0; t < threads; t++) run_part(t, gaps);
     seconds_per_sweep = Seconds(Clock::now() - start).count() / static_cast<double>(n);
     done += n;
-    machine.chain_sweeps += n * what.n_chains;
+    if (!along.anneal && !keeps) machine.chain_sweeps += n * what.n_chains;
     return !stop.load();
   }
 
