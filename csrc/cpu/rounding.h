@@ -25,10 +25,10 @@ double float_slack(const Machine& machine, const UpdateView& update, double most
 // probability grows by at most a quarter of what its field does. weights: those that one unit reads.
 bool few_in_doubt(double reach, int64_t units, int64_t weights);
 
-// What a sweep is like, as far as it can be told when it begins.
 // Of rounded sums, before beta scales it: floats that are computed with what may be more stay finite.
 constexpr double kMostReach = 1e6;
 
+// What a sweep is like, as far as it can be told when it begins.
 struct Outlook {
   std::vector<bool> is_many;     // per layer: so many states are on that rounded sums are the fastest
   std::vector<double> share_on;  // per layer
