@@ -158,6 +158,21 @@ def test_real_rows_that_end_in_states_are_added_like_any_other(sizes: tuple[int,
     assert torch.equal(ops.statistics(a, b), expected)
 
 
+@pytest.mark.parametrize(
+    "sizes", [(1, 3, 5), (9, 6, 5), (64, 131, 67), (201, 131, 67), (450, 1030, 33), (1700, 70, 33)]
+)
+def test_rows_of_units_that_are_on_are_added_in_the_order_of_the_chains(sizes: tuple[int, int, int]) -> None:
+    """Bit for bit, with units that are never on beside some that always are."""
+    n, lower, upper = sizes
+    g = torch.Generator().manual_seed(0)
+    a = (torch.rand(n, lower, generator=g) < torch.linspace(0, 1, lower)).to(torch.uint8)
+    b = torch.randn(n, upper, generator=g)
+    expected = torch.empty(lower, upper)
+    for values in (b, (b > 0).to(torch.uint8)):
+        reference.statistics(a, values, expected)
+        assert torch.equal(ops.statistics(a, values), expected)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (9, 2, 70), (200, 2, 131), (20_000, 1, 515), (20_000, 2, 515)])
 @pytest.mark.parametrize("real", [False, True])
 def test_sums_of_one_layer_weighted_in_one_or_two_ways(sizes: tuple[int, int, int], real: bool) -> None:

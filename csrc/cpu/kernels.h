@@ -52,14 +52,14 @@ struct TemperView {
 // Statistics take chains in panels and units of either layer in tiles: lists of chains that are on for binary units of
 // the lower layer, or values of real ones and lists once these are 0 or 1, and rows of the upper layer.
 constexpr int32_t kPanels = 8, kPanelChains = 200, kCountUnits = 64, kCountWords = 16;
-constexpr int32_t kListUnits = 512, kListTile = 32, kListed = 4;
+constexpr int32_t kListUnits = 1024, kListTile = 32, kListed = 4, kListSlack = 64;
 constexpr int32_t kFactors = 4;
 
 struct PanelLists {
   int32_t first;                          // of the chains that are listed; 0 unless the values are real
   int32_t order[kListUnits];              // units by the length of their lists
   int32_t lengths[kListUnits / kListed];  // of the longest list of each four
-  uint16_t rows[kListUnits * kPanelChains];
+  uint16_t rows[kListUnits * kPanelChains + kListSlack];
 };
 
 struct StatisticsScratch {

@@ -1,4 +1,5 @@
 // Lookup kernels for AVX-512 BW: one vpermw returns the sum of four or five weights for 32 chains.
+#include "cpu/kernels/bits.h"
 #include "cpu/kernels/draw.h"
 #include "cpu/kernels/lookup_registers.h"
 #include "cpu/kernels/lookup_tables.h"
@@ -29,27 +30,6 @@ BM_UNITS __m512 field(const Decision& what, int unit, int chain) {
 }
 
 // --- bits ------------------------------------------------------------------------------------------------------------
-
-// Transposes a 64 x 64 bit matrix in place: bit j of row i becomes bit i of row j.
-static void transpose(uint64_t (&rows)[64]) {
-  uint64_t mask = 0x00000000FFFFFFFFu;
-  for (int step = 32; step; step >>= 1, mask ^= mask << step) {
-    for (int k = 0; k < 64; k = (k + step + 1) & ~step) {
-      const uint64_t swap = (rows[k] >> step ^ rows[k + step]) & mask;
-      rows[k] ^= swap << step;
-      rows[k + step] ^= swap;
-    }
-  }
-}
-
-// masks[unit] for 64 units: bit c set where the byte of chain c is not 0.
-BM_UNITS void gather_bits(uint64_t (&masks)[64], const uint8_t* bytes, int64_t pitch, int64_t units, int n_chains) {
-  for (int c = 0; c < 64; c++) {
-    const __m512i x = c < n_chains ? load_bytes(bytes + c * pitch, units) : _mm512_setzero_si512();
-    masks[c] = _mm512_test_epi8_mask(x, x);
-  }
-  transpose(masks);
-}
 
 BM_UNITS void place_block(int16_t* words, int bit, uint64_t drawn, uint64_t held) {
   const __m512i one = _mm512_set1_epi16(static_cast<int16_t>(1 << bit));

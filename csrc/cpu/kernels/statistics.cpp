@@ -4,6 +4,7 @@
 // which a lower unit is on are listed, and only their rows of `upper` are added. Adding 0 * m would change no bit.
 // What bounds that is one load of a vector for each addition, so all chains of a panel share the first-level cache, and
 // four units with lists of about the same length go together: their sums hide the latency of the additions.
+#include "cpu/kernels/chain_lists.h"
 #include "cpu/kernels/isa.h"
 
 namespace bm::cpu::BM_ISA {
@@ -15,14 +16,6 @@ constexpr bool kHasPopcount = false;  // a call of libgcc for each word: adding 
 #endif
 
 constexpr int64_t kExactCounts = 1 << 24;  // beyond, sums of ones in float stop growing
-
-// bits[n_units] of up to 64 chains: bit c is the state in chain c
-static inline void pack(uint64_t* __restrict bits, const uint8_t* __restrict states, int64_t stride, int64_t n_units,
-                        int32_t n_chains) {
-  for (int64_t u = 0; u < n_units; u++) bits[u] = 0;
-  for (int32_t c = 0; c < n_chains; c++)
-    for (int64_t u = 0; u < n_units; u++) bits[u] |= static_cast<uint64_t>(states[c * stride + u]) << c;
-}
 
 // --- a panel of chains ----------------------------------------------------------------------------------------------
 
@@ -66,39 +59,6 @@ static void load_tile(float* tile, int32_t width, const ValuesView& values, int6
   }
 }
 
-// Lists the chains of a panel in which each lower unit is on. Units are taken by the length of their lists, and those
-// of four are interleaved; the row of zeros fills up the shorter ones.
-static void list_chains(PanelLists& lists, const uint8_t* states, int64_t stride, int32_t n_units, int32_t n_chains) {
-  constexpr int32_t kWords = (kPanelChains + 63) / 64;
-  uint64_t bits[kWords][kListUnits];
-  int32_t n_words = 0;
-  for (int32_t c = 0; c < n_chains; c += 64, n_words++)
-    pack(bits[n_words], states + c * stride, stride, n_units, n_chains - c < 64 ? n_chains - c : 64);
-  int32_t lengths[kListUnits], begins[kPanelChains + 2] = {};
-  for (int32_t u = 0; u < n_units; u++) {
-    lengths[u] = 0;
-    for (int32_t w = 0; w < n_words; w++) lengths[u] += __builtin_popcountll(bits[w][u]);
-    begins[lengths[u] + 1]++;
-  }
-  for (int32_t i = 0; i <= kPanelChains; i++) begins[i + 1] += begins[i];
-  for (int32_t u = 0; u < n_units; u++) lists.order[begins[lengths[u]]++] = u;
-  int32_t place = 0;
-  for (int32_t i = 0; i < n_units; i += kListed) {
-    const int32_t n = n_units - i < kListed ? n_units - i : kListed;
-    const int32_t longest = lengths[lists.order[i + n - 1]];
-    lists.lengths[i / kListed] = longest;
-    for (int32_t j = 0; j < kListed; j++) {
-      uint16_t* to = lists.rows + place + j;
-      int32_t k = 0;
-      for (int32_t w = 0; j < n && w < n_words; w++)
-        for (uint64_t rest = bits[w][lists.order[i + j]]; rest; rest &= rest - 1, k++)
-          to[k * kListed] = static_cast<uint16_t>((w * 64 + __builtin_ctzll(rest)) * kListTile);
-      for (; k < longest; k++) to[k * kListed] = static_cast<uint16_t>(n_chains * kListTile);
-    }
-    place += longest * kListed;
-  }
-}
-
 // What sums of four rows of a tile begin with: minus the product of a number for each row and one for each column.
 struct Start {
   float rows[4];
@@ -138,45 +98,6 @@ static inline void add_listed(float* const* sums, const Start* start, const floa
   }
 }
 
-// The first chain from which on all values of some lower units are 0 or 1.
-static int32_t first_binary(const float* values, int64_t stride, int32_t n_units, int32_t n_chains) {
-  for (int32_t c = n_chains; c > 0; c--) {
-    bool is_binary = true;
-    for (int32_t u = 0; u < n_units; u++) {
-      const float value = values[(c - 1) * stride + u];
-      is_binary &= value == 0.f || value == 1.f;
-    }
-    if (!is_binary) return c;
-  }
-  return 0;
-}
-
-// Values of lower units in a panel: those of kFactors units together, chain by chain, where any is neither 0 nor 1, and
-// from there on lists as list_chains makes them, of units as they come. Zeros fill up the last ones.
-static void gather_factors(float* __restrict factors, PanelLists& lists, const float* values, int64_t stride,
-                           int32_t n_units, int32_t n_chains) {
-  static_assert(kFactors == kListed);
-  lists.first = first_binary(values, stride, n_units, n_chains);
-  uint16_t* rows = lists.rows;
-  for (int32_t unit = 0; unit < n_units; unit += kFactors) {
-    const int32_t n = n_units - unit < kFactors ? n_units - unit : kFactors;
-    for (int32_t c = 0; c < lists.first; c++, factors += kFactors)
-      for (int32_t i = 0; i < kFactors; i++) factors[i] = i < n ? values[c * stride + unit + i] : 0.f;
-    int32_t lengths[kFactors] = {}, longest = 0;
-    for (int32_t c = lists.first; c < n_chains; c++)
-      for (int32_t i = 0; i < n; i++) {
-        rows[lengths[i] * kFactors + i] = static_cast<uint16_t>(c * kListTile);
-        lengths[i] += values[c * stride + unit + i] != 0.f;
-      }
-    for (const int32_t length : lengths) longest = length > longest ? length : longest;
-    for (int32_t i = 0; i < kFactors; i++)
-      for (int32_t k = lengths[i]; k < longest; k++)
-        rows[k * kFactors + i] = static_cast<uint16_t>(n_chains * kListTile);
-    lists.lengths[unit / kFactors] = longest;
-    rows += longest * kFactors;
-  }
-}
-
 // sums[kFactors][kListTile] = their start, or where there is none += factors (transposed) times a tile [n_chains,
 // kListTile]
 static inline void add_products(float* const* sums, const Start* start, const float* __restrict tile,
@@ -213,15 +134,14 @@ template <class Add>
 static void add_to_rows(float* const* rows, int32_t n_rows, int32_t n_units, int32_t width, bool is_new, Add add) {
   constexpr int32_t kRows = 4;
   if (n_rows == kRows && n_units == width) return add(rows);
-  alignas(64) float copies[kRows][kListTile];
+  alignas(64) float copies[kRows][kListTile] = {};
   float* to[kRows];
   for (int32_t i = 0; i < kRows; i++) {
     to[i] = copies[i];
-    for (int32_t u = 0; u < width; u++) copies[i][u] = is_new || i >= n_rows || u >= n_units ? 0.f : rows[i][u];
+    if (!is_new && i < n_rows) memcpy(copies[i], rows[i], n_units * sizeof(float));
   }
   add(to);
-  for (int32_t i = 0; i < n_rows; i++)
-    for (int32_t u = 0; u < n_units; u++) rows[i][u] = copies[i][u];
+  for (int32_t i = 0; i < n_rows; i++) memcpy(rows[i], copies[i], n_units * sizeof(float));
 }
 
 static void add_panels(float* out, ValuesView lower, int64_t n_lower, ValuesView upper, int64_t n_upper,
