@@ -12,6 +12,8 @@ namespace bm::cpu {
 
 constexpr int32_t kBlockChains = 128;  // chains whose fields are computed together, at most
 
+constexpr int64_t kLineWeights = 32;  // in a cache line
+
 constexpr int32_t kRunInputs = 48;  // whose rounded sums fit 16 bits
 
 constexpr int32_t kStripUnits = 1024;  // whose weights are added up together for that
@@ -126,6 +128,10 @@ struct Kernels {
   uint32_t (*largest_magnitude)(const float* values, int64_t n);  // bits of the largest |value|; NaN is the largest
   uint8_t (*largest_byte)(const uint8_t* bytes, int64_t n);
   void (*quantise)(int16_t* out, const float* values, int64_t n, float scale);
+  // to[n_columns, kLineWeights] = from[n_rows, n_columns] transposed, and 0 for the rows beyond n_rows <= kLineWeights;
+  // both aligned to cache lines, with rows of whole ones
+  void (*transpose)(int16_t* to, int64_t to_stride, const int16_t* from, int64_t from_stride, int64_t n_rows,
+                    int64_t n_columns);
   SumBounds (*sum_bounds)(WeightsView strip);  // above the true ones by at most 64 for each input
 
   const mean_field::Kernels* mean_field;

@@ -45,7 +45,8 @@ class CouplingWeights {
   void read(int16_t* out) const;                                // [lower, upper]
 
  private:
-  void transpose(int16_t* rows, int64_t first, int64_t n) const;  // columns of the transposed rows
+  // kLineWeights columns of the transposed rows, from `first` on
+  void transpose(int16_t* rows, int64_t first) const;
 
   int32_t lower_, upper_;
   Array<int16_t> rows_;

@@ -14,9 +14,23 @@ static const lookup::Kernels* const kLookup = nullptr;
 
 extern const mean_field::Kernels mean_field_kernels;
 extern const Kernels kernels;
-const Kernels kernels = {
-    BM_STRING(BM_ISA), sweep,      draw_softmax,  layer_means,         energy,    gap,
-    free_energy,       statistics, weighted_sums, offset_products,     bernoulli, largest_magnitude,
-    largest_byte,      quantise,   sum_bounds,    &mean_field_kernels, kLookup};
+const Kernels kernels = {BM_STRING(BM_ISA),
+                         sweep,
+                         draw_softmax,
+                         layer_means,
+                         energy,
+                         gap,
+                         free_energy,
+                         statistics,
+                         weighted_sums,
+                         offset_products,
+                         bernoulli,
+                         largest_magnitude,
+                         largest_byte,
+                         quantise,
+                         transpose,
+                         sum_bounds,
+                         &mean_field_kernels,
+                         kLookup};
 
 }  // namespace bm::cpu::BM_ISA
