@@ -27,7 +27,7 @@ def check(
         raise ValueError(f"{name}: expected a torch tensor, got {type(tensor).__name__}")
     if (
         tensor.dtype not in dtypes
-        or tuple(tensor.shape) != shape
+        or tensor.shape != shape
         or tensor.device != device
         or not tensor.is_contiguous()
     ):

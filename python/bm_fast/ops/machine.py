@@ -21,6 +21,7 @@ from bm_fast.reference import Purpose, choose, random_words
 
 _MAX_FLOAT = torch.finfo(torch.float32).max
 _STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32, Kind.SOFTMAX: torch.uint8}
+_VALUE_DTYPES = (torch.uint8, torch.float32)
 
 
 _CASES = 1024  # of mean field in one native call, as its memory and that of the reference grow with them
@@ -302,7 +303,7 @@ class Machine:
         if n_chains < 1:
             raise ValueError(f"{name}[0]: expected at least one chain, got {n_chains}")
         for i, (layer, value) in enumerate(zip(self.graph.layers, values, strict=True)):
-            dtypes = (_STATE_DTYPES[layer.kind],) if states else (torch.uint8, torch.float32)
+            dtypes = _STATE_DTYPES[layer.kind] if states else _VALUE_DTYPES
             check(f"{name}[{i}] ({layer.name})", value, dtypes, (n_chains, layer.units), self.device)
             if states and layer.kind is Kind.SOFTMAX and self._may_look():
                 on = value.sum(1, dtype=torch.int64)
