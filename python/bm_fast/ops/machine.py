@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -215,7 +214,9 @@ class Machine:
             check(name, values[layer], torch.float32, tuple(values[layer].shape), self.device)
         changes = torch.empty(n_cases, device=self.device)
         performed = torch.empty(n_cases, dtype=torch.int32, device=self.device)
-        blocks = zip(*(torch.split(tensor, _CASES) for tensor in (*values, changes, performed)), strict=True)
+        whole = (*values, changes, performed)
+        few = n_cases <= _CASES
+        blocks = [whole] if few else zip(*(torch.split(tensor, _CASES) for tensor in whole), strict=True)
         for *part, part_changes, part_performed in blocks:
             self._impl.mean_field(
                 program,
@@ -284,7 +285,8 @@ class Machine:
             sources = [c.upper if i.transposed else c.lower for i, c in zip(of_program, couplings, strict=True)]
             known = [i for i, source in zip(of_program, sources, strict=True) if source in ready]
             scale = update.inputs[0].scale / known[0].scale if update.inputs and known and known[0].scale else 1.0
-            if not known or update.inputs != tuple(replace(i, scale=i.scale * scale) for i in known):
+            scaled = [(i.coupling, i.transposed, i.scale * scale) for i in known]
+            if not known or [(i.coupling, i.transposed, i.scale) for i in update.inputs] != scaled:
                 raise ValueError(
                     f"start: layer {update.layer}: expected the inputs that the program has from layers which stay or "
                     f"come earlier in start, all scaled alike, got {update.inputs}"
