@@ -215,8 +215,9 @@ class Machine:
         changes = torch.empty(n_cases, device=self.device)
         performed = torch.empty(n_cases, dtype=torch.int32, device=self.device)
         whole = (*values, changes, performed)
-        few = n_cases <= _CASES
-        blocks = [whole] if few else zip(*(torch.split(tensor, _CASES) for tensor in whole), strict=True)
+        blocks: Iterable[tuple[Tensor, ...]] = [whole]
+        if n_cases > _CASES:
+            blocks = zip(*(torch.split(tensor, _CASES) for tensor in whole), strict=True)
         for *part, part_changes, part_performed in blocks:
             self._impl.mean_field(
                 program,

@@ -218,7 +218,7 @@ class DBMLearner:
         if n > 0:
             self._infer(machine, [layer[:n] for layer in data], (VISIBLE, len(self._dbm.units)))
         if n < n_data:
-            self._infer(machine, [layer[n:] for layer in data], (VISIBLE,))
+            self._infer(machine, [layer[n:] for layer in data] if n > 0 else data, (VISIBLE,))
         if self._restart is not None:
             self._restart.begin(machine, self.chains, data)
         if estimator.operator is None:
