@@ -39,6 +39,24 @@ def test_biases_and_precisions_must_be_finite(bad: float) -> None:
             Machine.build(graph, [torch.zeros(2, 2)], [zeros, zeros], [torch.tensor([1.0, value]), None])
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("place", [0, 66, 130])
+def test_every_bias_is_looked_at(bad: float, place: int) -> None:
+    """Also those that do not lie side by side in memory, and those that gradients are asked of."""
+    biases = torch.zeros(131, 2)
+    biases[1::2, 1] = bad
+    spread = biases[:, 0].requires_grad_()
+    graph = chain_graph((131, 2))
+    Machine.build(graph, [torch.zeros(131, 2)], [spread, torch.zeros(2)])
+    with torch.no_grad():
+        spread[place] = bad
+    with pytest.raises(
+        ValueError, match=r"biases\[0\] of layer 'visible': expected finite values, got NaN or infinity"
+    ):
+        Machine.build(graph, [torch.zeros(131, 2)], [spread, torch.zeros(2)])
+
+
 @needs_native
 @pytest.mark.parametrize("bad", [2, 255])
 @pytest.mark.parametrize("place", [(0, 0), (129, 66)])

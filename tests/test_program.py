@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -91,6 +95,16 @@ def test_layers_without_a_coupling_between_them_may_move_together() -> None:
     check_program(deep, ((full_update(deep, 0), full_update(deep, 2)),))
     with pytest.raises(ValueError, match="are coupled and cannot be updated together"):
         check_program(deep, (tuple(full_update(deep, i) for i in range(3)),))
+
+
+def test_an_update_that_has_run_is_the_same_as_before() -> None:
+    update = full_update(RBM, 1)
+    built = machine(RBM)
+    built.sweep(((update,),), built.chains(4, seed=0), 1)
+    for other in (full_update(RBM, 1), pickle.loads(pickle.dumps(update)), copy.deepcopy(update)):
+        assert (other, hash(other), repr(other)) == (update, hash(update), repr(update))
+    halved = replace(update, inputs=(Input(0, transposed=False, scale=0.5),))
+    assert halved.plain == (1, [(0, False, 0.5)])
 
 
 @pytest.mark.usefixtures("backend")

@@ -203,7 +203,7 @@ def test_deep_machines_learn_with_any_operator(operator: Operator) -> None:
         learner.fill_gradient(dbm.machine(), 4)
     model_side = dbm.weights[0].grad
     assert model_side is not None
-    data = [values.double() for values in learner._rows.data(4)]
+    data = [values.double() for values in learner._rows.block(4).data]
     states = [layer.double() for layer in truth.layers(torch.arange(len(truth.p)))]
     exact = torch.einsum("s,si,sj->ij", truth.p, states[0], states[1]) - data[0].T @ data[1] / 4
     # a product of 0/1 units has a standard error of at most 0.0036 here

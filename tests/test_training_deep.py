@@ -123,7 +123,7 @@ def test_sparsity_adds_the_excess_activity() -> None:
     filled(model, MeanFieldPCD(20, sweeps=1), v)
     plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     learner = filled(model, MeanFieldPCD(20, sweeps=1, sparsity=(0.2, 0.1), sparsity_cost=0.5), v)
-    means = [layer.float().mean(0) for layer in learner._rows.data(16)]
+    means = [layer.float().mean(0) for layer in learner._rows.block(16).data]
     excess = [0.5 * (means[1] - 0.2), 0.5 * (means[2] - 0.1)]
     added = [p.grad - before for p, before in zip(model.parameters(), plain, strict=True) if p.grad is not None]
     expected = [
@@ -142,10 +142,10 @@ def test_averages_follow_the_batches_slowly_and_survive_a_checkpoint() -> None:
     model = dbm((4, 3, 2))
     estimator = MeanFieldPCD(20, sweeps=1, iterations=1, sparsity=(0.2, 0.1))
     learner = filled(model, estimator, all_states(4), centred=True)
-    first = [layer.float().mean(0) for layer in learner._rows.data(16)]
+    first = [layer.float().mean(0) for layer in learner._rows.block(16).data]
     learner.batch(16).fill_(1)
     learner.fill_gradient(model.machine(), 16)
-    second = [layer.float().mean(0) for layer in learner._rows.data(16)]
+    second = [layer.float().mean(0) for layer in learner._rows.block(16).data]
     for offset, a, b in zip(learner.offsets, first, second, strict=True):
         torch.testing.assert_close(offset, 0.99 * a + 0.01 * b)
     for activity, a, b in zip(learner.activity, first[1:], second[1:], strict=True):

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from bm_fast import RBM, Kind
-from bm_fast.training import CD, PCD, Callback, Evaluate, Progress, Trainer, TrainingError
+from bm_fast import DBM, RBM, Kind
+from bm_fast.training import CD, PCD, Callback, Evaluate, MeanFieldPCD, Progress, Trainer, TrainingError
 from test_training import N_HIDDEN, N_VISIBLE, assert_same_parameters, patterns, trainer_of
 
 
@@ -42,6 +43,25 @@ def test_divergence_in_the_last_update_is_noticed_too(epochs: int) -> None:
 
     with pytest.raises(TrainingError, match=rf"after update {6 * epochs}: parameter 'hidden_bias'"):
         trainer_of(callbacks=[Break()]).fit(patterns(), epochs)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("damage", [Tensor.half, lambda grad: grad[:, :1], lambda grad: grad.T.contiguous().T])
+def test_gradients_that_a_callback_has_made_unfit_are_refused(damage: Callable[[Tensor], Tensor], deep: bool) -> None:
+    """The memory of gradients is used again in the next update, whatever lies behind ``.grad`` by then."""
+
+    class Damage(Callback):
+        def on_update(self, progress: Progress) -> None:
+            grad = progress.trainer.model.coupling_weights[0].grad
+            grad.data = damage(grad)
+
+    model = DBM((N_VISIBLE, N_HIDDEN, 3)) if deep else RBM(N_VISIBLE, N_HIDDEN)
+    estimator = MeanFieldPCD(5, sweeps=1) if deep else PCD(5)
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), estimator, batch_size=10, callbacks=[Damage()])
+    expected = rf"out\[0\]: expected a contiguous torch.float32 tensor \[{N_VISIBLE}, {N_HIDDEN}\] on cpu, got"
+    with pytest.raises(ValueError, match=expected):
+        trainer.fit(patterns(), 1)
+    assert trainer.update == 1
 
 
 GOOD = patterns(5).float()

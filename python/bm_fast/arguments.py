@@ -7,7 +7,7 @@ from numbers import Integral
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:
     """``value`` as int; ValueError unless it is a whole number from ``low`` to ``high``."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
         raise ValueError(f"{name}: expected a whole number, {low} to {high}, got {value!r}")
     number = int(value)
     if not low <= number <= high:

@@ -138,9 +138,7 @@ class BoltzmannModel(LayeredModel):
 
         Building it costs a pass over the weights: build one for many calls while the parameters stay.
         """
-        weights = [weight.detach() for weight in self.coupling_weights]
-        biases = [bias.detach() for bias in self.layer_biases]
-        return Machine.build(self.graph, weights, biases, self._precisions(self.graph))
+        return Machine.build(self.graph, self.coupling_weights, self.layer_biases, self._precisions(self.graph))
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 

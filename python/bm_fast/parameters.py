@@ -77,6 +77,11 @@ class GapBiases:
         return [(difference * 2.0**self.bits).round().long() for difference in self._differences]
 
 
+def largest_size(values: Tensor) -> float:
+    """The largest |x| of floats, NaN where there is one; waits for a GPU."""
+    return float(values.abs().max())
+
+
 def fraction_bits(largest: float, name: str = "weight") -> int:
     """Bits f of the finest grid 2^-f on which a coupling with this largest |W| still fits into W_q.
 
@@ -100,10 +105,11 @@ def snapshot(
     biases: Sequence[Tensor],
     precisions: Sequence[Tensor | None] | None,
     quantise: Callable[[Tensor, str], tuple[Tensor, int]],
+    largest_size: Callable[[Tensor], float] = largest_size,
 ) -> Parameters:
     """Checks float parameters against the graph and puts them on the integer grid; the tensors are copied.
 
-    quantise: from contiguous float weights and a name for errors to ``(W_q, f)``.
+    quantise: from contiguous float weights and a name for errors to ``(W_q, f)``. largest_size: of contiguous floats.
     """
     precisions = precisions if precisions is not None else [None] * len(graph.layers)
     for what, values, expected in (
@@ -121,10 +127,12 @@ def snapshot(
         integers, f = quantise(weight.detach().contiguous(), name)
         quantised.append(integers)
         bits.append(f)
-    copies: list[Tensor | None] = []
+    own_biases: list[Tensor] = []
+    own_precisions: list[Tensor | None] = []
     for i, (layer, bias, precision) in enumerate(zip(graph.layers, biases, precisions, strict=True)):
         _check(f"biases[{i}]", bias, (layer.units,), device)
-        if not bool(torch.isfinite(bias).all()):
+        own_biases.append(bias.detach().clone().contiguous())
+        if not math.isfinite(largest_size(own_biases[-1])):
             raise ValueError(f"biases[{i}] of layer {layer.name!r}: expected finite values, got NaN or infinity")
         if (precision is not None) != (layer.kind is Kind.GAUSSIAN):
             raise ValueError(
@@ -134,14 +142,12 @@ def snapshot(
             _check(f"precisions[{i}]", precision, (layer.units,), device)
             if not bool((torch.isfinite(precision) & (precision > 0)).all()):
                 raise ValueError(f"precisions[{i}] of layer {layer.name!r}: expected finite values above 0")
-        copies.append(None if precision is None else precision.detach().clone())
-    return Parameters(
-        graph, tuple(quantised), tuple(bits), tuple(b.detach().clone().contiguous() for b in biases), tuple(copies)
-    )
+        own_precisions.append(None if precision is None else precision.detach().clone())
+    return Parameters(graph, tuple(quantised), tuple(bits), tuple(own_biases), tuple(own_precisions))
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    if tensor.dtype is not torch.float32 or tuple(tensor.shape) != shape or tensor.device != device:
+    if tensor.dtype is not torch.float32 or tensor.shape != shape or tensor.device != device:
         raise ValueError(
             f"{name}: expected float32 {list(shape)} on {device}, "
             f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from bm_fast.graph import Graph
 
@@ -27,6 +28,11 @@ class Update:
 
     layer: int
     inputs: tuple[Input, ...]
+
+    @cached_property
+    def plain(self) -> tuple[int, list[tuple[int, bool, float]]]:
+        """In tuples, as the compiled modules take it."""
+        return self.layer, [(source.coupling, source.transposed, source.scale) for source in self.inputs]
 
 
 Block = tuple[Update, ...]

@@ -114,9 +114,10 @@ class Backend(Protocol):
 
 def backend(name: str, tensor: Tensor) -> Backend:
     """The backend for a tensor; ValueError, naming the argument, where none serves its device."""
-    if is_native() and cuda.serves(tensor.device):
+    native = is_native()
+    if native and cuda.serves(tensor.device):
         return cuda
-    if tensor.device.type != "cpu":
-        served = "the CPU and on CUDA devices" if is_native() else "the CPU"
+    if not tensor.is_cpu:
+        served = "the CPU and on CUDA devices" if native else "the CPU"
         raise ValueError(f"{name}: bm_fast runs on {served}, got a tensor on {tensor.device}")
-    return cpu if is_native() else plain
+    return cpu if native else plain

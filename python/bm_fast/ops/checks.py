@@ -25,12 +25,7 @@ def check(
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: expected a torch tensor, got {type(tensor).__name__}")
-    if (
-        tensor.dtype not in dtypes
-        or tuple(tensor.shape) != shape
-        or tensor.device != device
-        or not tensor.is_contiguous()
-    ):
+    if tensor.dtype not in dtypes or tensor.shape != shape or tensor.device != device or not tensor.is_contiguous():
         raise ValueError(
             f"{name}: expected a contiguous {' or '.join(str(d) for d in dtypes)} tensor {list(shape)} on {device}, "
             f"got {'' if tensor.is_contiguous() else 'non-contiguous '}{tensor.dtype} {list(tensor.shape)} "

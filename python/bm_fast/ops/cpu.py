@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import overload
 
 import torch
@@ -153,7 +152,7 @@ class Machine:
         base: Sequence[Tensor] | None,
     ) -> None:
         self._compiled.layer_means(
-            plain(((update,),))[0][0],
+            update.plain,
             value_addresses(values),
             values[0].shape[0],
             out.data_ptr(),
@@ -210,7 +209,7 @@ class Machine:
     ) -> Tensor:
         out = torch.empty(len(betas), values[0].shape[0], dtype=torch.float64)
         self._compiled.free_energy(
-            plain((tuple(updates),))[0],
+            [update.plain for update in updates],
             value_addresses(values),
             out.shape[1],
             betas.data_ptr(),
@@ -251,10 +250,11 @@ def build(
     graph: Graph, weights: Sequence[Tensor], biases: Sequence[Tensor], precisions: Sequence[Tensor | None] | None
 ) -> tuple[Parameters, Machine]:
     """Weights are read once for their grid, and once to be laid down in both directions."""
-    given = snapshot(graph, weights, biases, precisions, lambda weight, name: (weight, _grid_of(weight, name)))
+    given = snapshot(graph, weights, biases, precisions, _with_grid, _largest_size)
     machine = Machine(given)
     shapes = [(weight.shape[0], weight.shape[1]) for weight in given.weights]
-    return replace(given, weights=_WeightsOf(machine, shapes)), machine
+    weights_of = _WeightsOf(machine, shapes)
+    return Parameters(graph, weights_of, given.fraction_bits, given.biases, given.precisions), machine
 
 
 def _outsets(program: Program, start: Program) -> list[tuple[int, float]]:
@@ -269,14 +269,18 @@ def _outsets(program: Program, start: Program) -> list[tuple[int, float]]:
 
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
-    bits = _grid_of(weight, name)
+    _, bits = _with_grid(weight, name)
     out = torch.empty_like(weight, dtype=torch.int16)
     _C.quantise(weight.data_ptr(), weight.numel(), bits, out.data_ptr(), torch.get_num_threads())
     return out, bits
 
 
-def _grid_of(weight: Tensor, name: str) -> int:
-    return fraction_bits(_C.largest_weight(weight.data_ptr(), weight.numel(), torch.get_num_threads()), name)
+def _with_grid(weight: Tensor, name: str) -> tuple[Tensor, int]:
+    return weight, fraction_bits(_largest_size(weight), name)
+
+
+def _largest_size(values: Tensor) -> float:
+    return _C.largest_weight(values.data_ptr(), values.numel(), torch.get_num_threads())
 
 
 def statistics(lower: Tensor, upper: Tensor, out: Tensor) -> None:

@@ -17,7 +17,7 @@ from bm_fast.graph import Graph
 from bm_fast.ops import native
 from bm_fast.ops.checks import may_look
 from bm_fast.ops.native import address, addresses, plain, plain_layers, rung_addresses, value_addresses
-from bm_fast.parameters import GapBiases, Parameters, fraction_bits, snapshot
+from bm_fast.parameters import GapBiases, Parameters, fraction_bits, largest_size, snapshot
 from bm_fast.program import Program, Update
 from bm_fast.reference import Purpose
 from bm_fast.rungs import Rungs, check_permutations
@@ -202,7 +202,7 @@ class Machine:
     ) -> None:
         with place(self._device) as here:
             self._compiled.layer_means(
-                plain(((update,),))[0][0],
+                update.plain,
                 value_addresses(values),
                 values[0].shape[0],
                 out.data_ptr(),
@@ -268,7 +268,7 @@ class Machine:
         out = torch.zeros(len(betas), values[0].shape[0], dtype=torch.float64, device=self._device)
         with place(self._device) as here:
             self._compiled.free_energy(
-                plain((tuple(updates),))[0],
+                [update.plain for update in updates],
                 value_addresses(values),
                 out.shape[1],
                 betas.data_ptr(),
@@ -289,7 +289,7 @@ def build(
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
     """Waits for the device: f is a number of the host."""
-    bits = fraction_bits(float(weight.abs().max()), name)
+    bits = fraction_bits(largest_size(weight), name)
     return (weight * 2.0**bits).round_().to(torch.int16), bits
 
 

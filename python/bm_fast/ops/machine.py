@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from bm_fast.reference import Purpose, choose, random_words
 
 _MAX_FLOAT = torch.finfo(torch.float32).max
 _STATE_DTYPES = {Kind.BERNOULLI: torch.uint8, Kind.GAUSSIAN: torch.float32, Kind.SOFTMAX: torch.uint8}
+_VALUE_DTYPES = (torch.uint8, torch.float32)
 
 
 _CASES = 1024  # of mean field in one native call, as its memory and that of the reference grow with them
@@ -214,7 +214,10 @@ class Machine:
             check(name, values[layer], torch.float32, tuple(values[layer].shape), self.device)
         changes = torch.empty(n_cases, device=self.device)
         performed = torch.empty(n_cases, dtype=torch.int32, device=self.device)
-        blocks = zip(*(torch.split(tensor, _CASES) for tensor in (*values, changes, performed)), strict=True)
+        whole = (*values, changes, performed)
+        blocks: Iterable[tuple[Tensor, ...]] = [whole]
+        if n_cases > _CASES:
+            blocks = zip(*(torch.split(tensor, _CASES) for tensor in whole), strict=True)
         for *part, part_changes, part_performed in blocks:
             self._impl.mean_field(
                 program,
@@ -283,7 +286,8 @@ class Machine:
             sources = [c.upper if i.transposed else c.lower for i, c in zip(of_program, couplings, strict=True)]
             known = [i for i, source in zip(of_program, sources, strict=True) if source in ready]
             scale = update.inputs[0].scale / known[0].scale if update.inputs and known and known[0].scale else 1.0
-            if not known or update.inputs != tuple(replace(i, scale=i.scale * scale) for i in known):
+            scaled = [(i.coupling, i.transposed, i.scale * scale) for i in known]
+            if not known or [(i.coupling, i.transposed, i.scale) for i in update.inputs] != scaled:
                 raise ValueError(
                     f"start: layer {update.layer}: expected the inputs that the program has from layers which stay or "
                     f"come earlier in start, all scaled alike, got {update.inputs}"
@@ -302,7 +306,7 @@ class Machine:
         if n_chains < 1:
             raise ValueError(f"{name}[0]: expected at least one chain, got {n_chains}")
         for i, (layer, value) in enumerate(zip(self.graph.layers, values, strict=True)):
-            dtypes = (_STATE_DTYPES[layer.kind],) if states else (torch.uint8, torch.float32)
+            dtypes = _STATE_DTYPES[layer.kind] if states else _VALUE_DTYPES
             check(f"{name}[{i}] ({layer.name})", value, dtypes, (n_chains, layer.units), self.device)
             if states and layer.kind is Kind.SOFTMAX and self._may_look():
                 on = value.sum(1, dtype=torch.int64)

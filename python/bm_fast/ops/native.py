@@ -94,7 +94,7 @@ def value_addresses(values: Sequence[Tensor]) -> list[tuple[int, bool]]:
 
 def plain(program: Program) -> PlainProgram:
     """A program in tuples."""
-    return [[(u.layer, [(i.coupling, i.transposed, i.scale) for i in u.inputs]) for u in block] for block in program]
+    return [[update.plain for update in block] for block in program]
 
 
 def plain_layers(parameters: Parameters) -> list[tuple[str, int, int, int, int]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bm_fast.parameters import fraction_bits
+from bm_fast.parameters import fraction_bits, largest_size
 from bm_fast.reference.arithmetic import Purpose, fma, random_words, uniform
 
 
 def quantise(weight: Tensor, name: str) -> tuple[Tensor, int]:
     """``(W_q, f)`` of float weights; halves round to even. ValueError for non-finite or too large weights."""
-    bits = fraction_bits(weight.abs().max().item(), name)
+    bits = fraction_bits(largest_size(weight), name)
     return (weight * 2.0**bits).round().to(torch.int16), bits
 
 

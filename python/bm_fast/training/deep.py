@@ -34,6 +34,7 @@ from bm_fast.dbm import DBM
 from bm_fast.graph import Graph
 from bm_fast.model import VISIBLE
 from bm_fast.ops import Machine
+from bm_fast.ops.backends import backend
 from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from bm_fast.tempering import Operator
 from bm_fast.training.batches import column_means
@@ -104,14 +105,30 @@ class _Rows:
         )
         self.data_end = batch_size
         self.model = tuple(values[batch_size:] for values in self.layers)
+        self._blocks: dict[int, _Block] = {}
 
-    def data(self, n_data: int) -> list[Tensor]:
-        """The last ``n_data`` rows of the data."""
-        return [values[self.data_end - n_data : self.data_end] for values in self.layers]
+    def block(self, n_data: int) -> _Block:
+        """The last ``n_data`` rows of the data and the chains."""
+        if n_data not in self._blocks:
+            self._blocks[n_data] = _Block([values[self.data_end - n_data :] for values in self.layers], n_data)
+        return self._blocks[n_data]
 
-    def both(self, n_data: int) -> list[Tensor]:
-        """These rows and the chains."""
-        return [values[self.data_end - n_data :] for values in self.layers]
+
+class _Block:
+    """The rows of one update: ``n_data`` rows of data, and those of the chains.
+
+    layers: values of all rows; data: those of the data.
+    shares: float32 ``[n, 2]``, of each row in the mean of the data, and in that of the chains.
+    signs: float32 ``[n]``, s of the formulas above.
+    """
+
+    def __init__(self, layers: list[Tensor], n_data: int) -> None:
+        n, device = len(layers[VISIBLE]), layers[VISIBLE].device
+        self.layers = layers
+        self.data = [values[:n_data] for values in layers]
+        self.shares = torch.zeros(n, 2, device=device)
+        self.shares[:n_data, 0], self.shares[n_data:, 1] = 1 / n_data, 1 / (n - n_data)
+        self.signs = self.shares[:, 1] - self.shares[:, 0]
 
 
 class DBMLearner:
@@ -152,21 +169,25 @@ class DBMLearner:
         }
         self._parameters = list(dbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
+        self._of_weights = [self._of[id(weight)] for weight in dbm.coupling_weights]
+        self._of_biases = [self._of[id(bias)] for bias in dbm.layer_biases]
+        self._weight_shapes = [tuple(weight.shape) for weight in dbm.coupling_weights]
         self._phases = [torch.zeros(2, layer.units, device=device) for layer in graph.layers]
+        self._means = [phase.unbind() for phase in self._phases]  # of the data and of the chains
         self._ends = [torch.zeros(layer.units, device=device) for layer in graph.layers]
-        self._shares: dict[int, Tensor] = {}
         self.offsets = [torch.zeros(layer.units, device=device) for layer in graph.layers]
         self._known = [False] * len(graph.layers)
         self.activity = [torch.zeros(layer.units, device=device) for layer in graph.layers[1 : n_hidden + 1]]
         self._is_steered = False  # whether the activity has begun to follow the data
         # of this epoch: cases, and those that did not come to rest; counted on the device, as nothing waits for it
         self._tally = torch.zeros(2, dtype=torch.float64, device=device)
+        self._cases, self._unconverged = self._tally.unbind()
 
     def snapshot(self) -> Machine:
         return self._dbm.machine()
 
     def batch(self, n_data: int) -> Tensor:
-        return self._rows.data(n_data)[VISIBLE]
+        return self._rows.block(n_data).data[VISIBLE]
 
     def start_at(self, data: Tensor) -> None:
         if not self._known[VISIBLE]:
@@ -179,7 +200,8 @@ class DBMLearner:
         Moves rows with a known one to the front, sets their label layer, and returns how many there are.
         are_known: the caller has seen that all are, so nothing waits for a GPU.
         """
-        data, n_labelled = self._rows.data(len(labels)), len(labels) if are_known else int((labels >= 0).sum())
+        data = self._rows.block(len(labels)).data
+        n_labelled = len(labels) if are_known else int((labels >= 0).sum())
         if n_labelled < len(labels):
             order = torch.argsort((labels < 0).to(torch.uint8), stable=True)
             labels = labels[order]
@@ -191,10 +213,12 @@ class DBMLearner:
     @torch.no_grad()
     def fill_gradient(self, machine: Machine, n_data: int) -> None:
         estimator = self._estimator
-        data = self._rows.data(n_data)
-        n = self._n_labelled
-        self._infer(machine, [layer[:n] for layer in data], (VISIBLE, len(self._dbm.units)))
-        self._infer(machine, [layer[n:] for layer in data], (VISIBLE,))
+        block = self._rows.block(n_data)
+        data, n = block.data, self._n_labelled
+        if n > 0:
+            self._infer(machine, [layer[:n] for layer in data], (VISIBLE, len(self._dbm.units)))
+        if n < n_data:
+            self._infer(machine, [layer[n:] for layer in data] if n > 0 else data, (VISIBLE,))
         if self._restart is not None:
             self._restart.begin(machine, self.chains, data)
         if estimator.operator is None:
@@ -205,7 +229,7 @@ class DBMLearner:
                 machine.layer_means(full_update(self._dbm.graph, i), self.chains.layers, out=mean)
         for i in self._from_states:
             self._rows.model[i].copy_(self.chains.layers[i])
-        self._combine(n_data)
+        self._combine(block)
         if self._dbm.log_precision is not None:
             precision = machine.parameters.precisions[VISIBLE]
             assert precision is not None
@@ -215,9 +239,6 @@ class DBMLearner:
             parameter.grad = self._of[id(parameter)]
 
     def _infer(self, machine: Machine, rows: list[Tensor], clamped: tuple[int, ...]) -> None:
-        """Mean field of rows that may be none."""
-        if len(rows[VISIBLE]) == 0:
-            return
         estimator = self._estimator
         start, program = self._inference[clamped]
         changes = machine.mean_field(
@@ -228,53 +249,44 @@ class DBMLearner:
             tolerance=estimator.tolerance,
             damping=estimator.damping,
         ).changes
-        self._tally[0].add_(len(changes))
-        self._tally[1].add_((changes > estimator.tolerance).sum())
+        self._cases.add_(len(changes))
+        self._unconverged.add_((changes > estimator.tolerance).sum())
 
-    def _shares_of(self, n_data: int) -> Tensor:
-        """Float32 ``[n_data + n_chains, 2]``: of each row in the mean of the data, and in that of the chains."""
-        if n_data not in self._shares:
-            n_chains = self._estimator.n_chains
-            shares = torch.zeros(n_data + n_chains, 2, device=self._dbm.device)
-            shares[:n_data, 0], shares[n_data:, 1] = 1 / n_data, 1 / n_chains
-            self._shares[n_data] = shares
-        return self._shares[n_data]
-
-    def _combine(self, n_data: int) -> None:
-        dbm, offsets, phases = self._dbm, self.offsets, self._phases
-        rows, shares = self._rows.both(n_data), self._shares_of(n_data)
-        signs = shares[:, 1] - shares[:, 0]
-        for values, means in zip(rows, phases, strict=True):
-            ops.statistics(shares, values, means)
-        signed = [self._of[id(bias)] for bias in dbm.layer_biases]
-        differences = [model - data for data, model in phases]
-        for bias, difference in zip(signed, differences, strict=True):
+    def _combine(self, block: _Block) -> None:
+        offsets, phases, rows, device = self.offsets, self._phases, block.layers, self.chains.layers[VISIBLE].device
+        sums = backend("visible", rows[VISIBLE])  # rows, phases and offsets are this module's own, and fit
+        for values, phase in zip(rows, phases, strict=True):
+            sums.statistics(block.shares, values, phase)
+        differences = [model - data for data, model in self._means]
+        for bias, difference in zip(self._of_biases, differences, strict=True):
             bias.copy_(difference)
         if self._centred:
-            for i, (offset, (data, _)) in enumerate(zip(offsets, phases, strict=True)):
+            for i, (offset, (data, _)) in enumerate(zip(offsets, self._means, strict=True)):
                 offset.lerp_(data, OFFSET_RATE if self._known[i] else 1)
                 self._known[i] = True
-        for i, coupling in enumerate(dbm.graph.couplings):
-            ends = (coupling.lower, coupling.upper)
-            a, b = ends
+        for i, coupling in enumerate(self._dbm.graph.couplings):
+            a, b = coupling.lower, coupling.upper
+            weight = self._of_weights[i]
+            ops.check("out[0]", weight, torch.float32, self._weight_shapes[i], device)  # it is anyone's as ``.grad``
             centring = (offsets[a], offsets[b]) if self._centred else None
-            out = (self._of[id(dbm.coupling_weights[i])], self._ends[a], self._ends[b])
-            ops.gradient(rows[a], rows[b], signs, (phases[a], phases[b]), centring, out)
-            for end in ends:  # the bias, to which centring adds a term for each coupling
-                signed[end].add_(self._ends[end] - differences[end])
+            out = (weight, self._ends[a], self._ends[b])
+            sums.gradient(rows[a], rows[b], block.signs, (phases[a], phases[b]), centring, out)
+            if self._centred:  # which adds a term to the biases of both ends
+                for end in (a, b):
+                    self._of_biases[end].add_(self._ends[end] - differences[end])
         if self._estimator.sparsity:
-            self._steer_activity([means[0] for means in phases], signed)
+            self._steer_activity([data for data, _ in self._means])
 
-    def _steer_activity(self, data_means: list[Tensor], biases: list[Tensor]) -> None:
+    def _steer_activity(self, data_means: list[Tensor]) -> None:
         """Adds the gradient of the sparsity penalty to those of the biases and weights."""
         graph, cost = self._dbm.graph, self._estimator.sparsity_cost
         for k, (target, activity) in enumerate(zip(self._estimator.sparsity, self.activity, strict=True)):
             layer = k + 1
             activity.lerp_(data_means[layer], ACTIVITY_RATE if self._is_steered else 1)
             excess = cost * (activity - target)
-            biases[layer].add_(excess)
+            self._of_biases[layer].add_(excess)
             for coupling, other in graph.neighbours(layer):
-                gradient = self._of[id(self._dbm.coupling_weights[coupling])]
+                gradient = self._of_weights[coupling]
                 if graph.couplings[coupling].upper == layer:
                     gradient.addr_(data_means[other], excess)
                 else:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bm_fast import ops
 from bm_fast.graph import Kind
+from bm_fast.ops.backends import backend
 from bm_fast.rbm import RBM
 
 OFFSET_RATE = 0.01
@@ -109,25 +110,28 @@ class Gradient:
         self._parameters = list(rbm.parameters())
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
         self.out = (self._of[id(rbm.weight)], self._of[id(rbm.visible_bias)], self._of[id(rbm.hidden_bias)])
+        self._shapes = tuple(tuple(to.shape) for to in self.out)
         self._phases = (
             torch.zeros(2, rbm.n_visible, device=rbm.device),
             torch.zeros(2, rbm.n_hidden, device=rbm.device),
         )
         self._squares = torch.zeros(2, rbm.n_visible, device=rbm.device)
 
-    @torch.no_grad()
     def fill(self, block: Block, precision: Tensor | None, offsets: Offsets | None) -> None:
         """From a block whose states and means are complete; ``offsets`` (None: no centring) first follow its data.
 
         precision: that of the machine that ran the update, for Gaussian visible units.
         """
         phases = self._phases
-        for values, phase in zip((block.visible, block.means), phases, strict=True):
-            ops.statistics(block.shares, values, phase)
+        for i, (to, shape) in enumerate(zip(self.out, self._shapes, strict=True)):  # which are anyone's as ``.grad``
+            ops.check(f"out[{i}]", to, torch.float32, shape, block.visible.device)
+        sums = backend("visible", block.visible)  # rows, phases and offsets are this module's own, and fit
+        sums.statistics(block.shares, block.visible, phases[0])
+        sums.statistics(block.shares, block.means, phases[1])
         if offsets is not None:
             offsets.follow(phases[0][0], phases[1][0])
         centring = None if offsets is None else (offsets.visible, offsets.hidden)
-        ops.gradient(block.visible, block.means, block.signs, phases, centring, self.out)
+        sums.gradient(block.visible, block.means, block.signs, phases, centring, self.out)
         rbm = self._rbm
         if rbm.log_precision is not None and precision is not None:
             squares = ops.statistics(block.shares, block.visible.square(), self._squares)
