@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers import Problem
-from trainers import LEARNING_RATE, Fitted, Trainer, random_rows, shuffled
+from trainers import LEARNING_RATE, WARMING, Fitted, Trainer, random_rows, shuffled, visible_biases
 
 ITERATIONS, SWEEPS = 10, 5
 OFFSET_RATE = 0.01
@@ -63,7 +63,7 @@ def untrained(units: tuple[int, ...]) -> Problem:
     """Small random weights, and rows with as many ones as digits have."""
     rows = random_rows(units[0])
     weights = tuple(torch.randn(a, b) * 0.01 for a, b in itertools.pairwise(units))
-    return Problem(units, weights, (torch.logit(rows.mean(0)), *(torch.zeros(n) for n in units[1:])), rows)
+    return Problem(units, weights, (visible_biases(units[0]), *(torch.zeros(n) for n in units[1:])), rows)
 
 
 # --- mean field -------------------------------------------------------------------------------------------------------
@@ -109,9 +109,6 @@ class TorchMeanField(Trainer):
 
 
 # --- updates ----------------------------------------------------------------------------------------------------------
-
-
-WARMING = 20  # updates that let chains leave their start
 
 
 class BmFastUpdate(Fitted):

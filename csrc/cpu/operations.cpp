@@ -228,7 +228,7 @@ void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, in
 float largest_weight(const float* weights, int64_t n, int threads) {
   const cpu::Kernels& k = cpu::kernels();
   uint32_t largest = 0;
-  threads = cpu::useful_threads(static_cast<double>(n), threads);
+  threads = cpu::useful_threads(12. * n, threads);
 #pragma omp parallel for num_threads(threads) reduction(max : largest)
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n, t, threads);
