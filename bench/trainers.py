@@ -1,10 +1,10 @@
 """Updates of a Bernoulli RBM by persistent contrastive divergence in several libraries, behind one small interface.
 
 Every library trains on the same random rows with the ordinary gradient, one Gibbs sweep per update, and as many chains
-as a batch has rows. Visible biases begin at the log-odds of the data, as is usual (Hinton, A practical guide to training
-restricted Boltzmann machines, 2012, section 8.1), and a few updates are not timed: chains that start anywhere else take a
-thousand updates to come where they then stay, and how long an update takes bm_fast depends on where chains are.
-scikit-learn's own class begins with biases of 0; what it takes depends on no states.
+as a batch has rows. Visible biases begin at the log-odds of the data, as is usual (Hinton, A practical guide to
+training RBMs, 2010, section 8.1), and a few updates are not timed: with biases of 0 it takes a thousand updates until
+chains have come to where they then stay, and how long an update takes bm_fast depends on where they are. scikit-learn's
+own class begins with biases of 0; what it takes depends on no states.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ constexpr int64_t kLineWeights = 32;  // in a cache line
 
 constexpr int32_t kRunInputs = 48;  // whose rounded sums fit 16 bits
 
-constexpr int32_t kStripUnits = 1024;  // whose weights are added up together for that
-
 // The largest size of the sum of some weights of a unit: from inputs of one run, and from all.
 struct SumBounds {
   int64_t run, all;
@@ -132,7 +130,7 @@ struct Kernels {
   // both aligned to cache lines, with rows of whole ones
   void (*transpose)(int16_t* to, int64_t to_stride, const int16_t* from, int64_t from_stride, int64_t n_rows,
                     int64_t n_columns);
-  SumBounds (*sum_bounds)(WeightsView strip);  // above the true ones by at most 64 for each input
+  SumBounds (*sum_bounds)(WeightsView weights);  // above the true ones by at most 64 for each input
 
   const mean_field::Kernels* mean_field;
   const lookup::Kernels* lookup;  // null where the instruction set has none

@@ -65,10 +65,11 @@ const SumBounds& CouplingWeights::bounds(bool transposed, int threads) const {
     const int16_t* own = rows(transposed, threads);
     const Kernels& k = kernels();
     int64_t run = 0, total = 0;
-#pragma omp parallel for num_threads(useful_threads(1. * all.inputs * all.outputs, threads)) reduction(max : run, total)
-    for (int32_t unit = 0; unit < all.outputs; unit += kStripUnits) {
-      const SumBounds bounds =
-          k.sum_bounds({all.inputs, std::min(kStripUnits, all.outputs - unit), all.stride, own + unit});
+    threads = useful_threads(12. * all.inputs * all.outputs, threads);
+#pragma omp parallel for num_threads(threads) reduction(max : run, total)
+    for (int t = 0; t < threads; t++) {
+      const Part p = part(all.outputs, t, threads, kPad);
+      const SumBounds bounds = k.sum_bounds({all.inputs, static_cast<int32_t>(p.n), all.stride, own + p.first});
       run = std::max(run, bounds.run);
       total = std::max(total, bounds.all);
     }

@@ -73,6 +73,16 @@ static inline void softmax_terms(float* __restrict terms, const float* __restric
 
 static inline int32_t tile_width(int32_t n, int32_t unit) { return n - unit < kPad ? n - unit : kPad; }
 
+// The first `width` of a tile: of a whole one some stores, where a call would take longer than they do.
+template <class T>
+static inline void copy_tile(T* __restrict to, const T* __restrict from, int32_t width) {
+  if (width == kPad) {
+    memcpy(to, from, kPad * sizeof(T));
+  } else {
+    memcpy(to, from, width * sizeof(T));
+  }
+}
+
 // Of n fields, padded to whole tiles; held: [n] or null.
 static inline Softmax softmax_of(const float* __restrict x, int32_t n, const uint8_t* __restrict held) {
   Softmax softmax = {-__builtin_inff(), 0.f};

@@ -34,33 +34,43 @@ void quantise(int16_t* __restrict out, const float* __restrict values, int64_t n
   for (int64_t i = 0; i < n; i++) out[i] = static_cast<int16_t>(units::bits_of(values[i] * scale + kMagic));
 }
 
-// In units of 64, rounded down, and one more for each input: 48 of at most 511, and 48, fit 16 bits.
-SumBounds sum_bounds(WeightsView strip) {
-  constexpr int kUnit = 6;
-  static_assert(kRunInputs << (15 - kUnit) < 1 << 16);
-  const int32_t n = strip.outputs;
-  int32_t above[kStripUnits] = {}, below[kStripUnits] = {}, most = 0, most_of_run = 0;
-  for (int32_t first = 0; first < strip.inputs; first += kRunInputs) {
-    const int32_t end = strip.inputs - first < kRunInputs ? strip.inputs : first + kRunInputs;
-    uint16_t positive[kStripUnits] = {}, negative[kStripUnits] = {};
-    for (int32_t i = first; i < end; i++) {
-      const int16_t* __restrict w = strip.rows + i * static_cast<int64_t>(strip.stride);
-      for (int32_t u = 0; u < n; u++) {
-        positive[u] = static_cast<uint16_t>(positive[u] + ((w[u] > 0 ? w[u] : 0) >> kUnit));
-        negative[u] = static_cast<uint16_t>(negative[u] + ((w[u] < 0 ? ~w[u] : 0) >> kUnit));  // -1 - w
+// In units of 64. Weights are rounded down to them, so that positive ones count one more.
+SumBounds sum_bounds(WeightsView weights) {
+  constexpr int kUnit = 6, kVectors = kPad / kShortLanes;
+  static_assert(kRunInputs << (15 - kUnit) < 1 << 15);
+  int32_t most = 0, most_of_run = 0;
+  for (int32_t unit = 0; unit < weights.outputs; unit += kPad) {
+    int32_t above[kPad] = {}, below[kPad] = {};
+    for (int32_t first = 0; first < weights.inputs; first += kRunInputs) {
+      const int32_t end = weights.inputs - first < kRunInputs ? weights.inputs : first + kRunInputs;
+      Shorts positive[kVectors] = {}, all[kVectors] = {};
+      for (int32_t i = first; i < end; i++) {
+        const int16_t* row = weights.rows + i * static_cast<int64_t>(weights.stride) + unit;
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; v++) {
+          const Shorts w = load<Shorts>(row + v * kShortLanes) >> kUnit;
+          positive[v] += w > 0 ? w : Shorts{};
+          all[v] += w;
+        }
+      }
+      alignas(64) int16_t ups[kPad], sums[kPad];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; v++) {
+        store(ups + v * kShortLanes, positive[v]);
+        store(sums + v * kShortLanes, all[v]);
+      }
+      for (int u = 0; u < kPad; u++) {
+        const int32_t up = ups[u] + end - first, down = ups[u] - sums[u];
+        above[u] += up;
+        below[u] += down;
+        most_of_run = up > most_of_run ? up : most_of_run;
+        most_of_run = down > most_of_run ? down : most_of_run;
       }
     }
-    for (int32_t u = 0; u < n; u++) {
-      const int32_t up = positive[u] + end - first, down = negative[u] + end - first;
-      above[u] += up;
-      below[u] += down;
-      most_of_run = up > most_of_run ? up : most_of_run;
-      most_of_run = down > most_of_run ? down : most_of_run;
+    for (int u = 0; u < kPad; u++) {
+      most = above[u] > most ? above[u] : most;
+      most = below[u] > most ? below[u] : most;
     }
-  }
-  for (int32_t u = 0; u < n; u++) {
-    most = above[u] > most ? above[u] : most;
-    most = below[u] > most ? below[u] : most;
   }
   return {static_cast<int64_t>(most_of_run) << kUnit, static_cast<int64_t>(most) << kUnit};
 }

@@ -28,7 +28,7 @@ uint32_t largest_magnitude(const float* values, int64_t n);
 void quantise(int16_t* out, const float* values, int64_t n, float scale);
 void transpose(int16_t* to, int64_t to_stride, const int16_t* from, int64_t from_stride, int64_t n_rows,
                int64_t n_columns);
-SumBounds sum_bounds(WeightsView strip);
+SumBounds sum_bounds(WeightsView weights);
 uint8_t largest_byte(const uint8_t* bytes, int64_t n);
 
 }  // namespace bm::cpu::BM_ISA

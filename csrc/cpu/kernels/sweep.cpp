@@ -71,7 +71,7 @@ static void draw_chain(float* x, const LayerView& layer, const UpdateView& updat
       float* state = static_cast<float*>(what.states[index]) + start + unit;
       tile_gaussians(drawn, x + unit, words, layer, unit, beta, base);
       if (clamp) keep_held(drawn, state, clamp + unit, n);
-      memcpy(state, drawn, n * sizeof(float));
+      copy_tile(state, drawn, n);
       if (means && clamp) keep_held(mean, state, clamp + unit, n);
     } else {
       alignas(64) uint8_t drawn[kPad];
@@ -89,11 +89,11 @@ static void draw_chain(float* x, const LayerView& layer, const UpdateView& updat
         tile_decisions(drawn, x + unit, words);
       }
       if (clamp) keep_held(drawn, state, clamp + unit, n);
-      memcpy(state, drawn, n);
+      copy_tile(state, drawn, n);
       if (means && clamp)
         for (int32_t u = 0; u < n; u++) mean[u] = clamp[unit + u] ? state[u] : mean[u];
     }
-    if (means) memcpy(means + unit, mean, n * sizeof(float));
+    if (means) copy_tile(means + unit, mean, n);
   }
 }
 
@@ -166,7 +166,7 @@ void layer_means(float* out, MachineView machine, UpdateView update, const Value
       for (int32_t unit = 0; unit < layer.units; unit += kPad) {
         alignas(64) float mean[kPad];
         tile_means(mean, x + unit, layer, unit, beta, how.base, softmax);
-        memcpy(out + (chain + c) * layer.units + unit, mean, tile_width(layer.units, unit) * sizeof(float));
+        copy_tile(out + (chain + c) * layer.units + unit, mean, tile_width(layer.units, unit));
       }
     }
   }
