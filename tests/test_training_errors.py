@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from bm_fast import DBM, RBM, Kind
-from bm_fast.training import CD, PCD, Callback, Evaluate, MeanFieldPCD, Progress, Trainer, TrainingError
+from bm_fast import DBM, DBN, RBM, Kind
+from bm_fast.training import CD, PCD, Callback, Evaluate, MeanFieldPCD, Progress, Trainer, TrainingError, UpDown
 from test_training import N_HIDDEN, N_VISIBLE, assert_same_parameters, patterns, trainer_of
 
 
@@ -45,23 +46,49 @@ def test_divergence_in_the_last_update_is_noticed_too(epochs: int) -> None:
         trainer_of(callbacks=[Break()]).fit(patterns(), epochs)
 
 
-@pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize("damage", [Tensor.half, lambda grad: grad[:, :1], lambda grad: grad.T.contiguous().T])
-def test_gradients_that_a_callback_has_made_unfit_are_refused(damage: Callable[[Tensor], Tensor], deep: bool) -> None:
+MODELS: list[Callable[[], tuple[RBM | DBM | DBN, PCD | MeanFieldPCD | UpDown]]] = [
+    lambda: (RBM(N_VISIBLE, N_HIDDEN), PCD(5)),
+    lambda: (DBM((N_VISIBLE, N_HIDDEN, 3)), MeanFieldPCD(5, sweeps=1)),
+    lambda: (DBN((N_VISIBLE, N_HIDDEN, 3)), UpDown(PCD(5))),
+]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=["rbm", "dbm", "dbn"])
+@pytest.mark.parametrize("damage", [Tensor.half, lambda grad: grad[..., :1], lambda grad: grad.repeat(2, 1).T])
+@pytest.mark.parametrize("which", [0, -1])
+def test_gradients_that_a_callback_has_made_unfit_are_refused(
+    which: int, damage: Callable[[Tensor], Tensor], make: Callable[[], Any]
+) -> None:
     """The memory of gradients is used again in the next update, whatever lies behind ``.grad`` by then."""
+    model, estimator = make()
+    name, parameter = list(model.named_parameters())[which]
 
     class Damage(Callback):
         def on_update(self, progress: Progress) -> None:
-            grad = progress.trainer.model.coupling_weights[0].grad
-            grad.data = damage(grad)
+            assert parameter.grad is not None
+            parameter.grad.data = damage(parameter.grad)
 
-    model = DBM((N_VISIBLE, N_HIDDEN, 3)) if deep else RBM(N_VISIBLE, N_HIDDEN)
-    estimator = MeanFieldPCD(5, sweeps=1) if deep else PCD(5)
     trainer = Trainer(model, SGD(model.parameters(), lr=0.1), estimator, batch_size=10, callbacks=[Damage()])
-    expected = rf"out\[0\]: expected a contiguous torch.float32 tensor \[{N_VISIBLE}, {N_HIDDEN}\] on cpu, got"
-    with pytest.raises(ValueError, match=expected):
+    expected = (
+        f"{name.removeprefix('top.')}.grad: expected a contiguous torch.float32 tensor {list(parameter.shape)} on"
+    )
+    with pytest.raises(ValueError, match="^" + re.escape(expected)):
         trainer.fit(patterns(), 1)
     assert trainer.update == 1
+
+
+@pytest.mark.parametrize("make", MODELS, ids=["rbm", "dbm", "dbn"])
+def test_parameters_that_have_been_replaced_are_noticed(make: Callable[[], Any]) -> None:
+    """Gradients and the optimiser would go on with those that the model has no more."""
+    model, estimator = make()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), estimator, batch_size=10)
+    trainer.fit(patterns(), 1)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    name = next(iter(dict(model.named_parameters())))
+    with pytest.raises(
+        ValueError, match=rf"^model: expected the parameters .* got another tensor as '{name}'; make a new"
+    ):
+        trainer.fit(patterns(), 2)
 
 
 GOOD = patterns(5).float()

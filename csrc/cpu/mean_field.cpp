@@ -32,7 +32,6 @@ class Limbs {
     low_ = Array<uint8_t>(size * panels);
     steps_ = Array<float>(weights.stride);
     std::vector<mean_field::Reach> reaches(panels);
-    constexpr double kPerWeight = 10;
 #pragma omp parallel for num_threads(useful_threads(kPerWeight* weights.inputs* weights.outputs, threads))
     for (int p = 0; p < panels; p++) {
       const int32_t unit = p * mean_field::kPanelUnits;

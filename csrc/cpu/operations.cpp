@@ -22,8 +22,10 @@ void check_values(const Machine& machine, const ValuesView* values, const std::v
 #pragma omp parallel for num_threads(threads) reduction(max : largest)
     for (int t = 0; t < threads; t++) {
       const Part p = part(n, t, threads);
-      largest = values[i].real ? k.largest_magnitude(static_cast<const float*>(values[i].data) + p.first, p.n)
-                               : k.largest_byte(static_cast<const uint8_t*>(values[i].data) + p.first, p.n);
+      const uint32_t of_part = values[i].real
+                                   ? k.largest_magnitude(static_cast<const float*>(values[i].data) + p.first, p.n)
+                                   : k.largest_byte(static_cast<const uint8_t*>(values[i].data) + p.first, p.n);
+      largest = std::max(largest, of_part);  // a thread may have several parts
     }
     const std::string& name = machine.name(i);
     if (values[i].real && largest >= 0x7f800000u)
@@ -228,11 +230,11 @@ void bernoulli(uint8_t* out, const float* probabilities, const int64_t* rows, in
 float largest_weight(const float* weights, int64_t n, int threads) {
   const cpu::Kernels& k = cpu::kernels();
   uint32_t largest = 0;
-  threads = cpu::useful_threads(12. * n, threads);
+  threads = cpu::useful_threads(cpu::kPerWeight * n, threads);
 #pragma omp parallel for num_threads(threads) reduction(max : largest)
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n, t, threads);
-    largest = k.largest_magnitude(weights + p.first, p.n);
+    largest = std::max(largest, k.largest_magnitude(weights + p.first, p.n));  // a thread may have several parts
   }
   float size;
   std::memcpy(&size, &largest, sizeof size);
@@ -242,7 +244,7 @@ float largest_weight(const float* weights, int64_t n, int threads) {
 void quantise(int16_t* out, const float* weights, int64_t n, int fraction_bits, int threads) {
   const cpu::Kernels& k = cpu::kernels();
   const float scale = std::ldexp(1.f, fraction_bits);
-  threads = cpu::useful_threads(static_cast<double>(n), threads);
+  threads = cpu::useful_threads(cpu::kPerWeight * n, threads);
 #pragma omp parallel for num_threads(threads)
   for (int t = 0; t < threads; t++) {
     const cpu::Part p = cpu::part(n, t, threads);

@@ -46,7 +46,7 @@ class CouplingWeights {
 
  private:
   // kLineWeights columns of the transposed rows, from `first` on
-  void transpose(int16_t* rows, int64_t first) const;
+  void transpose(int16_t* rows, int64_t first, const Kernels& k) const;
 
   int32_t lower_, upper_;
   Array<int16_t> rows_;

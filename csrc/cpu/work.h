@@ -68,6 +68,9 @@ inline int useful_threads(double operations, int threads) {
   return static_cast<int>(std::clamp(operations / kOperationsPerThread, 1., static_cast<double>(threads)));
 }
 
+// Of a pass over weights, for each of them: such passes wait for caches, and cores that share them have most at hand.
+constexpr double kPerWeight = 12;
+
 struct Part {
   int64_t first, n;
 };

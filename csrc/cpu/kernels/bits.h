@@ -35,7 +35,7 @@ BM_UNITS void exchange_lanes(__m512i (&rows)[8], uint64_t low, __mmask8 lower, _
 }
 
 // Transposes a 64 x 64 bit matrix in place: bit j of row i becomes bit i of row j.
-static void transpose(uint64_t (&matrix)[64]) {
+static void transpose_bits(uint64_t (&matrix)[64]) {
   __m512i rows[8];
 #pragma GCC unroll 8
   for (int k = 0; k < 8; k++) rows[k] = _mm512_loadu_si512(matrix + 8 * k);
@@ -55,7 +55,7 @@ static void gather_bits(uint64_t (&masks)[64], const uint8_t* bytes, int64_t pit
     const __m512i x = c < n_chains ? load_bytes(bytes + c * pitch, units) : _mm512_setzero_si512();
     masks[c] = _mm512_test_epi8_mask(x, x);
   }
-  transpose(masks);
+  transpose_bits(masks);
 }
 
 }  // namespace bm::cpu::BM_ISA

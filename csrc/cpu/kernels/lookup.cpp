@@ -195,7 +195,7 @@ static void unpack(uint8_t* states, Layout layout, const int16_t* words, int64_t
       masks[u] = _mm512_test_epi16_mask(_mm512_load_si512(word), one) |
                  static_cast<uint64_t>(_mm512_test_epi16_mask(_mm512_load_si512(word + kLanes), one)) << 32;
     }
-    transpose(masks);
+    transpose_bits(masks);
     for (int c = 0; c < n_chains; c++)
       _mm512_mask_storeu_epi8(states + c * units + first, first_lanes(units - first),
                               _mm512_maskz_set1_epi8(masks[c], 1));

@@ -5,7 +5,7 @@ namespace bm::cpu::BM_ISA {
 
 #if defined(__AVX512BW__)
 
-// Three rounds of interleaving rows that are half the rest apart, in each quarter of eight registers: register i then
+// Three rounds, each of which interleaves rows i and i + 4, in each quarter of eight registers: register i then
 // holds columns i, 8 + i, 16 + i and 24 + i of the eight rows.
 BM_UNITS void turn(__m512i (&rows)[8]) {
 #pragma GCC unroll 3
@@ -52,7 +52,7 @@ static inline void transpose_tile(int16_t* to, int64_t to_stride, int64_t n_colu
 
 typedef int16_t Eight __attribute__((vector_size(16)));
 
-// Transposes 8 x 8 values in registers: three rounds of interleaving rows that are half the rest apart.
+// Transposes 8 x 8 values in registers, in three rounds, each of which interleaves rows i and i + 4.
 static inline void transpose_eight(int16_t* to, const int16_t* from) {
   Eight a[8], b[8];
   for (int i = 0; i < 8; i++) memcpy(&a[i], from + i * kLineWeights, sizeof a[i]);

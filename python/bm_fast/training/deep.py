@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from bm_fast import arrays, checkpoints, mean_field, ops
+from bm_fast import arrays, checkpoints, mean_field
 from bm_fast.arguments import count
 from bm_fast.chains import Chains, empty_layers
 from bm_fast.dbm import DBM
@@ -39,7 +39,7 @@ from bm_fast.program import Input, Program, Update, full_update, gibbs_program
 from bm_fast.tempering import Operator
 from bm_fast.training.batches import column_means
 from bm_fast.training.estimators import CD
-from bm_fast.training.gradient import OFFSET_RATE
+from bm_fast.training.gradient import OFFSET_RATE, GradientMemory
 from bm_fast.training.learner import chains_state, load_chains
 from bm_fast.training.tempered import operator_from, operator_settings
 
@@ -167,11 +167,9 @@ class DBMLearner:
         self._inference = {
             clamped: (mean_field.upward_program(graph, clamped), gibbs_program(graph, clamped)) for clamped in clamps
         }
-        self._parameters = list(dbm.parameters())
-        self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
-        self._of_weights = [self._of[id(weight)] for weight in dbm.coupling_weights]
-        self._of_biases = [self._of[id(bias)] for bias in dbm.layer_biases]
-        self._weight_shapes = [tuple(weight.shape) for weight in dbm.coupling_weights]
+        self._memory = GradientMemory(dbm.named_parameters())
+        self._of_weights = [self._memory[weight] for weight in dbm.coupling_weights]
+        self._of_biases = [self._memory[bias] for bias in dbm.layer_biases]
         self._phases = [torch.zeros(2, layer.units, device=device) for layer in graph.layers]
         self._means = [phase.unbind() for phase in self._phases]  # of the data and of the chains
         self._ends = [torch.zeros(layer.units, device=device) for layer in graph.layers]
@@ -234,9 +232,8 @@ class DBMLearner:
             precision = machine.parameters.precisions[VISIBLE]
             assert precision is not None
             squares = [values[VISIBLE].square().mean(0) for values in (data, self._rows.model)]
-            torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(self._dbm.log_precision)])
-        for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
-            parameter.grad = self._of[id(parameter)]
+            torch.mul(squares[0] - squares[1], precision / 2, out=self._memory[self._dbm.log_precision])
+        self._memory.hand_out()
 
     def _infer(self, machine: Machine, rows: list[Tensor], clamped: tuple[int, ...]) -> None:
         estimator = self._estimator
@@ -253,7 +250,8 @@ class DBMLearner:
         self._unconverged.add_((changes > estimator.tolerance).sum())
 
     def _combine(self, block: _Block) -> None:
-        offsets, phases, rows, device = self.offsets, self._phases, block.layers, self.chains.layers[VISIBLE].device
+        self._memory.check()
+        offsets, phases, rows = self.offsets, self._phases, block.layers
         sums = backend("visible", rows[VISIBLE])  # rows, phases and offsets are this module's own, and fit
         for values, phase in zip(rows, phases, strict=True):
             sums.statistics(block.shares, values, phase)
@@ -266,10 +264,8 @@ class DBMLearner:
                 self._known[i] = True
         for i, coupling in enumerate(self._dbm.graph.couplings):
             a, b = coupling.lower, coupling.upper
-            weight = self._of_weights[i]
-            ops.check("out[0]", weight, torch.float32, self._weight_shapes[i], device)  # it is anyone's as ``.grad``
             centring = (offsets[a], offsets[b]) if self._centred else None
-            out = (weight, self._ends[a], self._ends[b])
+            out = (self._of_weights[i], self._ends[a], self._ends[b])
             sums.gradient(rows[a], rows[b], block.signs, (phases[a], phases[b]), centring, out)
             if self._centred:  # which adds a term to the biases of both ends
                 for end in (a, b):

@@ -15,8 +15,10 @@ to center deep Boltzmann machines, JMLR 17(99) (2016), of whose variants this is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bm_fast import ops
 from bm_fast.graph import Kind
@@ -99,6 +101,30 @@ class Offsets:
         self.visible_known = self.hidden_known = True
 
 
+class GradientMemory:
+    """Memory for the gradients of parameters, used again in every update.
+
+    Between updates it lies behind ``.grad``, where optimisers and callbacks may drop it or make something else of it.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        self._named = list(named_parameters)
+        self._of = {id(p): torch.zeros_like(p, requires_grad=False) for _, p in self._named}
+
+    def __getitem__(self, parameter: nn.Parameter) -> Tensor:
+        return self._of[id(parameter)]
+
+    def check(self) -> None:
+        """ValueError, naming the parameter, unless all of it still fits."""
+        for name, parameter in self._named:
+            ops.check(f"{name}.grad", self._of[id(parameter)], torch.float32, parameter.shape, parameter.device)
+
+    def hand_out(self) -> None:
+        """Puts it behind ``.grad``."""
+        for _, parameter in self._named:
+            parameter.grad = self._of[id(parameter)]
+
+
 class Gradient:
     """Writes the gradient of one update into ``.grad`` of an RBM's parameters; its memory is used again and again.
 
@@ -107,24 +133,22 @@ class Gradient:
 
     def __init__(self, rbm: RBM) -> None:
         self._rbm = rbm
-        self._parameters = list(rbm.parameters())
-        self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
-        self.out = (self._of[id(rbm.weight)], self._of[id(rbm.visible_bias)], self._of[id(rbm.hidden_bias)])
-        self._shapes = tuple(tuple(to.shape) for to in self.out)
+        self._memory = GradientMemory(rbm.named_parameters())
+        self.out = (self._memory[rbm.weight], self._memory[rbm.visible_bias], self._memory[rbm.hidden_bias])
         self._phases = (
             torch.zeros(2, rbm.n_visible, device=rbm.device),
             torch.zeros(2, rbm.n_hidden, device=rbm.device),
         )
         self._squares = torch.zeros(2, rbm.n_visible, device=rbm.device)
 
+    @torch.no_grad()
     def fill(self, block: Block, precision: Tensor | None, offsets: Offsets | None) -> None:
         """From a block whose states and means are complete; ``offsets`` (None: no centring) first follow its data.
 
         precision: that of the machine that ran the update, for Gaussian visible units.
         """
         phases = self._phases
-        for i, (to, shape) in enumerate(zip(self.out, self._shapes, strict=True)):  # which are anyone's as ``.grad``
-            ops.check(f"out[{i}]", to, torch.float32, shape, block.visible.device)
+        self._memory.check()
         sums = backend("visible", block.visible)  # rows, phases and offsets are this module's own, and fit
         sums.statistics(block.shares, block.visible, phases[0])
         sums.statistics(block.shares, block.means, phases[1])
@@ -135,6 +159,5 @@ class Gradient:
         rbm = self._rbm
         if rbm.log_precision is not None and precision is not None:
             squares = ops.statistics(block.shares, block.visible.square(), self._squares)
-            torch.mul(squares[0] - squares[1], precision / 2, out=self._of[id(rbm.log_precision)])
-        for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
-            parameter.grad = self._of[id(parameter)]
+            torch.mul(squares[0] - squares[1], precision / 2, out=self._memory[rbm.log_precision])
+        self._memory.hand_out()

@@ -55,6 +55,7 @@ class Loop(ABC):
     ) -> None:
         _check_optimiser(model, optimizer, scheduler)
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self._named_parameters = list(model.named_parameters())
         self.callbacks = tuple(callbacks)
         self.epoch = self.batch = self.update = 0
         self._order: Tensor | None = None  # what the batches of the present epoch follow from
@@ -96,6 +97,7 @@ class Loop(ABC):
 
         After a Ctrl-C callbacks save; then KeyboardInterrupt.
         """
+        self._check_parameters()
         progress = Progress(self, epochs, batches.n_batches, validation)
         first: BaseException | None = None
         for callback in self.callbacks:
@@ -146,6 +148,16 @@ class Loop(ABC):
             if interrupted():
                 return "interrupted"
         return "done"
+
+    def _check_parameters(self) -> None:
+        """ValueError unless the model still has the parameters that gradients go to."""
+        now = dict(self.model.named_parameters())
+        for name, parameter in self._named_parameters:
+            if now.get(name) is not parameter:
+                raise ValueError(
+                    f"model: expected the parameters that this trainer was made with, got another tensor as {name!r}; "
+                    "make a new trainer"
+                )
 
     def _schedule(self) -> None:
         if self.scheduler is None:

@@ -31,6 +31,7 @@ from bm_fast.chains import Chains, empty_layers
 from bm_fast.dbn import DBN
 from bm_fast.model import VISIBLE
 from bm_fast.training.estimators import CD, PCD
+from bm_fast.training.gradient import GradientMemory
 from bm_fast.training.learner import RBMLearner
 from bm_fast.training.tempered import PersistentChains
 
@@ -65,8 +66,7 @@ class DBNLearner:
         self._sleep = Chains(empty_layers(graph, self.chains.n_chains, dbn.device), seed)
         self._up, self._down = belief.upward(graph), belief.downward(graph)
         of_top = {id(p) for p in dbn.top.parameters()}
-        self._parameters = [p for p in dbn.parameters() if id(p) not in of_top]
-        self._of = {id(p): torch.zeros_like(p, requires_grad=False) for p in self._parameters}
+        self._memory = GradientMemory((name, p) for name, p in dbn.named_parameters() if id(p) not in of_top)
         self._updates = 0
 
     def snapshot(self) -> Machines:
@@ -80,6 +80,7 @@ class DBNLearner:
 
     @torch.no_grad()
     def fill_gradient(self, machine: Machines, n_data: int) -> None:
+        self._memory.check()
         wake, top = self._wake.select(0, n_data), self._top.batch(n_data)
         wake.sweep = 2 * self._updates
         machine.recognition.sweep(self._up, wake, 1)
@@ -92,8 +93,7 @@ class DBNLearner:
         sleep.layers[-1].copy_(self.chains.layers[VISIBLE][:n_model])
         machine.generative.sweep(self._down, sleep, 1)
         self._sleep_gradient(machine, sleep.layers)
-        for parameter in self._parameters:  # an optimiser or a callback may have dropped or replaced .grad
-            parameter.grad = self._of[id(parameter)]
+        self._memory.hand_out()
         self._updates += 1
 
     def _wake_gradient(self, machine: Machines, layers: tuple[Tensor, ...]) -> None:
@@ -106,10 +106,10 @@ class DBNLearner:
                 squares = (layers[VISIBLE].square() - means.square()).mean(0)
                 precision = machine.generative.parameters.precisions[VISIBLE]
                 assert precision is not None
-                torch.mul(squares, precision, out=self._of[id(dbn.log_precision)]).sub_(1).div_(2)
+                torch.mul(squares, precision, out=self._memory[dbn.log_precision]).sub_(1).div_(2)
             errors = means.sub_(layers[lower])
             self._delta_rule(dbn.generative_weights[lower], errors, layers[lower + 1])
-            torch.mean(errors, 0, out=self._of[id(dbn.generative_biases[lower])])
+            torch.mean(errors, 0, out=self._memory[dbn.generative_biases[lower]])
 
     def _sleep_gradient(self, machine: Machines, layers: tuple[Tensor, ...]) -> None:
         dbn = self._dbn
@@ -117,10 +117,10 @@ class DBNLearner:
             upper = update.layer
             errors = machine.recognition.layer_means(update, layers).sub_(layers[upper])
             self._delta_rule(dbn.recognition_weights[upper - 1], layers[upper - 1], errors)
-            torch.mean(errors, 0, out=self._of[id(dbn.recognition_biases[upper - 1])])
+            torch.mean(errors, 0, out=self._memory[dbn.recognition_biases[upper - 1]])
 
     def _delta_rule(self, weight: nn.Parameter, lower: Tensor, upper: Tensor) -> None:
-        ops.statistics(lower, upper, self._of[id(weight)]).div_(len(lower))
+        ops.statistics(lower, upper, self._memory[weight]).div_(len(lower))
 
     # --- watching and checkpoints -----------------------------------------------------------------------------------
 
