@@ -32,7 +32,8 @@ class Limbs {
     low_ = Array<uint8_t>(size * panels);
     steps_ = Array<float>(weights.stride);
     std::vector<mean_field::Reach> reaches(panels);
-#pragma omp parallel for num_threads(useful_threads(kPerWeight* weights.inputs* weights.outputs, threads))
+    threads = useful_threads(kPerWeight * weights.inputs * weights.outputs, threads);
+#pragma omp parallel for num_threads(threads)
     for (int p = 0; p < panels; p++) {
       const int32_t unit = p * mean_field::kPanelUnits;
       reaches[p] = kernels.split(high_.data() + p * size, low_.data() + p * size, steps_.data() + unit, weights, unit);
