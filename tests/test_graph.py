@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,9 +66,11 @@ def test_layers_need_units(units: object) -> None:
         Layer("a", units)  # type: ignore[arg-type]
 
 
-def test_layers_need_a_known_kind() -> None:
-    with pytest.raises(ValueError, match="7 is not a valid Kind"):
-        Layer("a", 1, 7)  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", ["gaussian", 7, None, [0]])
+def test_layers_need_a_known_kind(kind: object) -> None:
+    expected = "kind of layer 'a': expected one of Kind.BERNOULLI, Kind.GAUSSIAN, Kind.SOFTMAX, got "
+    with pytest.raises(ValueError, match="^" + re.escape(expected + repr(kind))):
+        Layer("a", 3, kind)  # type: ignore[arg-type]
 
 
 def test_names_are_distinct() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import LBFGS, SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -85,10 +85,45 @@ def test_parameters_that_have_been_replaced_are_noticed(make: Callable[[], Any])
     trainer.fit(patterns(), 1)
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     name = next(iter(dict(model.named_parameters())))
+    expected = rf"^model: expected the parameters .* got another tensor as '{name}'; make a new"
+    with pytest.raises(ValueError, match=expected):
+        trainer.fit(patterns(), 2)
+    with pytest.raises(ValueError, match=expected):
+        trainer.save("nowhere")
+
+
+@pytest.mark.parametrize("make", MODELS, ids=["rbm", "dbm", "dbn"])
+def test_parameters_that_a_callback_has_replaced_are_noticed(make: Callable[[], Any]) -> None:
+    model, estimator = make()
+
+    class Replace(Callback):
+        def on_update(self, progress: Progress) -> None:
+            model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), estimator, batch_size=10, callbacks=[Replace()])
     with pytest.raises(
-        ValueError, match=rf"^model: expected the parameters .* got another tensor as '{name}'; make a new"
+        ValueError, match=r"^model: expected the parameters that this trainer was made with, got another"
     ):
         trainer.fit(patterns(), 2)
+    assert trainer.epoch <= 1
+
+
+RBM_4_3 = RBM(4, 3)
+BAD_PARTS: list[tuple[dict[str, Any], str]] = [
+    ({"optimizer": SGD}, "optimizer: expected an optimiser of torch.optim over parameters of model, got <class"),
+    ({"optimizer": LBFGS(RBM_4_3.parameters())}, "optimizer: expected one that steps without a closure, got LBFGS"),
+    ({"scheduler": "linear"}, "scheduler: expected one of torch.optim.lr_scheduler or None, got 'linear'"),
+    ({"callbacks": Callback()}, "callbacks: expected a list of Callback objects, got <"),
+    ({"callbacks": [Callback]}, "callbacks: expected a list of Callback objects, got [<class"),
+    ({"callbacks": [print]}, "callbacks: expected a list of Callback objects, got [<built-in function print>]"),
+]
+
+
+@pytest.mark.parametrize(("parts", "expected"), BAD_PARTS)
+def test_parts_of_a_trainer_are_checked(parts: dict[str, Any], expected: str) -> None:
+    given = {"optimizer": SGD(RBM_4_3.parameters(), lr=0.1), "estimator": PCD(5), **parts}
+    with pytest.raises(ValueError, match="^" + re.escape(expected)):
+        Trainer(RBM_4_3, **given)
 
 
 GOOD = patterns(5).float()

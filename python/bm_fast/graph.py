@@ -35,6 +35,9 @@ class Layer:
 
     def __post_init__(self) -> None:
         count(f"units of layer {self.name!r}", self.units)
+        if self.kind not in tuple(Kind):
+            kinds = ", ".join(f"Kind.{kind.name}" for kind in Kind)
+            raise ValueError(f"kind of layer {self.name!r}: expected one of {kinds}, got {self.kind!r}")
         object.__setattr__(self, "kind", Kind(self.kind))
         if self.kind is Kind.SOFTMAX and self.units < 2:
             raise ValueError(f"units of layer {self.name!r}: expected at least 2 softmax units, got {self.units}")

@@ -43,7 +43,7 @@ from bm_fast.training import History
 
 EXAMPLES = """\
 examples:
-  bm-fast train digits --hidden 64 --epochs 50 --output runs/digits
+  bm-fast train digits --hidden 64 --output runs/digits
   bm-fast train mnist --hidden 500 --learning-rate 0.05 --schedule linear --epochs 30 --output runs/mnist
   bm-fast train mnist --model dbm --hidden 500 1000 --output runs/mnist-dbm
   bm-fast train digits --model dbm --labels --output runs/classes     learns the classes as well; half a minute

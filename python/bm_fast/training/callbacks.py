@@ -60,7 +60,7 @@ class Callback:
         """``fit`` begins."""
 
     def on_update(self, progress: Progress) -> None:
-        """An update is done."""
+        """An update is done: the optimiser has stepped, and ``.grad`` is what it stepped by."""
 
     def on_epoch(self, progress: Progress) -> None:
         """An epoch is done, the scheduler has stepped, and ``progress.metrics`` are those of this epoch."""

@@ -112,7 +112,14 @@ class GradientMemory:
         self._of = {id(p): torch.zeros_like(p, requires_grad=False) for _, p in self._named}
 
     def __getitem__(self, parameter: nn.Parameter) -> Tensor:
-        return self._of[id(parameter)]
+        try:
+            return self._of[id(parameter)]
+        except KeyError:
+            shape = list(parameter.shape)
+            raise ValueError(
+                f"model: expected the parameters that this trainer was made with, got another tensor {shape}; "
+                "make a new trainer"
+            ) from None
 
     def check(self) -> None:
         """ValueError, naming the parameter, unless all of it still fits."""

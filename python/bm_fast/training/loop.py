@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bm_fast import checkpoints
@@ -54,6 +54,8 @@ class Loop(ABC):
         callbacks: Sequence[Callback],
     ) -> None:
         _check_optimiser(model, optimizer, scheduler)
+        if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
+            raise ValueError(f"callbacks: expected a list of Callback objects, got {callbacks!r}")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self._named_parameters = list(model.named_parameters())
         self.callbacks = tuple(callbacks)
@@ -138,6 +140,7 @@ class Loop(ABC):
             if self.batch == 0:
                 raise ValueError("train: expected a DataLoader that yields at least one batch, got none")
             self.epoch, self.batch, self._order = self.epoch + 1, 0, batches.order
+            self._check_parameters()
             self.check_finite()
             self._schedule()
             progress.metrics = self._measure(batches, progress.validation)
@@ -193,6 +196,7 @@ class Loop(ABC):
         TrainingError if a parameter is not finite: a good checkpoint is never replaced by a bad one. Other errors as in
         ``checkpoints.save``. The file also serves the model's ``load``.
         """
+        self._check_parameters()
         self.check_finite()
         held = {
             "settings": self._settings(),
@@ -262,6 +266,12 @@ def _stateful(callbacks: Sequence[Callback]) -> list[Callback]:
 
 
 def _check_optimiser(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer: expected an optimiser of torch.optim over parameters of model, got {optimizer!r}")
+    if isinstance(optimizer, LBFGS):
+        raise ValueError("optimizer: expected one that steps without a closure, got LBFGS")
+    if not (scheduler is None or isinstance(scheduler, LRScheduler)):
+        raise ValueError(f"scheduler: expected one of torch.optim.lr_scheduler or None, got {scheduler!r}")
     own = {id(parameter) for parameter in model.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not all(id(parameter) in own for parameter in held):
